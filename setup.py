@@ -1,0 +1,44 @@
+"""Install OVFormer from the package registry alone. Imports no torch: nothing is compiled here."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+EXTRAS = {
+    "eval": ["faster-coco-eval>=1.6", "lxml"],
+    "demo": ["matplotlib>=3.8"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+}
+EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"]
+
+setup(
+    name="ovformer",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "ovformer/__init__.py").read_text())[1],
+    description="Open-vocabulary video instance segmentation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ovformer", "ovformer.*"]),
+    package_data={"ovformer.data": ["categories/*.json"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "open_clip_torch>=2.30",
+        "timm>=1.0.9",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "yacs>=0.1.8",
+        "pycocotools>=2.0.8",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "opencv-python-headless>=4.10",
+        "pillow>=10",
+        "safetensors>=0.4.5",
+        "tensorboard>=2.17",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)

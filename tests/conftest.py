@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ovformer.d2 import BACKEND
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], Path]:
+    """A function from the name of a recorded file to its path under ``tests/reference``."""
+    return lambda name: REFERENCE / name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU or real detectron2 where there is none, and say so."""
+    import torch
+
+    missing = {
+        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "detectron2": None if BACKEND == "detectron2" else "needs an installed detectron2",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

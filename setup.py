@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 EXTRAS = {
-    "eval": ["faster-coco-eval>=1.6", "lxml"],
+    "eval": ["faster-coco-eval>=1.6.5"],
     "demo": ["matplotlib>=3.8"],
     "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
 }
@@ -34,7 +34,7 @@ setup(
         "pycocotools>=2.0.8",
         "numpy>=1.26",
         "scipy>=1.11",
-        "opencv-python-headless>=4.10",
+        "opencv-python>=4.10",
         "pillow>=10",
         "safetensors>=0.4.5",
         "tensorboard>=2.17",

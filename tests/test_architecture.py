@@ -1,0 +1,72 @@
+"""The layers of CONTRIBUTING.md, read off the import statements."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# package -> the packages of ours that it may import (besides itself)
+ALLOWED = {
+    "d2": set(),
+    "ops": set(),
+    "paths": set(),
+    "config": {"d2"},
+    "data": {"d2", "paths"},
+    "modeling": {"d2", "ops", "paths"},
+    "evaluation": {"d2", "ops", "data", "paths"},
+    "engine": {"d2", "ops", "data", "modeling", "evaluation", "config", "paths"},
+}
+BEHIND_THE_DOOR = {"detectron2", "fvcore", "iopath", "yacs"}
+MODULES = sorted((ROOT / "ovformer").rglob("*.py"))
+SCRIPTS = [*ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")]
+
+
+def imported_modules(path: Path) -> list[str]:
+    """All modules that a file imports anywhere in it, absolute."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module)
+            if node.module == "ovformer":
+                names += [f"ovformer.{alias.name}" for alias in node.names]
+    return names
+
+
+def layer(path: Path) -> str:
+    """``engine`` for ovformer/engine/x.py and ``config`` for ovformer/config.py."""
+    return path.relative_to(ROOT / "ovformer").with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = layer(path)
+    if own == "__init__":
+        assert imported_modules(path) == []
+        return
+    assert own in ALLOWED, f"ovformer/{own} is no known layer; add it to ALLOWED and CONTRIBUTING.md"
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] == "ovformer" and len(parts) > 1:
+            assert parts[1] in ALLOWED[own] | {own}, f"{own} must not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_door_imports_detectron2(path: Path) -> None:
+    if (ROOT / "ovformer" / "d2") in path.parents:
+        return
+    found = {name.split(".")[0] for name in imported_modules(path)} & BEHIND_THE_DOOR
+    assert not found, f"import these from ovformer.d2: {sorted(found)}"
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_grows_too_long(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+def test_installing_needs_no_torch() -> None:
+    assert "torch" not in {name.split(".")[0] for name in imported_modules(ROOT / "setup.py")}

@@ -1,0 +1,182 @@
+"""Checkpoints: detectron2's ``.pth`` and ``.pkl`` files, and matching of names by their ends."""
+
+import io
+import logging
+import pickle
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import torch
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+
+from ovformer.d2.builtin import comm
+from ovformer.d2.builtin.env import PathManager
+
+# All that a pickled dict of numpy arrays and torch tensors refers to.
+_PICKLED = {
+    ("_codecs", "encode"),
+    ("collections", "OrderedDict"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
+
+
+class _WeightsUnpickler(pickle.Unpickler):
+    """Reads arrays and tensors and refuses anything that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what a pickle refers to by name."""
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if (module, name) in _PICKLED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(
+            f"it holds {module}.{name}, which is neither an array nor a tensor"
+        )
+
+
+class DetectionCheckpointer(Checkpointer):
+    """fvcore's checkpointer, which also reads ``.pkl`` files and matches names by their ends.
+
+    Only the main process saves. Other objects with ``state_dict`` are saved and loaded along with
+    the model when given as keyword arguments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """Make the checkpointer.
+
+        Args:
+            model: the model, which may be wrapped in DistributedDataParallel.
+            save_dir: folder of the checkpoints.
+            save_to_disk: whether this process saves; by default the main one does.
+            **checkpointables: what else to save, by its name in the file.
+        """
+        if save_to_disk is None:
+            save_to_disk = comm.is_main_process()
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = PathManager
+        self._options: dict[str, list[str]] = {}
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a file, as fvcore does.
+
+        Args:
+            path: of the file; ``?matching_heuristics=True`` at its end has names of a ``.pth``
+                matched by their ends. Empty: nothing is loaded.
+            *args: see ``fvcore.common.checkpoint.Checkpointer.load``.
+            **kwargs: likewise.
+
+        Returns:
+            What the file holds besides the model and the other objects.
+        """
+        self._options = {}
+        if path:
+            url = urlparse(path)
+            self._options = parse_qs(url.query)
+            path = PathManager.get_local_path(url._replace(query="").geturl())
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            return self._load_pickle(filename)
+        loaded = super()._load_file(filename)
+        if "model" not in loaded:
+            loaded = {"model": loaded}
+        options = dict(self._options)
+        if options.pop("matching_heuristics", None) == ["True"]:
+            loaded["matching_heuristics"] = True
+        if options:
+            raise ValueError(
+                f"{filename}: unknown options {sorted(options)} after the '?'. "
+                "Known: matching_heuristics=True"
+            )
+        return loaded
+
+    def _load_pickle(self, filename: str) -> dict[str, Any]:
+        try:
+            with PathManager.open(filename, "rb") as file:
+                data = _WeightsUnpickler(file, encoding="latin1").load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{filename} cannot be read safely: {error}") from error
+        if not isinstance(data, dict) or not {"model", "__author__"} <= set(data):
+            raise ValueError(
+                f"{filename}: expected a dict with 'model' and '__author__'. Weights of Caffe2 "
+                "can be read by detectron2 only (see INSTALL.md)."
+            )
+        self.logger.info("Reading a file from '%s'", data["__author__"])
+        return data
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("matching_heuristics", False):
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            checkpoint["model"] = match_by_suffix(self.model.state_dict(), checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        # The config gives these; old checkpoints hold them or not.
+        buffers = dict(self.model.named_buffers(recurse=False))
+        for name in ("pixel_mean", "pixel_std"):
+            if name in buffers and name in incompatible.missing_keys:
+                incompatible.missing_keys.remove(name)
+        return incompatible
+
+
+def match_by_suffix(
+    model_state: dict[str, torch.Tensor], checkpoint: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Rename the entries of a checkpoint to those names of a model that end in them.
+
+    ``conv1.weight`` is taken for ``backbone.conv1.weight``, not for ``backbone.myconv1.weight``. Of
+    several entries that fit one name, the longest is taken.
+
+    Args:
+        model_state: a model's state dict.
+        checkpoint: entries to rename.
+
+    Returns:
+        The checkpoint with new names. Entries that fit nothing, or have another shape, keep theirs.
+
+    Raises:
+        ValueError: an entry would be taken for two names.
+    """
+    logger = logging.getLogger(__name__)
+    taken: dict[str, str] = {}  # name in the checkpoint -> name in the model
+    for name in sorted(model_state):
+        parts = name.split(".")
+        suffixes = (".".join(parts[start:]) for start in range(len(parts)))
+        source = next((suffix for suffix in suffixes if suffix in checkpoint), None)
+        if source is None:
+            continue
+        shape, wanted = tuple(checkpoint[source].shape), tuple(model_state[name].shape)
+        if shape != wanted:
+            logger.warning(
+                f"{source} has shape {shape} in the checkpoint and {name} has {wanted} in the "
+                "model: it is not loaded."
+            )
+        elif source in taken:
+            raise ValueError(
+                f"{source} of the checkpoint fits two names of the model: {taken[source]} and "
+                f"{name}. Rename it in the file."
+            )
+        else:
+            taken[source] = name
+    if taken:
+        logger.info(f"{len(taken)} of {len(checkpoint)} weights were matched by their names' ends.")
+    else:
+        logger.warning("No name of the checkpoint is the end of a name of the model.")
+    return {taken.get(name, name): value for name, value in checkpoint.items()}

@@ -1,0 +1,210 @@
+"""Running a model over a data set, and the interface of what scores it."""
+
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ovformer.d2.builtin import comm
+
+# Batches at the start that are left out of the timing, and seconds between two progress lines.
+_WARMUP_BATCHES = 5
+_LOG_SECONDS = 5.0
+
+
+class DatasetEvaluator:
+    """Collects predictions by ``process`` and scores them in ``evaluate``."""
+
+    def reset(self) -> None:
+        """Forget everything, for a new round."""
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """Take one batch.
+
+        Args:
+            inputs: what the model was called with.
+            outputs: what it returned.
+        """
+
+    def evaluate(self) -> dict | None:
+        """Return scores as ``{task: {metric: value}}``; None where this is not the main process."""
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators as one."""
+
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
+        super().__init__()
+        self._evaluators = evaluators
+
+    def reset(self) -> None:
+        """Reset each evaluator."""
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """Give a batch to each evaluator."""
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict:
+        """Return the tasks of all evaluators together.
+
+        Raises:
+            AssertionError: two evaluators return the same task.
+        """
+        results: dict = OrderedDict()
+        for evaluator in self._evaluators:
+            scores = evaluator.evaluate()
+            if scores is None or not comm.is_main_process():
+                continue
+            twice = set(scores) & set(results)
+            assert not twice, f"two evaluators return scores for {sorted(twice)}"
+            results.update(scores)
+        return results
+
+
+class _Stopwatch:
+    """Seconds per batch, of each part of the loop and in all, without the warm-up batches."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.begin = self._last = time.perf_counter()
+        self.parts = {"Dataloading": 0.0, "Inference": 0.0, "Eval": 0.0}
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap as time of ``part``."""
+        now = time.perf_counter()
+        self.parts[part] += now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return time.perf_counter() - self.begin
+
+
+def inference_on_dataset(
+    model: Callable[[Any], Any],
+    data_loader: Iterable,
+    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
+    callbacks: dict[str, Callable[[], None]] | None = None,
+) -> dict:
+    """Run a model over all batches, score the predictions and log the speed.
+
+    Args:
+        model: called with each batch, without gradients; an ``nn.Module`` is in eval mode then.
+        data_loader: batches; has a length.
+        evaluator: one, a list of them, or None to measure the speed only.
+        callbacks: functions by name: on_start, before_inference, after_inference, on_end.
+
+    Returns:
+        What the evaluator returns, or an empty dict for None.
+    """
+    logger = logging.getLogger(__name__)
+    callbacks = callbacks or {}
+    total = len(data_loader)
+    logger.info("Start inference on %d batches", total)
+    if evaluator is None:
+        evaluator = DatasetEvaluators([])
+    elif isinstance(evaluator, MutableSequence):
+        evaluator = DatasetEvaluators(evaluator)
+    evaluator.reset()
+
+    def call(name: str) -> None:
+        if name in callbacks:
+            callbacks[name]()
+
+    num_warmup = max(min(_WARMUP_BATCHES, total - 1), 0)
+    last_log = 0.0
+    with inference_context(model) if isinstance(model, nn.Module) else nullcontext():
+        with torch.no_grad():
+            call("on_start")
+            watch = _Stopwatch()
+            for index, inputs in enumerate(data_loader):
+                watch.lap("Dataloading")
+                if index == num_warmup:
+                    watch.restart()
+                call("before_inference")
+                outputs = model(inputs)
+                call("after_inference")
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                watch.lap("Inference")
+                evaluator.process(inputs, outputs)
+                watch.lap("Eval")
+
+                timed = index + 1 - (num_warmup if index >= num_warmup else 0)
+                is_slow = watch.parts["Inference"] / timed > _LOG_SECONDS
+                is_due = time.perf_counter() - last_log >= _LOG_SECONDS
+                if is_due and (index >= 2 * num_warmup or is_slow):
+                    last_log = time.perf_counter()
+                    logger.info(_progress(index + 1, total, watch, timed))
+            call("on_end")
+
+    timed = max(total - num_warmup, 1)
+    devices = f"{comm.get_world_size()} devices"
+    for what, seconds in (
+        ("inference time", watch.total()),
+        ("inference pure compute time", watch.parts["Inference"]),
+    ):
+        logger.info(
+            f"Total {what}: {datetime.timedelta(seconds=int(seconds))} "
+            f"({seconds / timed:.6f} s / iter per device, on {devices})"
+        )
+    results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+def _progress(done: int, total: int, watch: _Stopwatch, timed: int) -> str:
+    per_batch = watch.total() / timed
+    parts = "".join(f"{name}: {sec / timed:.4f} s/iter. " for name, sec in watch.parts.items())
+    eta = datetime.timedelta(seconds=int(per_batch * (total - done)))
+    return f"Inference done {done}/{total}. {parts}Total: {per_batch:.4f} s/iter. ETA={eta}"
+
+
+@contextmanager
+def inference_context(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode for a ``with`` block, then back in the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def print_csv_format(results: Mapping[str, Any]) -> None:
+    """Log scores as lines of comma-separated values, for a spreadsheet.
+
+    Args:
+        results: ``{task: {metric: value}}``; metrics with a "-" (those of one category) are left
+            out, and a task may be a single value.
+    """
+    logger = logging.getLogger(__name__)
+    for task, scores in results.items():
+        if not isinstance(scores, Mapping):
+            logger.info(f"copypaste: {task}={scores}")
+            continue
+        shown = {metric: value for metric, value in scores.items() if "-" not in metric}
+        logger.info(f"copypaste: Task: {task}")
+        logger.info("copypaste: " + ",".join(shown))
+        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in shown.values()))
+
+
+def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn ``{a: {b: value}}`` of any depth into ``{"a/b": value}``."""
+    flat = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            for inner, number in flatten_results_dict(value).items():
+                flat[f"{key}/{inner}"] = number
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,153 @@
+"""The training loop and the hooks around it."""
+
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from ovformer.d2.builtin.events import EventStorage
+
+
+class HookBase:
+    """Something that is done around the steps of a trainer.
+
+    The calls of one training are::
+
+        before_train()
+        for each iteration:
+            before_step()
+            trainer.run_step()     # which calls after_backward(), if it wants to
+            after_step()
+        after_train()              # also after an exception
+
+    ``before_step`` should be quick: what a hook does there counts as time of the step.
+    """
+
+    # A weak reference, set by TrainerBase.register_hooks.
+    trainer: "TrainerBase" = None
+
+    def before_train(self) -> None:
+        """Run before the first iteration."""
+
+    def after_train(self) -> None:
+        """Run after the last iteration, or after an exception."""
+
+    def before_step(self) -> None:
+        """Run before each iteration."""
+
+    def after_backward(self) -> None:
+        """Run after the backward pass of each iteration."""
+
+    def after_step(self) -> None:
+        """Run after each iteration."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold; a hook that returns any has `load_state_dict`."""
+        return {}
+
+
+class TrainerBase:
+    """A loop over iterations with hooks; a subclass says what an iteration is.
+
+    Attributes:
+        iter: the present iteration; equal to ``max_iter`` once training has succeeded.
+        start_iter: the first iteration.
+        max_iter: the iteration to stop before.
+        storage: the :class:`EventStorage` that is open while training.
+    """
+
+    def __init__(self) -> None:
+        self._hooks: list[HookBase] = []
+        self.iter: int = 0
+        self.start_iter: int = 0
+        self.max_iter: int
+        self.storage: EventStorage
+
+    def register_hooks(self, hooks: Sequence[HookBase | None]) -> None:
+        """Append hooks, which are called in this order. None is skipped.
+
+        Raises:
+            AssertionError: one of them is not a :class:`HookBase`.
+        """
+        hooks = [hook for hook in hooks if hook is not None]
+        for hook in hooks:
+            assert isinstance(hook, HookBase), f"{hook!r} is not a HookBase"
+            hook.trainer = weakref.proxy(self)  # no reference cycle, so that both can be freed
+        self._hooks.extend(hooks)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations from ``start_iter`` up to, not including, ``max_iter``."""
+        logger = logging.getLogger(__name__)
+        logger.info("Starting training from iteration %d", start_iter)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                # Tells after_train that all went well.
+                self.iter += 1
+            except Exception:
+                logger.exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
+
+    def before_train(self) -> None:
+        """Call the hooks before the first iteration."""
+        for hook in self._hooks:
+            hook.before_train()
+
+    def after_train(self) -> None:
+        """Call the hooks at the end."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.after_train()
+
+    def before_step(self) -> None:
+        """Call the hooks before an iteration."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            hook.before_step()
+
+    def after_backward(self) -> None:
+        """Call the hooks after a backward pass; for ``run_step`` to use."""
+        for hook in self._hooks:
+            hook.after_backward()
+
+    def after_step(self) -> None:
+        """Call the hooks after an iteration."""
+        for hook in self._hooks:
+            hook.after_step()
+
+    def run_step(self) -> None:
+        """Do one iteration."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the iteration, and the states of hooks by class name (the first of each class)."""
+        state: dict[str, Any] = {"iteration": self.iter}
+        hooks: dict[str, Any] = {}
+        for hook in self._hooks:
+            if hook_state := hook.state_dict():
+                hooks.setdefault(type(hook).__qualname__, hook_state)
+        if hooks:
+            state["hooks"] = hooks
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.iter = state_dict["iteration"]
+        by_name: dict[str, HookBase] = {}
+        for hook in self._hooks:
+            by_name.setdefault(type(hook).__qualname__, hook)
+        for name, state in state_dict.get("hooks", {}).items():
+            if name in by_name:
+                by_name[name].load_state_dict(state)
+            else:
+                logging.getLogger(__name__).warning(
+                    "The checkpoint has a state of the hook %r, which this trainer has not.", name
+                )

@@ -1,11 +1,14 @@
 """Every config key that OVFormer adds to detectron2's, with its default and where that comes from.
 
-"Published" in a comment means the value of the system of the ECCV 2024 paper. The published YAML files load
-unchanged: keys that have no effect there either are accepted with a warning (``_WITHOUT_EFFECT``), and
-keys of which only one value is supported are checked by ``ovformer.engine.validate`` (``FIXED_KEYS``).
+"Published" in a comment means the value of the system of the ECCV 2024 paper. The published YAML
+files load unchanged: keys that have no effect there either are accepted with a warning
+(``_WITHOUT_EFFECT``), and keys of which only one value is supported are checked by
+``ovformer.engine.validate`` (``FIXED_KEYS``).
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from ovformer.d2 import CfgNode, get_cfg
 
@@ -47,6 +50,13 @@ def add_ovformer_config(cfg: CfgNode) -> None:
     _add_clip_keys(cfg)
 
 
+class UnknownKeyError(KeyError):
+    """A config key that does not exist."""
+
+    def __str__(self) -> str:
+        return self.args[0]  # KeyError would show the message's repr
+
+
 def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -> CfgNode:
     """Return the frozen config of a YAML file and command-line overrides.
 
@@ -56,21 +66,61 @@ def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -
 
     Raises:
         FileNotFoundError: ``config_file`` does not exist.
-        KeyError: a key is not known; the message names the nearest known ones.
+        UnknownKeyError: a key is not known; the message names the nearest known ones.
+        ValueError: a key has no value, or a value of the wrong type.
     """
     cfg = get_cfg()
     add_ovformer_config(cfg)
     if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(list(opts))
+        if not Path(config_file).is_file():
+            raise FileNotFoundError(
+                f"--config-file: {config_file} does not exist. The repository's are under configs/."
+            )
+        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        _check_keys(cfg, _leaf_keys(values, cfg), f"--config-file {config_file}")
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    opts = list(opts)
+    if len(opts) % 2:
+        raise ValueError(
+            f"Config options come in pairs KEY VALUE, but there are {len(opts)} words: "
+            f"{' '.join(opts)}. Options that start with -- go before them."
+        )
+    _check_keys(cfg, opts[0::2], "command line")
+    cfg.merge_from_list(opts)
     cfg.freeze()
     return cfg
+
+
+def _leaf_keys(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Yield the full name of each value; of a section that is not known, its name alone."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(known.get(key), CfgNode):
+            yield from _leaf_keys(value, known[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _check_keys(cfg: CfgNode, keys: Iterable[str], source: str) -> None:
+    known = set(_leaf_keys(cfg, cfg))
+    lines = []
+    for key in keys:
+        if key not in known and key not in _WITHOUT_EFFECT:
+            near = difflib.get_close_matches(key, known, n=3)
+            last = key.rsplit(".", 1)[-1]
+            near += sorted(name for name in known - set(near) if name.endswith(f".{last}"))[:3]
+            advice = f"Did you mean {' or '.join(near)}?" if near else "Nothing has such a name."
+            lines.append(f"{source}: unknown config key {key!r}. {advice}")
+    if lines:
+        raise UnknownKeyError(
+            "\n".join(lines) + "\nAll keys: ovformer/config.py, and detectron2's own."
+        )
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
     # Mapper of the training set. "coco_instance_lsj": large-scale jitter (published).
     cfg.INPUT.DATASET_MAPPER_NAME = "coco_instance_lsj"
-    # Large-scale jitter: scale drawn from [MIN_SCALE, MAX_SCALE] times IMAGE_SIZE pixels (published).
+    # Large-scale jitter: scale drawn from [MIN_SCALE, MAX_SCALE] times IMAGE_SIZE pixels
+    # (published).
     cfg.INPUT.IMAGE_SIZE = 1024
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
@@ -153,7 +203,8 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
             node[key.rsplit(".", 1)[1]] = value
     node.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
 
-    # Query decoder (published values). DEC_LAYERS counts the prediction made from the initial queries.
+    # Query decoder (published values). DEC_LAYERS counts the prediction made from the initial
+    # queries.
     node.HIDDEN_DIM = 256
     node.NUM_OBJECT_QUERIES = 100
     node.NHEADS = 8

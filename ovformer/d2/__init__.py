@@ -6,6 +6,10 @@ with the same names, arguments and behaviour. The choice is made once, for all n
 ``OVFORMER_D2=auto|detectron2|builtin`` forces it. ``python -m ovformer.d2`` prints what was chosen.
 """
 
+# fvcore is on the package registry, so these are the same objects on both back-ends.
+from fvcore.nn import FlopCountAnalysis, flop_count_table
+from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
+
 from ovformer.d2.choice import choose_backend
 
 BACKEND = choose_backend()
@@ -13,8 +17,13 @@ BACKEND = choose_backend()
 if BACKEND == "detectron2":
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import CfgNode, configurable, get_cfg
-    from detectron2.data import DatasetCatalog, DatasetFromList, MapDataset, MetadataCatalog
-    from detectron2.data import transforms
+    from detectron2.data import (
+        DatasetCatalog,
+        DatasetFromList,
+        MapDataset,
+        MetadataCatalog,
+        transforms,
+    )
     from detectron2.data.detection_utils import (
         annotations_to_instances,
         check_image_size,
@@ -137,10 +146,6 @@ else:
         PolygonMasks,
     )
     from ovformer.d2.builtin.trainer import HookBase, TrainerBase
-
-# fvcore is on the package registry, so these are the same objects on both back-ends.
-from fvcore.nn import FlopCountAnalysis, flop_count_table
-from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 
 __all__ = [
     "BACKBONE_REGISTRY",

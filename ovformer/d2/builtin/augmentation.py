@@ -1,0 +1,178 @@
+"""The interface of augmentations: policies that look at an image and return a fixed transform.
+
+Legend: H W pixels, C channels, N boxes.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fvcore.transforms.transform import Transform, TransformList
+
+
+class AugInput:
+    """What an augmentation looks at and transforms, in place."""
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        *,
+        boxes: np.ndarray | None = None,
+        sem_seg: np.ndarray | None = None,
+    ) -> None:
+        """Take an image and what belongs to it.
+
+        Args:
+            image: (H, W) or (H, W, C), uint8 or floating point.
+            boxes: (N, 4), x0, y0, x1, y1 in pixels.
+            sem_seg: integer labels (H, W).
+
+        Raises:
+            AssertionError: ``image`` is no such array (detectron2's type).
+        """
+        if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
+            raise AssertionError(
+                f"AugInput: image must be an array (H, W) or (H, W, C), got {type(image)}"
+            )
+        self.image = image
+        self.boxes = boxes
+        self.sem_seg = sem_seg
+
+    def transform(self, tfm: Transform) -> None:
+        """Transform everything, in place."""
+        self.image = tfm.apply_image(self.image)
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
+        if self.sem_seg is not None:
+            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+
+    def apply_augmentations(
+        self, augmentations: Sequence["Augmentation | Transform"]
+    ) -> TransformList:
+        """Apply one augmentation after the other and return all transforms."""
+        return AugmentationList(augmentations)(self)
+
+
+class Augmentation:
+    """A policy, often random, that decides on a :class:`Transform`.
+
+    Subclasses write :meth:`get_transform`. Its parameters name what it wants of the
+    :class:`AugInput`; where it has a single parameter, that is the image.
+    """
+
+    # Names of the input's attributes that get_transform takes; None: read off its signature.
+    input_args: tuple[str, ...] | None = None
+
+    def _init(self, params: dict[str, Any] | None = None) -> None:
+        """Keep a constructor's ``locals()`` as attributes."""
+        for name, value in (params or {}).items():
+            if name != "self" and not name.startswith("_"):
+                setattr(self, name, value)
+
+    def get_transform(self, *args: Any) -> Transform:
+        """Decide on a transform for an input."""
+        raise NotImplementedError(f"{type(self).__name__}.get_transform")
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        """Transform the input, in place.
+
+        Args:
+            aug_input: has the attributes that :meth:`get_transform` wants.
+
+        Returns:
+            The transform that was applied.
+
+        Raises:
+            AttributeError: the input lacks such an attribute.
+            TypeError: :meth:`get_transform` takes a variable number of arguments.
+            AssertionError: it returned something that is no transform (detectron2's type).
+        """
+        tfm = self.get_transform(*self._read_args(aug_input))
+        if not isinstance(tfm, Transform):
+            raise AssertionError(
+                f"{type(self).__name__}.get_transform must return a Transform, got {type(tfm)}"
+            )
+        aug_input.transform(tfm)
+        return tfm
+
+    def _read_args(self, aug_input: AugInput) -> list[Any]:
+        name = type(self).__name__
+        if self.input_args is None:
+            parameters = inspect.signature(self.get_transform).parameters
+            for parameter in parameters.values():
+                if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                    raise TypeError(
+                        f"{name}.get_transform must name its arguments, not take {parameter}. "
+                        "Override __call__ where they are not known."
+                    )
+            self.input_args = ("image",) if len(parameters) == 1 else tuple(parameters)
+        for attribute in self.input_args:
+            if not hasattr(aug_input, attribute):
+                raise AttributeError(
+                    f"{name} needs {attribute!r}, which the input of type "
+                    f"{type(aug_input).__name__} has not"
+                )
+        return [getattr(aug_input, attribute) for attribute in self.input_args]
+
+    def _rand_range(
+        self, low: float = 1.0, high: float | None = None, size: Any = None
+    ) -> float | np.ndarray:
+        """Draw uniformly from [low, high), or from [0, low) where ``high`` is not given."""
+        if high is None:
+            low, high = 0, low
+        return np.random.uniform(low, high, [] if size is None else size)
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        shown = (
+            f"{name}={getattr(self, name)!r}"
+            for name, parameter in defaults.items()
+            if hasattr(self, name) and getattr(self, name) is not parameter.default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class _FixedAugmentation(Augmentation):
+    """A transform where an augmentation is wanted."""
+
+    def __init__(self, tfm: Transform) -> None:
+        self.tfm = tfm
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        return self.tfm
+
+    def __call__(self, aug_input: AugInput) -> Transform:
+        aug_input.transform(self.tfm)
+        return self.tfm
+
+    def __repr__(self) -> str:
+        return repr(self.tfm)
+
+
+def as_augmentation(tfm_or_aug: Transform | Augmentation) -> Augmentation:
+    """Wrap a transform; return an augmentation as it is.
+
+    Raises:
+        AssertionError: it is neither (detectron2's type).
+    """
+    if isinstance(tfm_or_aug, Augmentation):
+        return tfm_or_aug
+    if isinstance(tfm_or_aug, Transform):
+        return _FixedAugmentation(tfm_or_aug)
+    raise AssertionError(f"Expected an Augmentation or a Transform, got {tfm_or_aug!r}")
+
+
+class AugmentationList(Augmentation):
+    """Augmentations one after the other, each seeing what the one before has made."""
+
+    def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
+        """Take augmentations and transforms in the order in which they are applied."""
+        self.augs = [as_augmentation(aug) for aug in augs]
+
+    def __call__(self, aug_input: AugInput) -> TransformList:
+        """Transform the input, in place, and return all transforms."""
+        return TransformList([aug(aug_input) for aug in self.augs])
+
+    def __repr__(self) -> str:
+        return f"AugmentationList[{', '.join(map(repr, self.augs))}]"

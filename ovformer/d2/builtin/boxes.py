@@ -1,0 +1,165 @@
+"""Boxes and the ways to write one down.
+
+Legend: N boxes.
+"""
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum, unique
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@unique
+class BoxMode(IntEnum):
+    """How the numbers of a box are to be read."""
+
+    # x0, y0, x1, y1 in pixels
+    XYXY_ABS = 0
+    # x0, y0, width, height in pixels
+    XYWH_ABS = 1
+    # The same relative to the image's size, and rotated boxes: named in data sets, not convertible.
+    XYXY_REL = 2
+    XYWH_REL = 3
+    XYWHA_ABS = 4
+
+    @staticmethod
+    def convert(
+        box: Sequence[float] | np.ndarray | Tensor, from_mode: "BoxMode", to_mode: "BoxMode"
+    ) -> Sequence[float] | np.ndarray | Tensor:
+        """Convert boxes between XYXY_ABS and XYWH_ABS.
+
+        Args:
+            box: one box as a list or tuple of 4 numbers, or an array or tensor of shape (N, 4).
+            from_mode: what ``box`` is in.
+            to_mode: what to return.
+
+        Returns:
+            The box in the type it came in. The input is not changed, but is returned itself where
+            there is nothing to convert.
+
+        Raises:
+            AssertionError: a relative mode, or a list that has not 4 numbers (detectron2's type).
+            NotImplementedError: any other conversion.
+        """
+        if from_mode == to_mode:
+            return box
+        is_single = isinstance(box, list | tuple)
+        if is_single and len(box) != 4:
+            raise AssertionError(f"BoxMode.convert: expected 4 numbers, got {box!r}")
+        relative = {BoxMode.XYXY_REL, BoxMode.XYWH_REL} & {from_mode, to_mode}
+        if relative:
+            raise AssertionError(f"BoxMode.convert: {relative.pop()!r} is not supported")
+
+        if is_single:
+            boxes = torch.tensor(box)[None]
+        elif isinstance(box, np.ndarray):
+            boxes = torch.from_numpy(box.copy())
+        else:
+            boxes = box.clone()
+        if (from_mode, to_mode) == (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
+            boxes[:, 2:] += boxes[:, :2]
+        elif (from_mode, to_mode) == (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+            boxes[:, 2:] -= boxes[:, :2]
+        else:
+            raise NotImplementedError(
+                f"BoxMode.convert: {from_mode!r} to {to_mode!r} is not supported"
+            )
+
+        if is_single:
+            return type(box)(boxes[0].tolist())
+        return boxes.numpy() if isinstance(box, np.ndarray) else boxes
+
+
+class Boxes:
+    """N axis-aligned boxes; indexing, ``len`` and iteration work as on a tensor.
+
+    Attributes:
+        tensor: float32 (N, 4), rows (x0, y0, x1, y1) in pixels.
+    """
+
+    def __init__(self, tensor: Tensor | np.ndarray | Sequence[Sequence[float]]) -> None:
+        """Take boxes of shape (N, 4); anything empty becomes (0, 4)."""
+        if isinstance(tensor, Tensor):
+            tensor = tensor.to(torch.float32)
+        else:
+            tensor = torch.as_tensor(np.asarray(tensor), dtype=torch.float32)
+        if tensor.numel() == 0:
+            tensor = tensor.reshape(-1, 4)
+        if tensor.dim() != 2 or tensor.shape[1] != 4:
+            raise AssertionError(f"Boxes: expected shape (N, 4), got {tuple(tensor.shape)}")
+        self.tensor = tensor
+
+    def clone(self) -> "Boxes":
+        """Return a copy."""
+        return Boxes(self.tensor.clone())
+
+    def to(self, device: torch.device | str) -> "Boxes":
+        """Return the boxes on ``device``."""
+        return Boxes(self.tensor.to(device=device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the boxes are."""
+        return self.tensor.device
+
+    def area(self) -> Tensor:
+        """Return the areas, (N,), in square pixels."""
+        x0, y0, x1, y1 = self.tensor.unbind(1)
+        return (x1 - x0) * (y1 - y0)
+
+    def clip(self, box_size: tuple[int, int]) -> None:
+        """Clip the boxes, in place, to an image of ``box_size`` = (height, width).
+
+        Raises:
+            AssertionError: a box is not finite (detectron2's type).
+        """
+        if not torch.isfinite(self.tensor).all():
+            raise AssertionError(f"Boxes.clip: boxes must be finite, got {self.tensor}")
+        height, width = box_size
+        x = self.tensor[:, 0::2].clamp(0, width)
+        y = self.tensor[:, 1::2].clamp(0, height)
+        self.tensor = torch.stack((x, y), dim=2).flatten(1)
+
+    def nonempty(self, threshold: float = 0.0) -> Tensor:
+        """Return bool (N,): whether both sides are longer than ``threshold`` pixels."""
+        sides = self.tensor[:, 2:] - self.tensor[:, :2]
+        return (sides > threshold).all(dim=1)
+
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
+        """Return bool (N,): whether a box exceeds (height, width) by no more than the threshold."""
+        height, width = box_size
+        limit = self.tensor.new_tensor([width, height]) + boundary_threshold
+        low = (self.tensor[:, :2] >= -boundary_threshold).all(dim=1)
+        return low & (self.tensor[:, 2:] < limit).all(dim=1)
+
+    def get_centers(self) -> Tensor:
+        """Return the centres (x, y), (N, 2)."""
+        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
+
+    def scale(self, scale_x: float, scale_y: float) -> None:
+        """Multiply the coordinates, in place."""
+        self.tensor[:, 0::2] *= scale_x
+        self.tensor[:, 1::2] *= scale_y
+
+    @classmethod
+    def cat(cls, boxes_list: Sequence["Boxes"]) -> "Boxes":
+        """Concatenate; no boxes for an empty list."""
+        if len(boxes_list) == 0:
+            return cls(torch.empty(0))
+        return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
+
+    def __getitem__(self, item: int | slice | Tensor) -> "Boxes":
+        if isinstance(item, int):
+            return Boxes(self.tensor[item].view(1, 4))
+        return Boxes(self.tensor[item])
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.tensor
+
+    def __repr__(self) -> str:
+        return f"Boxes({self.tensor})"

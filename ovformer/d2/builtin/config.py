@@ -1,0 +1,127 @@
+"""Configs: the node type, the defaults, and the decorator that lets a class be built from one."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fvcore.common.config import CfgNode as _BaseCfgNode
+
+from ovformer.d2.builtin.defaults import DEFAULTS
+from ovformer.d2.builtin.env import PathManager
+
+
+class CfgNode(_BaseCfgNode):
+    """A nested config with attribute access, ``_BASE_`` files, and an error for each unknown key.
+
+    Unlike in detectron2, YAML tags that run Python are refused unless ``allow_unsafe=True``.
+    """
+
+    @classmethod
+    def _open_cfg(cls, filename: str | os.PathLike) -> Any:
+        return PathManager.open(os.fspath(filename), "r")
+
+    def merge_from_file(self, cfg_filename: str | os.PathLike, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file, and the files that its ``_BASE_`` names, into this config.
+
+        Args:
+            cfg_filename: path of the file.
+            allow_unsafe: allow YAML tags that run Python code.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: the file holds no keys, or was written for another config version.
+            KeyError: a key is not known.
+        """
+        path = os.fspath(cfg_filename)
+        if not PathManager.isfile(path):
+            raise FileNotFoundError(f"Config file {path!r} does not exist")
+        try:
+            values = self.load_yaml_with_base(path, allow_unsafe=allow_unsafe)
+        except TypeError as error:  # raised by fvcore where the YAML is a string, a list or nothing
+            raise ValueError(f"Config file {path!r}: expected 'KEY: value' lines") from error
+        loaded = type(self)(values)
+        own_version = self.get("VERSION")
+        version = loaded.get("VERSION", own_version)
+        if version != own_version:
+            raise ValueError(
+                f"Config file {path!r}: VERSION {version} cannot be read, only {own_version}. "
+                "Load it with detectron2 and dump it again to convert it."
+            )
+        self.merge_from_other_cfg(loaded)
+
+
+def get_cfg() -> CfgNode:
+    """Return a new config that holds detectron2's default values."""
+    return CfgNode(DEFAULTS)  # a deep copy
+
+
+def configurable(
+    init_func: Callable | None = None, *, from_config: Callable | None = None
+) -> Callable:
+    """Let an ``__init__`` or a function be called with a config as well as with its own arguments.
+
+    Called with a config (first, or as ``cfg=``), the arguments are those that ``from_config(cfg)``
+    returns; further keyword arguments go to ``from_config`` where it takes them and override its
+    result where not.
+
+    Args:
+        init_func: the ``__init__`` of a class with a classmethod ``from_config(cls, cfg, ...)``.
+        from_config: for functions, used as ``@configurable(from_config=function)``.
+
+    Raises:
+        TypeError: the decorator is on something else, or ``from_config`` is no classmethod whose
+            first argument is ``cfg``.
+        AttributeError: the class has no ``from_config``.
+    """
+    if init_func is None:
+        if from_config is None:
+            return configurable
+        return functools.partial(_configurable_function, from_config=from_config)
+    if not inspect.isfunction(init_func) or init_func.__name__ != "__init__" or from_config:
+        raise TypeError(
+            f"@configurable: expected a class's __init__, got {init_func!r}. For a function write "
+            "@configurable(from_config=...)"
+        )
+
+    @functools.wraps(init_func)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        if not hasattr(type(self), "from_config"):
+            raise AttributeError(f"{name} is @configurable, but has no classmethod 'from_config'")
+        if not inspect.ismethod(type(self).from_config):
+            raise TypeError(f"{name}.from_config must be a classmethod")
+        if _is_config_call(args, kwargs):
+            init_func(self, **_translate(type(self).from_config, args, kwargs))
+        else:
+            init_func(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _configurable_function(function: Callable, from_config: Callable) -> Callable:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if _is_config_call(args, kwargs):
+            return function(**_translate(from_config, args, kwargs))
+        return function(*args, **kwargs)
+
+    wrapped.from_config = from_config
+    return wrapped
+
+
+def _is_config_call(args: tuple, kwargs: dict[str, Any]) -> bool:
+    return any(isinstance(value, _BaseCfgNode) for value in (*args[:1], kwargs.get("cfg")))
+
+
+def _translate(from_config: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that ``from_config`` makes of a call with a config."""
+    parameters = inspect.signature(from_config).parameters
+    if next(iter(parameters), None) != "cfg":
+        raise TypeError(f"{from_config.__qualname__} must take 'cfg' as its first argument")
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    takes_all = any(parameter.kind in variadic for parameter in parameters.values())
+    own = {key: value for key, value in kwargs.items() if takes_all or key in parameters}
+    overrides = {key: value for key, value in kwargs.items() if key not in own}
+    return {**from_config(*args, **own), **overrides}

@@ -1,0 +1,122 @@
+"""A list as a data set, and a function applied to each of a data set's records."""
+
+import copy as copy_module
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
+
+
+class _SerializedList:
+    """Pickled records in one tensor.
+
+    Worker processes share its memory; Python objects would be copied into each of them as soon as
+    their reference counts are touched.
+    """
+
+    def __init__(self, records: list) -> None:
+        buffers = [np.frombuffer(pickle.dumps(record, protocol=-1), np.uint8) for record in records]
+        ends = np.cumsum([len(buffer) for buffer in buffers], dtype=np.int64)
+        self._ends = torch.from_numpy(ends)
+        self._bytes = torch.from_numpy(np.concatenate([*buffers, np.empty(0, np.uint8)]))
+        logger.info("Serialized %d records into %.2f MiB", len(records), len(self._bytes) / 1024**2)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range, length {len(self)}")
+        start = int(self._ends[index - 1]) if index else 0
+        return pickle.loads(memoryview(self._bytes[start : int(self._ends[index])].numpy()))
+
+
+class DatasetFromList(Dataset):
+    """A list as a data set."""
+
+    def __init__(
+        self, lst: list, copy: bool = True, serialize: bool | Callable[[list], Any] = True
+    ) -> None:
+        """Wrap ``lst``.
+
+        Args:
+            lst: the records.
+            copy: give out deep copies, which the caller may change.
+            serialize: keep the records pickled in one block that worker processes share (this
+                copies too), or a function that makes such a sequence.
+        """
+        self._copy = copy
+        self._serialize = serialize is not False
+        if serialize is True:
+            self._lst = _SerializedList(lst)
+        else:
+            self._lst = serialize(lst) if serialize else lst
+
+    def __len__(self) -> int:
+        return len(self._lst)
+
+    def __getitem__(self, idx: int) -> Any:
+        record = self._lst[idx]
+        return copy_module.deepcopy(record) if self._copy and not self._serialize else record
+
+
+class MapDataset(Dataset):
+    """A function applied to each record; another record is tried where it returns None.
+
+    Around an :class:`~torch.utils.data.IterableDataset` this is an iterable data set, which skips
+    such records.
+    """
+
+    def __new__(cls, dataset: Dataset, map_func: Callable[[Any], Any]) -> Dataset:
+        """Return the kind that fits ``dataset``."""
+        if isinstance(dataset, IterableDataset):
+            return _MapIterableDataset(dataset, map_func)
+        return super().__new__(cls)
+
+    def __init__(self, dataset: Dataset, map_func: Callable[[Any], Any]) -> None:
+        """Apply ``map_func`` to the records of ``dataset``."""
+        self._dataset = dataset
+        self._map_func = map_func
+        self._random = random.Random(42)
+        self._usable = set(range(len(dataset)))
+
+    def __getnewargs__(self) -> tuple[Dataset, Callable[[Any], Any]]:
+        return self._dataset, self._map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, idx: int) -> Any:
+        current = int(idx)
+        retries = 0
+        while (record := self._map_func(self._dataset[current])) is None:
+            self._usable.discard(current)
+            if not self._usable:
+                raise ValueError("MapDataset: the function returned None for every record")
+            retries += 1
+            if retries >= 3:
+                logger.warning("No usable record for index %d after %d retries", idx, retries)
+            current = self._random.choice(list(self._usable))
+        self._usable.add(current)
+        return record
+
+
+class _MapIterableDataset(IterableDataset):
+    def __init__(self, dataset: IterableDataset, map_func: Callable[[Any], Any]) -> None:
+        self._dataset = dataset
+        self._map_func = map_func
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (record for record in map(self._map_func, self._dataset) if record is not None)

@@ -1,0 +1,239 @@
+"""From files and annotations to arrays and :class:`Instances`.
+
+Legend: N instances, H W pixels, C channels.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from fvcore.transforms.transform import Transform, TransformList
+from PIL import ExifTags, Image
+
+from ovformer.d2.builtin.env import PathManager
+from ovformer.d2.builtin.structures import (
+    BitMasks,
+    Boxes,
+    BoxMode,
+    Instances,
+    PolygonMasks,
+    polygons_to_bitmask,
+)
+
+logger = logging.getLogger(__name__)
+
+# ITU-R BT.601: rows Y, U, V of R, G, B in [0, 1].
+_RGB_TO_YUV = np.array(
+    [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
+)
+
+
+# EXIF orientation -> what turns the image upright; 1 is upright.
+_TURN_OF_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class SizeMismatchError(ValueError):
+    """An image has not the size that its annotation says."""
+
+
+def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.ndarray:
+    """Read an image file, turned as its EXIF orientation says.
+
+    Args:
+        file_name: path of the file.
+        format: a mode of Pillow's such as "RGB" or "L", or "BGR", or "YUV-BT.601"; None keeps the
+            file's own.
+
+    Returns:
+        (H, W, C), for "L" (H, W, 1); uint8, for "YUV-BT.601" float with Y in [0, 1].
+    """
+    with PathManager.open(os.fspath(file_name), "rb") as file:
+        image = _turn_upright(Image.open(file))
+        if format is not None:
+            image = image.convert("RGB" if format in ("BGR", "YUV-BT.601") else format)
+        array = np.asarray(image)
+    if format == "L":
+        return array[:, :, None]
+    if format == "BGR":
+        return array[:, :, ::-1]
+    if format == "YUV-BT.601":
+        return array / 255.0 @ _RGB_TO_YUV.T
+    return array
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception as error:  # Pillow raises all kinds of them where the EXIF block is broken
+        logger.debug("No orientation, the EXIF block is broken: %s", error)
+        return image
+    turn = _TURN_OF_ORIENTATION.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
+    """Compare an image with its record's "height" and "width", and fill these in where absent.
+
+    Args:
+        dataset_dict: the record.
+        image: (H, W, ...).
+
+    Raises:
+        SizeMismatchError: they differ.
+    """
+    height, width = image.shape[:2]
+    expected = dataset_dict.get("width", width), dataset_dict.get("height", height)
+    if expected != (width, height):
+        name = dataset_dict.get("file_name", "without a file name")
+        raise SizeMismatchError(
+            f"Image {name}: it has {width}x{height} pixels, its annotation says "
+            f"{expected[0]}x{expected[1]}. Correct width and height there."
+        )
+    dataset_dict.setdefault("width", width)
+    dataset_dict.setdefault("height", height)
+
+
+def transform_instance_annotations(
+    annotation: dict[str, Any],
+    transforms: TransformList | Sequence[Transform],
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Apply an image's transforms to one of its instances, in place.
+
+    Args:
+        annotation: with "bbox", "bbox_mode" and, if it has a mask, "segmentation": polygons or a
+            COCO RLE. The box becomes XYXY_ABS, clipped to the image; an RLE becomes a bitmap.
+        transforms: what was done to the image.
+        image_size: (height, width) of the transformed image.
+        keypoint_hflip_indices: for detectron2's signature; keypoints are not supported here.
+
+    Returns:
+        ``annotation``.
+
+    Raises:
+        ValueError: the segmentation is of another type.
+        NotImplementedError: the annotation has keypoints.
+    """
+    if "keypoints" in annotation:
+        raise NotImplementedError(
+            "Keypoints are not supported without detectron2: remove 'keypoints' from the annotation"
+        )
+    if isinstance(transforms, list | tuple):
+        transforms = TransformList(transforms)
+    height, width = image_size
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    box = transforms.apply_box(np.array([box]))[0]
+    annotation["bbox"] = np.clip(box, 0, [width, height, width, height])
+    annotation["bbox_mode"] = BoxMode.XYXY_ABS
+
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, list):
+        polygons = transforms.apply_polygons([np.reshape(p, (-1, 2)) for p in segmentation])
+        annotation["segmentation"] = [polygon.reshape(-1) for polygon in polygons]
+    elif isinstance(segmentation, dict):
+        mask = transforms.apply_segmentation(mask_util.decode(segmentation))
+        if mask.shape[:2] != (height, width):
+            raise AssertionError(
+                f"Segmentation: it is {mask.shape} after the transforms, the image {image_size}"
+            )
+        annotation["segmentation"] = mask
+    elif "segmentation" in annotation:
+        raise ValueError(
+            f"Segmentation: expected a list of polygons or a COCO RLE, got {type(segmentation)}"
+        )
+    return annotation
+
+
+def annotations_to_instances(
+    annos: Sequence[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
+) -> Instances:
+    """Collect the annotations of an image.
+
+    Args:
+        annos: one dict per instance, with "bbox", "bbox_mode", "category_id" and, in all or none,
+            "segmentation": polygons, a COCO RLE, or a bitmap (H, W).
+        image_size: (height, width) in pixels.
+        mask_format: "polygon" or "bitmask".
+
+    Returns:
+        Instances with gt_boxes, gt_classes and, if there are segmentations, gt_masks.
+
+    Raises:
+        ValueError: a segmentation cannot be brought into that format.
+    """
+    target = Instances(image_size)
+    target.gt_boxes = Boxes(
+        [BoxMode.convert(anno["bbox"], anno["bbox_mode"], BoxMode.XYXY_ABS) for anno in annos]
+    )
+    target.gt_classes = torch.tensor([int(anno["category_id"]) for anno in annos]).long()
+    if not annos or "segmentation" not in annos[0]:
+        return target
+    segmentations = [anno["segmentation"] for anno in annos]
+    if mask_format == "polygon":
+        try:
+            target.gt_masks = PolygonMasks(segmentations)
+        except ValueError as error:
+            raise ValueError(
+                "Masks in format 'polygon' need polygons in the annotations; set INPUT.MASK_FORMAT "
+                "to 'bitmask'"
+            ) from error
+    elif mask_format == "bitmask":
+        target.gt_masks = BitMasks(
+            np.stack([_to_bitmap(segmentation, image_size) for segmentation in segmentations])
+        )
+    else:
+        raise AssertionError(f"mask_format must be 'polygon' or 'bitmask', got {mask_format!r}")
+    return target
+
+
+def _to_bitmap(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
+    if isinstance(segmentation, list):
+        return polygons_to_bitmask(segmentation, *image_size)
+    if isinstance(segmentation, dict):
+        return mask_util.decode(segmentation)
+    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
+        return segmentation
+    raise ValueError(
+        "Segmentation: expected a list of polygons, a COCO RLE or a bitmap (H, W), got "
+        f"{type(segmentation)} {getattr(segmentation, 'shape', '')}"
+    )
+
+
+def filter_empty_instances(
+    instances: Instances,
+    by_box: bool = True,
+    by_mask: bool = True,
+    box_threshold: float = 1e-5,
+    return_mask: bool = False,
+) -> Instances | tuple[Instances, torch.Tensor]:
+    """Drop the instances of which nothing is left.
+
+    Args:
+        instances: with gt_boxes and perhaps gt_masks.
+        by_box: drop those with an empty box.
+        by_mask: drop those with an empty mask.
+        box_threshold: a box is empty where a side is no longer than this many pixels.
+        return_mask: also return bool (N,), which of them were kept.
+    """
+    if not (by_box or by_mask):
+        raise AssertionError("filter_empty_instances: by_box or by_mask must be set")
+    keep = torch.ones(len(instances), dtype=torch.bool, device=instances.gt_boxes.device)
+    if by_box:
+        keep &= instances.gt_boxes.nonempty(threshold=box_threshold)
+    if by_mask and instances.has("gt_masks"):
+        keep &= instances.gt_masks.nonempty()
+    return (instances[keep], keep) if return_mask else instances[keep]

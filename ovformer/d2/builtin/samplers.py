@@ -1,0 +1,145 @@
+"""Which record comes next, on which process."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from ovformer.d2.builtin import comm
+
+
+class _SharedStream(Sampler):
+    """An endless stream of indices, of which each process takes every world-size-th."""
+
+    def __init__(self, shuffle: bool, seed: int | None) -> None:
+        self._shuffle = shuffle
+        self._seed = int(comm.shared_random_seed() if seed is None else seed)
+        self._rank = comm.get_rank()
+        self._world_size = comm.get_world_size()
+
+    def __iter__(self) -> Iterator[int]:
+        yield from islice(self._infinite_indices(), self._rank, None, self._world_size)
+
+    def _infinite_indices(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed)
+        while True:
+            indices = self._epoch(generator)
+            if self._shuffle:
+                indices = indices[torch.randperm(len(indices), generator=generator)]
+            yield from indices.tolist()
+
+    def _epoch(self, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+
+class TrainingSampler(_SharedStream):
+    """All indices, shuffled, again and again."""
+
+    def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
+        """Sample from ``size`` records.
+
+        Args:
+            size: number of records.
+            shuffle: draw a new order for each pass.
+            seed: the same on all processes; None lets them agree on one.
+
+        Raises:
+            TypeError: ``size`` is not an int.
+            ValueError: ``size`` is not positive.
+        """
+        if not isinstance(size, int):
+            raise TypeError(f"TrainingSampler: size must be an int, got {type(size)}")
+        if size <= 0:
+            raise ValueError(f"TrainingSampler: size must be positive, got {size}")
+        super().__init__(shuffle, seed)
+        self._size = size
+
+    def _epoch(self, generator: torch.Generator) -> Tensor:
+        return torch.arange(self._size)
+
+
+class RepeatFactorTrainingSampler(_SharedStream):
+    """Records repeated by fractional factors, so that rare categories are seen more often."""
+
+    def __init__(
+        self, repeat_factors: Tensor, *, shuffle: bool = True, seed: int | None = None
+    ) -> None:
+        """Repeat record i ``repeat_factors[i]`` times per pass, on average.
+
+        Args:
+            repeat_factors: float (records,).
+            shuffle: draw a new order for each pass.
+            seed: the same on all processes; None lets them agree on one.
+        """
+        super().__init__(shuffle, seed)
+        self._whole = repeat_factors.trunc()
+        self._fraction = repeat_factors - self._whole
+
+    @staticmethod
+    def repeat_factors_from_category_frequency(
+        dataset_dicts: list[dict], repeat_thresh: float, sqrt: bool = True
+    ) -> Tensor:
+        """Compute the repeat factors of LVIS (Gupta et al. 2019, appendix B.2).
+
+        A category's factor is max(1, sqrt(threshold / share of the images that have it)); an
+        image's is the largest of its categories'.
+
+        Args:
+            dataset_dicts: records with "annotations", each with a "category_id".
+            repeat_thresh: categories in a smaller share of the images than this are repeated.
+            sqrt: take the square root.
+
+        Returns:
+            float32 (records,).
+        """
+        categories = [
+            {annotation["category_id"] for annotation in record["annotations"]}
+            for record in dataset_dicts
+        ]
+        image_count = Counter(category for present in categories for category in present)
+        factors = {}
+        for category, count in image_count.items():
+            ratio = repeat_thresh / (count / len(dataset_dicts))
+            factors[category] = max(1.0, math.sqrt(ratio) if sqrt else ratio)
+        return torch.tensor(
+            [max((factors[c] for c in present), default=1.0) for present in categories],
+            dtype=torch.float32,
+        )
+
+    def _epoch(self, generator: torch.Generator) -> Tensor:
+        # Rounded up with the fraction as probability, so that the mean is right over many passes.
+        round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
+        counts = (self._whole + round_up).long()
+        return torch.arange(len(counts)).repeat_interleave(counts)
+
+
+class InferenceSampler(Sampler):
+    """All indices once, in contiguous and nearly equal parts, one per process."""
+
+    def __init__(self, size: int) -> None:
+        """Split ``size`` records.
+
+        Raises:
+            AssertionError: ``size`` is not positive (detectron2's type).
+        """
+        if size <= 0:
+            raise AssertionError(f"InferenceSampler: size must be positive, got {size}")
+        self._local_indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
+
+    @staticmethod
+    def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
+        """Return the part of process ``rank``; the first ones take what is left over."""
+        share, left = divmod(total_size, world_size)
+        begin = share * rank + min(rank, left)
+        return range(begin, begin + share + (rank < left))
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._local_indices
+
+    def __len__(self) -> int:
+        return len(self._local_indices)

@@ -1,0 +1,220 @@
+"""What detectors pass around: images padded to one size, and the instances of an image.
+
+Legend: B images, N instances, C channels, H W pixels.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovformer.d2.builtin.boxes import Boxes, BoxMode
+from ovformer.d2.builtin.masks import BitMasks, PolygonMasks, polygons_to_bitmask
+
+__all__ = [
+    "BitMasks",
+    "BoxMode",
+    "Boxes",
+    "ImageList",
+    "Instances",
+    "PolygonMasks",
+    "polygons_to_bitmask",
+]
+
+
+class ImageList:
+    """Images of several sizes in one tensor, padded at the bottom and the right.
+
+    Attributes:
+        tensor: (B, ..., H, W).
+        image_sizes: (height, width) of each image before padding.
+    """
+
+    def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+        """Take padded images (B, ..., H, W) and their sizes; see :meth:`from_tensors`."""
+        self.tensor = tensor
+        self.image_sizes = image_sizes
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[Tensor],
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: dict[str, int] | None = None,
+    ) -> "ImageList":
+        """Pad images to one size.
+
+        Args:
+            tensors: images (..., H_i, W_i) that agree in all but the last two dimensions.
+            size_divisibility: H and W become multiples of it; 0 and 1 change nothing.
+            pad_value: value of the padding.
+            padding_constraints: a backbone's; its "size_divisibility" replaces the argument, a
+                positive "square_size" is used as both H and W.
+        """
+        if len(tensors) == 0:
+            raise AssertionError("ImageList: expected at least one image")
+        leading = tensors[0].shape[:-2]
+        for tensor in tensors:
+            if tensor.shape[:-2] != leading:
+                raise AssertionError(
+                    f"ImageList: images must agree in shape but for height and width, got "
+                    f"{[tuple(t.shape) for t in tensors]}"
+                )
+        sizes = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
+        height, width = (max(side) for side in zip(*sizes, strict=True))
+        constraints = padding_constraints or {}
+        if constraints.get("square_size", 0) > 0:
+            height = width = constraints["square_size"]
+        stride = max(1, constraints.get("size_divisibility", size_divisibility))
+        height, width = (-(-side // stride) * stride for side in (height, width))
+        padded = [
+            F.pad(tensor, (0, width - w, 0, height - h), value=pad_value)
+            for tensor, (h, w) in zip(tensors, sizes, strict=True)
+        ]
+        return ImageList(torch.stack(padded), sizes)
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageList":
+        """Return the images on another device or in another type."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.tensor.device
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, idx: int) -> Tensor:
+        height, width = self.image_sizes[idx]
+        return self.tensor[idx, ..., :height, :width]
+
+
+class Instances:
+    """The N instances of an image: named fields of equal length, set and read as attributes."""
+
+    def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
+        """Start from an image size (height, width) in pixels, and fields by name."""
+        self._image_size = image_size
+        self._fields: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            self.set(name, value)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self._image_size
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a field.
+
+        Args:
+            name: of the field.
+            value: tensor, list, :class:`Boxes`, masks: anything with a length and an index.
+
+        Raises:
+            AssertionError: its length is not that of the other fields (detectron2's type).
+        """
+        if self._fields and len(value) != len(self):
+            raise AssertionError(
+                f"Instances: field {name!r} has length {len(value)}, the other fields {len(self)}"
+            )
+        self._fields[name] = value
+
+    def get(self, name: str) -> Any:
+        """Return a field."""
+        return self._fields[name]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a field."""
+        return name in self._fields
+
+    def remove(self, name: str) -> None:
+        """Drop a field."""
+        del self._fields[name]
+
+    def get_fields(self) -> dict[str, Any]:
+        """Return the fields themselves, not a copy."""
+        return self._fields
+
+    def to(self, *args: Any, **kwargs: Any) -> "Instances":
+        """Return new instances, each field moved by its own ``to`` where it has one."""
+        moved = Instances(self._image_size)
+        for name, value in self._fields.items():
+            moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
+        return moved
+
+    @staticmethod
+    def cat(instance_lists: Sequence["Instances"]) -> "Instances":
+        """Concatenate instances of one image size that have the same fields.
+
+        Raises:
+            AssertionError: an empty list, or several image sizes (detectron2's type).
+            ValueError: a field's type cannot be concatenated.
+        """
+        if len(instance_lists) == 0:
+            raise AssertionError("Instances.cat: expected at least one object")
+        first = instance_lists[0]
+        if len(instance_lists) == 1:
+            return first
+        sizes = [instances.image_size for instances in instance_lists]
+        if any(size != first.image_size for size in sizes):
+            raise AssertionError(f"Instances.cat: expected one image size, got {sizes}")
+        joined = Instances(first.image_size)
+        for name, sample in first.get_fields().items():
+            values = [instances.get(name) for instances in instance_lists]
+            if isinstance(sample, Tensor):
+                joined.set(name, torch.cat(values))
+            elif isinstance(sample, list):
+                joined.set(name, list(chain.from_iterable(values)))
+            elif hasattr(type(sample), "cat"):
+                joined.set(name, type(sample).cat(values))
+            else:
+                raise ValueError(
+                    f"Instances.cat: field {name!r} of type {type(sample)} cannot be concatenated"
+                )
+        return joined
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            self.set(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # "_fields" is asked for before it exists when instances are copied or unpickled.
+        if name == "_fields" or name not in self._fields:
+            known = ", ".join(self.__dict__.get("_fields", {})) or "none"
+            raise AttributeError(f"Instances: no field {name!r}. Fields: {known}")
+        return self._fields[name]
+
+    def __getitem__(self, item: int | slice | Tensor) -> "Instances":
+        if type(item) is int:
+            if not -len(self) <= item < len(self):
+                raise IndexError(f"Instances: index {item} is out of range, length {len(self)}")
+            # A length of one also for a negative index.
+            item = slice(item, None, len(self))
+        selected = Instances(self._image_size)
+        for name, value in self._fields.items():
+            selected.set(name, value[item])
+        return selected
+
+    def __len__(self) -> int:
+        for value in self._fields.values():
+            return len(value)
+        raise NotImplementedError("Instances: without a field there is no length")
+
+    def __iter__(self) -> NoReturn:
+        raise NotImplementedError("Instances: iterate over range(len(instances)) instead")
+
+    def __repr__(self) -> str:
+        count = len(self) if self._fields else 0
+        fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
+        height, width = self._image_size
+        return (
+            f"Instances(num_instances={count}, image_height={height}, image_width={width}, "
+            f"fields=[{fields}])"
+        )

@@ -1,0 +1,53 @@
+"""Data: which data sets there are, how they are read, and the batches that the model gets.
+
+Importing this package registers every data set of :mod:`ovformer.data.datasets` in detectron2's
+catalogs. No data set is read until it is asked for, so ``$DETECTRON2_DATASETS`` may be set before
+or after the import.
+
+The dataset dict
+----------------
+``DatasetCatalog.get(name)`` gives a list of dicts, one per image, in detectron2's format:
+
+file_name
+    path of the image
+clip_key
+    the same path relative to the dataset root, with "/" as separator
+image_id
+    int, unique in the data set
+height, width
+    pixels
+annotations
+    list of dicts with bbox, bbox_mode, category_id (contiguous from 0), segmentation (polygons, or
+    a compressed RLE) and iscrowd
+neg_category_ids
+    LVIS: the data set's own ids of the categories that were looked for and not found
+not_exhaustive_category_ids
+    LVIS: own ids of the categories of which not every object is annotated
+
+The batch dict
+--------------
+A loader yields a list of dicts, the only thing that data and model share. H W are the pixels of the
+image that the network sees, N instances, D CLIP's width, S the side of the image that CLIP takes:
+
+image
+    uint8 (3, H, W), channels in the order of ``INPUT.FORMAT``
+height, width
+    pixels of the original image, to which predictions are resized
+file_name, image_id, ...
+    every other field of the dataset dict but annotations
+clip_features
+    float32 (1, D), CLIP's embedding of the image, where a store of them is configured
+clip_image
+    uint8 (3, S, S) RGB, where none is: the original image, its short edge resized to S and the
+    centre cropped, from which the model computes the embedding
+instances
+    training only: ``Instances`` of image size (H, W) with gt_classes int64 (N,), gt_masks
+    ``BitMasks`` (N, H, W) and gt_boxes; none of them is empty
+
+The prediction dict of an image is ``{"instances": Instances}`` with pred_masks bool
+(N, height, width), scores, pred_classes (contiguous) and pred_boxes.
+"""
+
+from ovformer.data.datasets import register_all
+
+register_all()

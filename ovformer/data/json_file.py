@@ -1,0 +1,39 @@
+"""Reading and writing annotation files."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def read_json(path: Path, object_hook: Callable[[dict], dict] | None = None) -> dict | list:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        object_hook: called with every object as soon as it is read; its result takes the place of
+            the object. Compact results keep the memory of a large file low.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no valid JSON, for instance because its download was cut off.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. datasets/README.md says how to get it.")
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file, object_hook=object_hook)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        raise ValueError(
+            f"{path}: not valid JSON ({error}). The file has {path.stat().st_size} bytes and is "
+            "most likely truncated; download or generate it again."
+        ) from error
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Write a JSON file. A file of that name stays as it was until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+    os.replace(partial, path)

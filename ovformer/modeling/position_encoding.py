@@ -1,0 +1,96 @@
+"""Positions of the pixels of feature maps, as sine encodings and as reference points.
+
+Both depend on nothing but sizes. The latest few are kept, so that they are made once per shape and
+not once per image; what is kept does not grow.
+
+Legend: C channels, H W pixels, S tokens (pixels, row by row).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# Sizes are those of three levels, for encodings of one or two widths.
+_KEPT = 8
+
+
+def sine_position_encoding(
+    height: int,
+    width: int,
+    channels: int,
+    device: torch.device,
+    temperature: float = 10000.0,
+) -> Tensor:
+    """Return the sine encoding of "Attention is all you need" in two dimensions.
+
+    The first half of the channels encodes the row, the second half the column; both run from 0 to
+    2 pi over the image.
+
+    Args:
+        height: H.
+        width: W.
+        channels: C, a multiple of 4.
+        device: where the encoding is wanted.
+        temperature: ratio of the longest to the shortest wave length, over 2 pi.
+
+    Returns:
+        (H * W, C) float32. Shared between calls: not to be changed.
+
+    Raises:
+        ValueError: C is not a multiple of 4.
+    """
+    if channels % 4:
+        raise ValueError(
+            "MODEL.SEM_SEG_HEAD.CONVS_DIM and MODEL.MASK_FORMER.HIDDEN_DIM have to be multiples "
+            f"of 4 for sine positions, got {channels}"
+        )
+    return _sine_position_encoding(int(height), int(width), channels, device, temperature)
+
+
+@lru_cache(maxsize=_KEPT)
+def _sine_position_encoding(
+    height: int, width: int, channels: int, device: torch.device, temperature: float
+) -> Tensor:
+    # A tensor made in inference mode could not be used in a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        half = channels // 2
+        index = torch.arange(half, dtype=torch.float32, device=device)
+        period = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
+
+        def encode(length: int) -> Tensor:
+            position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+            angle = (position / (length + 1e-6) * (2 * math.pi))[:, None] / period
+            return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+        rows = encode(height)[:, None].expand(-1, width, -1)
+        columns = encode(width)[None].expand(height, -1, -1)
+        return torch.cat((rows, columns), dim=2).flatten(0, 1)
+
+
+def reference_points(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Return the centre of each pixel of several feature maps.
+
+    Args:
+        shapes: height and width of each map, in pixels.
+        device: where the points are wanted.
+
+    Returns:
+        (S, 2) float32: x and y of the pixels of all maps, 0 to 1 from edge to edge of their map.
+        Shared between calls: not to be changed.
+    """
+    return _reference_points(tuple((int(h), int(w)) for h, w in shapes), device)
+
+
+@lru_cache(maxsize=_KEPT)
+def _reference_points(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        points = []
+        for height, width in shapes:
+            y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
+            x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+            points.append(torch.stack((grid_x.flatten(), grid_y.flatten()), dim=1))
+        return torch.cat(points)

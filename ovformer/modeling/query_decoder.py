@@ -1,0 +1,213 @@
+"""Query decoder: learned queries that look at the image through their own masks.
+
+Legend: B batch, Q queries, K classes, C channels, Cm mask channels, D CLIP width, M CLIP tokens,
+S pixels of a level, H W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovformer.d2 import CfgNode, Conv2d, Registry, c2_xavier_fill, configurable
+from ovformer.modeling.embedding_alignment import UnifiedEmbeddingAlignment
+from ovformer.modeling.position_encoding import sine_position_encoding
+from ovformer.modeling.transformer_layers import (
+    MLP,
+    CrossAttentionLayer,
+    FFNLayer,
+    SelfAttentionLayer,
+)
+from ovformer.ops.mask_resize import mask_logits, resize_mask_features
+
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = """
+Query decoders, called with the config and the width of the pixel decoder's features.
+"""
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """Decoder with masked attention (Mask2Former, https://arxiv.org/abs/2112.01527)."""
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        class_embed: nn.Module,
+        hidden_dim: int,
+        mask_dim: int,
+        num_queries: int,
+        num_layers: int,
+        num_heads: int,
+        dim_feedforward: int,
+        deep_supervision: bool,
+        num_levels: int = 3,
+    ) -> None:
+        """Build the decoder.
+
+        Args:
+            in_channels: width of the pixel decoder's features.
+            class_embed: class head, called with queries (B, Q, C) and CLIP features (B, M, D).
+            hidden_dim: C.
+            mask_dim: Cm.
+            num_queries: Q.
+            num_layers: layers; one more prediction is made from the initial queries.
+            num_heads: heads of all attentions.
+            dim_feedforward: width of the feed-forward networks.
+            deep_supervision: return the predictions of all layers in training.
+            num_levels: feature levels, looked at in turn.
+
+        Raises:
+            ValueError: a number is too small.
+        """
+        super().__init__()
+        if num_layers < 0 or num_queries < 1:
+            raise ValueError(
+                "MODEL.MASK_FORMER: expected DEC_LAYERS and NUM_OBJECT_QUERIES of at least 1, got "
+                f"{num_layers + 1} and {num_queries}"
+            )
+        self.num_levels = num_levels
+        self.deep_supervision = deep_supervision
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
+        )
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(
+            FFNLayer(hidden_dim, dim_feedforward) for _ in range(num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.level_embed = nn.Embedding(num_levels, hidden_dim)
+        self.input_proj = nn.ModuleList()
+        for _ in range(num_levels):
+            projection = nn.Identity()
+            if in_channels != hidden_dim:
+                projection = Conv2d(in_channels, hidden_dim, kernel_size=1)
+                c2_xavier_fill(projection)
+            self.input_proj.append(projection)
+        self.class_embed = class_embed
+        self.object_embed = MLP(hidden_dim, hidden_dim, 2, 2)
+        self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Read the keys ``MODEL.MASK_FORMER.*`` and build the class head."""
+        node = cfg.MODEL.MASK_FORMER
+        return {
+            "in_channels": in_channels,
+            "class_embed": UnifiedEmbeddingAlignment(cfg),
+            "hidden_dim": node.HIDDEN_DIM,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "num_queries": node.NUM_OBJECT_QUERIES,
+            "num_layers": node.DEC_LAYERS - 1,
+            "num_heads": node.NHEADS,
+            "dim_feedforward": node.DIM_FEEDFORWARD,
+            "deep_supervision": node.DEEP_SUPERVISION,
+        }
+
+    def forward(
+        self, features: Sequence[Tensor], mask_features: Tensor, clip_features: Tensor
+    ) -> dict[str, Any]:
+        """Predict a mask, a class and an objectness for each query.
+
+        Class and objectness are computed for the last layer, and for all layers in training with
+        deep supervision. Masks are not: a query's mask logits are the product of its mask
+        embedding and the mask features, see :func:`ovformer.ops.mask_resize.mask_logits`.
+
+        Args:
+            features: one (B, in_channels, H, W) per level, coarsest first.
+            mask_features: (B, Cm, H, W).
+            clip_features: (B, M, D).
+
+        Returns:
+            ``pred_logits`` (B, Q, K + 1), ``pred_object_logits`` (B, Q, 2): object, no object,
+            ``mask_embed`` (B, Q, Cm), ``mask_features`` as given, ``pred_embds`` (B, Q, C), and
+            ``aux_outputs``: for each earlier prediction, first to last, its ``pred_logits``,
+            ``pred_object_logits`` and ``mask_embed``. Empty where there is no deep supervision.
+        """
+        keys, values = self._level_tokens(features)
+        with torch.no_grad():
+            level_features = resize_mask_features(
+                mask_features, [tuple(x.shape[-2:]) for x in features]
+            )
+        position = self.query_embed.weight
+        queries = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        outputs = [self.decoder_norm(queries)]
+        mask_embeds = [self.mask_embed(outputs[-1])]
+        for index, (cross_attention, self_attention, ffn) in enumerate(
+            zip(
+                self.transformer_cross_attention_layers,
+                self.transformer_self_attention_layers,
+                self.transformer_ffn_layers,
+                strict=True,
+            )
+        ):
+            level = index % self.num_levels
+            queries = cross_attention(
+                queries,
+                keys[level],
+                values[level],
+                position=position,
+                attend=attention_mask(mask_embeds[-1], level_features[level]),
+            )
+            queries = ffn(self_attention(queries, position))
+            outputs.append(self.decoder_norm(queries))
+            mask_embeds.append(self.mask_embed(outputs[-1]))
+
+        *auxiliary, last = self._predictions(outputs, mask_embeds, clip_features)
+        return {
+            **last,
+            "mask_features": mask_features,
+            "pred_embds": outputs[-1],
+            "aux_outputs": auxiliary,
+        }
+
+    def _level_tokens(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return keys (tokens and positions) and values (tokens), each (B, S, C), per level."""
+        keys, values = [], []
+        for x, projection, embed in zip(
+            features, self.input_proj, self.level_embed.weight, strict=True
+        ):
+            x = projection(x)
+            values.append(x.flatten(2).transpose(1, 2) + embed)
+            keys.append(values[-1] + sine_position_encoding(*x.shape[-2:], x.shape[1], x.device))
+        return keys, values
+
+    def _predictions(
+        self, outputs: list[Tensor], mask_embeds: list[Tensor], clip_features: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """Apply the class and object heads where their output is used, all layers in one go."""
+        if not (self.training and self.deep_supervision):
+            outputs, mask_embeds = outputs[-1:], mask_embeds[-1:]
+        queries = torch.cat(outputs, dim=1)  # the heads treat each query by itself
+        parts = (self.class_embed(queries, clip_features), self.object_embed(queries))
+        num_queries = outputs[0].shape[1]
+        return [
+            {"pred_logits": logits, "pred_object_logits": object_logits, "mask_embed": mask_embed}
+            for logits, object_logits, mask_embed in zip(
+                *(part.split(num_queries, dim=1) for part in parts), mask_embeds, strict=True
+            )
+        ]
+
+
+@torch.no_grad()
+def attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    """Return where queries may look: at the foreground of their masks.
+
+    A query whose mask is empty may look everywhere.
+
+    Args:
+        mask_embed: (B, Q, Cm).
+        mask_features: (B, Cm, H, W), resized to the level that is looked at.
+
+    Returns:
+        (B, Q, H * W) bool, true where the mask probability is at least one half.
+    """
+    attend = (mask_logits(mask_embed, mask_features) >= 0).flatten(2)
+    return attend | ~attend.any(dim=2, keepdim=True)

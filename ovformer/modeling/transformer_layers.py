@@ -1,0 +1,157 @@
+"""Layers that the decoders are made of: attention, feed-forward and multi-layer perceptron.
+
+All are post-norm: a layer returns ``norm(x + f(x))``. Parameter names are those of the published
+checkpoints (of :class:`torch.nn.MultiheadAttention`, for attention).
+
+Legend: B batch, Q queries, S tokens attended to, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiheadAttention(nn.Module):
+    """Scaled dot-product attention with the parameters of :class:`torch.nn.MultiheadAttention`.
+
+    Unlike that, it takes one mask for all heads and skips the softmax over a single token.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        """Initialise as published.
+
+        Args:
+            channels: C.
+            num_heads: a divisor of C.
+
+        Raises:
+            ValueError: C cannot be divided into so many heads.
+        """
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(
+                f"attention of width {channels} cannot have {num_heads} heads. Choose a divisor "
+                "(MODEL.MASK_FORMER.NHEADS, MODEL.MASK_FORMER.ALIGNMENT_NHEADS)"
+            )
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None = None
+    ) -> Tensor:
+        """Attend from each query to all tokens, or to those that a mask allows.
+
+        Args:
+            query: (B, Q, C).
+            key: (B, S, C).
+            value: (B, S, C).
+            attend: (B, Q, S), true where the query may look. Each query needs a true one.
+
+        Returns:
+            (B, Q, C).
+        """
+        query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
+        query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
+        value = F.linear(value, value_weight, value_bias)
+        if key.shape[1] == 1 and attend is None:
+            # The softmax over one token is 1, whatever query and key are. Their parameters get a
+            # gradient of zero, as they would from the softmax: they are parts of in_proj_*.
+            return self.out_proj(value).expand(-1, query.shape[1], -1)
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(F.linear(query, query_weight, query_bias)),
+            self._split_heads(F.linear(key, key_weight, key_bias)),
+            self._split_heads(value),
+            attn_mask=None if attend is None else attend.unsqueeze(1),
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, S, C) -> (B, heads, S, C / heads)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class SelfAttentionLayer(nn.Module):
+    """Attention of the queries to each other."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(channels, num_heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, position: Tensor) -> Tensor:
+        """Update queries (B, Q, C), which are at ``position``, anything that can be added."""
+        placed = queries + position
+        return self.norm(queries + self.self_attn(placed, placed, queries))
+
+
+class CrossAttentionLayer(nn.Module):
+    """Attention of the queries to tokens of something else."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = MultiheadAttention(channels, num_heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(
+        self,
+        queries: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        position: Tensor | None = None,
+        attend: Tensor | None = None,
+    ) -> Tensor:
+        """Update the queries.
+
+        Args:
+            queries: (B, Q, C).
+            key: (B, S, C), the tokens with their positions added.
+            value: (B, S, C), the tokens.
+            position: where the queries are; anything that can be added to them.
+            attend: (B, Q, S), true where a query may look; None is everywhere.
+
+        Returns:
+            (B, Q, C).
+        """
+        placed = queries if position is None else queries + position
+        return self.norm(queries + self.multihead_attn(placed, key, value, attend))
+
+
+class FFNLayer(nn.Module):
+    """The two linear layers that follow attention."""
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden_channels)
+        self.linear2 = nn.Linear(hidden_channels, channels)
+        self.norm = nn.LayerNorm(channels)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Update (..., C)."""
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [hidden_channels] * (num_layers - 1) + [out_channels]
+        self.layers = nn.ModuleList(
+            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_channels) to (..., out_channels)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)

@@ -73,16 +73,14 @@ def setup_logger(
     if configure_stdout and distributed_rank == 0:
         if abbrev_name is None:
             abbrev_name = "d2" if name == "detectron2" else name
-        if _STDOUT in handlers:
-            console = handlers[_STDOUT]
-            console.setStream(sys.stdout)
-        else:
-            console = logging.StreamHandler(sys.stdout)
-            console.set_name(_STDOUT)
-            logger.addHandler(console)
+        if _STDOUT in handlers:  # made anew, as sys.stdout may be another one by now
+            logger.removeHandler(handlers[_STDOUT])
+        console = logging.StreamHandler(sys.stdout)
+        console.set_name(_STDOUT)
         console.setFormatter(
             _ConsoleFormatter(name, abbrev_name, sys.stdout.isatty()) if color else plain
         )
+        logger.addHandler(console)
 
     if output is not None:
         path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")

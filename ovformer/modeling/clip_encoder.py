@@ -85,8 +85,8 @@ class ClipEncoder:
                 f"CLIP model {name!r}: could not get the weights {pretrained!r} ({error}). Without "
                 "a network, do one of these: load it once where there is one and copy the cache "
                 "($HF_HOME); set MODEL.CLIP.PRETRAINED to a file of weights; set MODEL.CLIP.NAME "
-                f"to {LOCAL_PREFIX}FOLDER. No CLIP model is needed to train or evaluate with stored "
-                "image features (tools/save_clip_features.py) and a text classifier"
+                f"to {LOCAL_PREFIX}FOLDER. Training and evaluation with stored image features "
+                "(tools/save_clip_features.py) and a text classifier need no CLIP model"
             ) from error
         except (KeyError, TypeError) as error:
             raise ValueError(

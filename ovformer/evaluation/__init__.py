@@ -1,0 +1,1 @@
+"""Evaluation: writes predictions to ``results.json`` and scores them with a data set's metric."""

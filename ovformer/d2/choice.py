@@ -40,5 +40,6 @@ def choose_backend() -> str:
 def _broken(error: Exception) -> ImportError:
     return ImportError(
         f"detectron2 is installed but does not import: {error}. It was most likely built against "
-        "another torch; rebuild it (see INSTALL.md), uninstall it, or set OVFORMER_D2=builtin."
+        "another torch; rebuild it (see INSTALL.md), uninstall it, or set OVFORMER_D2=builtin. If "
+        "it is not installed, a folder called detectron2 on the Python path is taken for it."
     )

@@ -97,23 +97,27 @@ class Augmentation:
         return tfm
 
     def _read_args(self, aug_input: AugInput) -> list[Any]:
-        name = type(self).__name__
         if self.input_args is None:
-            parameters = inspect.signature(self.get_transform).parameters
-            for parameter in parameters.values():
-                if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                    raise TypeError(
-                        f"{name}.get_transform must name its arguments, not take {parameter}. "
-                        "Override __call__ where they are not known."
-                    )
-            self.input_args = ("image",) if len(parameters) == 1 else tuple(parameters)
+            self.input_args = self._argument_names()
         for attribute in self.input_args:
             if not hasattr(aug_input, attribute):
                 raise AttributeError(
-                    f"{name} needs {attribute!r}, which the input of type "
+                    f"{type(self).__name__} needs {attribute!r}, which the input of type "
                     f"{type(aug_input).__name__} has not"
                 )
         return [getattr(aug_input, attribute) for attribute in self.input_args]
+
+    def _argument_names(self) -> tuple[str, ...]:
+        parameters = inspect.signature(self.get_transform).parameters
+        if len(parameters) == 1:
+            return ("image",)
+        for parameter in parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(
+                    f"{type(self).__name__}.get_transform must name its arguments, not take "
+                    f"{parameter}. Override __call__ where they are not known."
+                )
+        return tuple(parameters)
 
     def _rand_range(
         self, low: float = 1.0, high: float | None = None, size: Any = None

@@ -53,20 +53,23 @@ class DatasetFromList(Dataset):
             copy: give out deep copies, which the caller may change.
             serialize: keep the records pickled in one block that worker processes share (this
                 copies too), or a function that makes such a sequence.
+
+        Raises:
+            TypeError: ``serialize`` is neither a bool nor a function.
         """
-        self._copy = copy
-        self._serialize = serialize is not False
         if serialize is True:
-            self._lst = _SerializedList(lst)
-        else:
-            self._lst = serialize(lst) if serialize else lst
+            serialize = _SerializedList
+        if serialize is not False and not callable(serialize):
+            raise TypeError(f"DatasetFromList: serialize must be a bool or a function: {serialize}")
+        self._copy = copy and serialize is False
+        self._lst = serialize(lst) if serialize else lst
 
     def __len__(self) -> int:
         return len(self._lst)
 
     def __getitem__(self, idx: int) -> Any:
         record = self._lst[idx]
-        return copy_module.deepcopy(record) if self._copy and not self._serialize else record
+        return copy_module.deepcopy(record) if self._copy else record
 
 
 class MapDataset(Dataset):

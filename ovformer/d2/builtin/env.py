@@ -1,11 +1,11 @@
 """The environment: files and URLs, registries, random seeds, and a table of what is installed."""
 
-import importlib
 import logging
 import os
 import platform
 import random
 import sys
+from importlib import metadata
 
 import numpy as np
 import torch
@@ -20,15 +20,16 @@ PathManager = _PathManager()
 PathManager.register_handler(HTTPURLHandler())
 
 _REPORTED_PACKAGES = (
-    "numpy",
     "torchvision",
-    "PIL",
-    "cv2",
+    "numpy",
+    "pillow",
+    "opencv-python",
+    "opencv-python-headless",
     "fvcore",
     "iopath",
     "pycocotools",
     "timm",
-    "open_clip",
+    "open_clip_torch",
 )
 
 
@@ -65,9 +66,8 @@ def collect_env_info() -> str:
     return f"{tabulate(rows)}\n{torch.__config__.show()}"
 
 
-def _version(module_name: str) -> str:
+def _version(package: str) -> str:
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        return f"does not import: {error}"
-    return getattr(module, "__version__", "installed, version unknown")
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

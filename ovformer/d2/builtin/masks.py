@@ -84,16 +84,10 @@ class BitMasks:
 
     def get_bounding_boxes(self) -> Boxes:
         """Return the tight box of each mask, on the CPU; zeros for an empty mask."""
-        _, height, width = self.tensor.shape
-        spans = []
-        for occupied, size in ((self.tensor.any(dim=1), width), (self.tensor.any(dim=2), height)):
-            # Empty masks are set to (0, 0) below, so it does not matter what they give here.
-            index = torch.arange(size, device=self.device).expand_as(occupied)
-            low = index.masked_fill(~occupied, size).amin(dim=1) if size else index.sum(dim=1)
-            high = index.masked_fill(~occupied, -1).amax(dim=1) + 1 if size else low
-            spans.append((low, high))
-        (x0, x1), (y0, y1) = spans
-        boxes = torch.stack((x0, y0, x1, y1), dim=1).float()
+        columns, rows = self.tensor.any(dim=1), self.tensor.any(dim=2)
+        low = [_first_true(columns), _first_true(rows)]
+        high = [side.shape[1] - _first_true(side.flip(1)) for side in (columns, rows)]
+        boxes = torch.stack(low + high, dim=1).float()
         boxes[~self.nonempty()] = 0
         return Boxes(boxes.cpu())
 
@@ -164,8 +158,9 @@ class PolygonMasks:
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
 
     def area(self) -> Tensor:
-        """Return the sum of each instance's polygon areas, (N,), in square pixels."""
-        return torch.tensor([sum(map(_polygon_area, polygons)) for polygons in self.polygons])
+        """Return the sum of each instance's polygon areas, float64 (N,), in square pixels."""
+        areas = [sum(map(_polygon_area, polygons)) for polygons in self.polygons]
+        return torch.tensor(areas, dtype=torch.float64)
 
     @staticmethod
     def cat(polymasks_list: Sequence["PolygonMasks"]) -> "PolygonMasks":
@@ -197,6 +192,11 @@ class PolygonMasks:
 
     def __repr__(self) -> str:
         return f"PolygonMasks(num_instances={len(self)})"
+
+
+def _first_true(flags: Tensor) -> Tensor:
+    """Index of the first True in each row, (N,); anything where there is none."""
+    return flags.int().argmax(dim=1)
 
 
 def _check_polygons(polygons: list[np.ndarray | Tensor | Sequence[float]]) -> Polygons:

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ovformer.d2.builtin.boxes import Boxes, BoxMode
 from ovformer.d2.builtin.masks import BitMasks, PolygonMasks, polygons_to_bitmask
@@ -70,11 +69,10 @@ class ImageList:
             height = width = constraints["square_size"]
         stride = max(1, constraints.get("size_divisibility", size_divisibility))
         height, width = (-(-side // stride) * stride for side in (height, width))
-        padded = [
-            F.pad(tensor, (0, width - w, 0, height - h), value=pad_value)
-            for tensor, (h, w) in zip(tensors, sizes, strict=True)
-        ]
-        return ImageList(torch.stack(padded), sizes)
+        padded = tensors[0].new_full((len(tensors), *leading, height, width), pad_value)
+        for image, tensor, (h, w) in zip(padded, tensors, sizes, strict=True):
+            image[..., :h, :w].copy_(tensor)
+        return ImageList(padded, sizes)
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageList":
         """Return the images on another device or in another type."""
@@ -118,9 +116,10 @@ class Instances:
         Raises:
             AssertionError: its length is not that of the other fields (detectron2's type).
         """
-        if self._fields and len(value) != len(self):
+        length = len(value)
+        if self._fields and length != len(self):
             raise AssertionError(
-                f"Instances: field {name!r} has length {len(value)}, the other fields {len(self)}"
+                f"Instances: field {name!r} has length {length}, the other fields {len(self)}"
             )
         self._fields[name] = value
 

@@ -1,0 +1,212 @@
+"""Layers, registries, points and the last resize, on whichever back-end is selected."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ovformer.d2 import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    Backbone,
+    Conv2d,
+    FrozenBatchNorm2d,
+    Registry,
+    ShapeSpec,
+    build_backbone,
+    build_model,
+    build_sem_seg_head,
+    get_cfg,
+    get_norm,
+    get_uncertain_point_coords_with_randomness,
+    point_sample,
+    sem_seg_postprocess,
+)
+
+
+def test_points_are_sampled_as_recorded(recorded: dict[str, Any]) -> None:
+    maps = torch.from_numpy(recorded["points.input"])
+    points = torch.from_numpy(recorded["points.coords"])
+    sampled = point_sample(maps, points, align_corners=False)
+    np.testing.assert_allclose(sampled, recorded["points.sampled"], rtol=0, atol=1e-6)
+    grid = point_sample(maps, points.view(2, 1, 11, 2), align_corners=False)
+    assert torch.equal(grid[:, :, 0], sampled)
+
+
+def test_uncertain_points_are_drawn_as_recorded(recorded: dict[str, Any]) -> None:
+    maps = torch.from_numpy(recorded["points.input"])
+    torch.manual_seed(9)
+    points = get_uncertain_point_coords_with_randomness(maps, lambda x: -x.abs(), 8, 3, 0.75)
+    np.testing.assert_allclose(points, recorded["points.uncertain_seed9"], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_uncertain_points_at_the_ends_of_the_range(ratio: float) -> None:
+    maps = torch.randn(3, 1, 5, 5)
+    points = get_uncertain_point_coords_with_randomness(maps, lambda x: -x.abs(), 6, 2.5, ratio)
+    assert points.shape == (3, 6, 2)
+    assert points.min() >= 0 and points.max() <= 1
+
+
+def test_uncertain_points_check_their_ratios() -> None:
+    for oversample, importance in ((0.5, 0.5), (2, 1.5), (2, -0.1)):
+        with pytest.raises(AssertionError):
+            get_uncertain_point_coords_with_randomness(
+                torch.zeros(1, 1, 2, 2), lambda x: x, 4, oversample, importance
+            )
+
+
+def test_padding_is_cut_off_and_the_rest_resized_as_recorded(recorded: dict[str, Any]) -> None:
+    maps = torch.from_numpy(recorded["points.input"])
+    resized = sem_seg_postprocess(maps[0], (6, 8), 12, 15)
+    np.testing.assert_allclose(resized, recorded["sem_seg_postprocess"], rtol=0, atol=1e-6)
+
+
+def test_frozen_batch_norm_as_recorded(recorded: dict[str, Any]) -> None:
+    wanted = recorded["frozen_bn"]
+    layer = FrozenBatchNorm2d(4)
+    assert layer.eps == wanted["eps"]
+    assert sorted(layer.state_dict()) == wanted["state"]
+    assert not list(layer.parameters())
+    converted = FrozenBatchNorm2d.convert_frozen_batchnorm(nn.BatchNorm2d(4))
+    assert type(converted).__name__ == wanted["converted"]
+
+
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_frozen_batch_norm_equals_batch_norm_in_eval(needs_grad: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, eps=1e-3).eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.copy_(torch.rand(4) + 0.5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(norm))
+    images = torch.randn(2, 3, 5, 6, requires_grad=needs_grad)
+    wanted, norm_state = model(images), norm.state_dict()
+    frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(model).train()
+    assert isinstance(frozen[1][0], FrozenBatchNorm2d) and frozen[1][0].eps == 1e-3
+    torch.testing.assert_close(frozen(images), wanted, rtol=1e-5, atol=1e-6)
+    # The weights of a BatchNorm2d fit, including its counter.
+    assert set(frozen[1][0].state_dict()) == set(norm_state)
+    frozen[1][0].load_state_dict(norm_state)
+
+
+def test_frozen_batch_norm_starts_as_the_identity_and_keeps_half_precision() -> None:
+    layer = FrozenBatchNorm2d(4)
+    images = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(layer(images), images)
+    half = images.bfloat16().requires_grad_()
+    assert layer(half).dtype == torch.bfloat16
+
+
+def test_frozen_batch_norm_without_statistics_loads_only_if_old() -> None:
+    weights = {"weight": torch.full((4,), 2.0), "bias": torch.ones(4)}
+    layer = FrozenBatchNorm2d(4)
+    layer.load_state_dict(dict(weights))  # no version recorded: an early file
+    assert layer.running_mean.tolist() == [0] * 4 and layer.weight.tolist() == [2] * 4
+    new = FrozenBatchNorm2d(4).state_dict()
+    del new["running_mean"]
+    with pytest.raises(RuntimeError, match="running_mean"):
+        layer.load_state_dict(new)
+
+
+def test_norms_as_recorded(recorded: dict[str, Any]) -> None:
+    for name, wanted in recorded["get_norm"].items():
+        layer = get_norm(name, 32)
+        assert layer is None if wanted is None else repr(layer) == wanted, name
+
+
+def test_norm_from_a_function_and_unknown_norm() -> None:
+    assert get_norm(None, 8) is None
+    assert isinstance(get_norm(nn.Identity, 8), nn.Identity)
+    with pytest.raises(KeyError):
+        get_norm("nonsense", 8)
+
+
+def test_layer_norm_is_over_channels() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 8, 3, 4)
+    normalised = get_norm("LN", 8)(images)
+    assert normalised.shape == images.shape
+    wanted = nn.functional.layer_norm(images.permute(0, 2, 3, 1), (8,), eps=1e-6)
+    torch.testing.assert_close(normalised, wanted.permute(0, 3, 1, 2))
+
+
+def test_conv_applies_norm_then_activation() -> None:
+    conv = Conv2d(3, 4, kernel_size=3, padding=1, norm=nn.GroupNorm(2, 4), activation=torch.relu)
+    assert sorted(conv.state_dict()) == ["bias", "norm.bias", "norm.weight", "weight"]
+    images = torch.randn(1, 3, 5, 5)
+    plain = nn.functional.conv2d(images, conv.weight, conv.bias, padding=1)
+    torch.testing.assert_close(conv(images), conv.norm(plain).relu())
+    assert Conv2d(3, 4, 1).norm is None and Conv2d(3, 4, 1).activation is None
+
+
+def test_registries() -> None:
+    registry = Registry("PARTS")
+
+    @registry.register()
+    class Part:
+        pass
+
+    assert registry.get("Part") is Part and "Part" in registry
+    with pytest.raises(KeyError, match="Other"):
+        registry.get("Other")
+    with pytest.raises(AssertionError):
+        registry.register(Part)
+
+
+class _Stem(Backbone):
+    def __init__(self, cfg: Any, input_shape: ShapeSpec) -> None:
+        super().__init__()
+        self.in_channels = input_shape.channels
+        self._out_features = ["stem"]
+        self._out_feature_channels = {"stem": 8}
+        self._out_feature_strides = {"stem": 4}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"stem": x}
+
+
+class _Head(nn.Module):
+    def __init__(self, cfg: Any, input_shape: dict[str, ShapeSpec]) -> None:
+        super().__init__()
+        self.channels = input_shape["stem"].channels
+
+
+class _Model(nn.Module):
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self.backbone = build_backbone(cfg)
+        self.head = build_sem_seg_head(cfg, self.backbone.output_shape())
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+def test_a_model_is_built_from_registered_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry, part in (
+        (BACKBONE_REGISTRY, _Stem),
+        (SEM_SEG_HEADS_REGISTRY, _Head),
+        (META_ARCH_REGISTRY, _Model),
+    ):
+        monkeypatch.setitem(registry._obj_map, part.__name__, part)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "_Stem"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "_Head"
+    cfg.MODEL.META_ARCHITECTURE = "_Model"
+    model = build_model(cfg)
+    assert model.backbone.in_channels == 3 and model.head.channels == 8
+    assert model.backbone.output_shape() == {"stem": ShapeSpec(channels=8, stride=4)}
+    assert model.backbone.size_divisibility == 0 and model.backbone.padding_constraints == {}
+
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "_Stem", lambda cfg, shape: nn.Identity())
+    with pytest.raises(AssertionError):
+        build_backbone(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "Nonsense"
+    with pytest.raises(KeyError, match="Nonsense"):
+        build_model(cfg)
+
+
+def test_a_backbone_must_have_a_forward() -> None:
+    assert inspect.isabstract(Backbone)

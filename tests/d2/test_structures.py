@@ -1,0 +1,188 @@
+"""Boxes, masks, image lists and instances, on whichever back-end is selected."""
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ovformer.d2 import BitMasks, Boxes, BoxMode, ImageList, Instances, PolygonMasks
+
+POLYGONS = [[np.array([1.0, 1.0, 5.0, 1.0, 5.0, 4.0, 1.0, 4.0])], [np.array([0.0, 0, 2, 0, 0, 2])]]
+
+
+def test_instances_behave_as_recorded(recorded: dict[str, Any]) -> None:
+    wanted = recorded["instances"]
+    instances = Instances((1, 1), x=torch.arange(3.0))
+    assert len(instances) == wanted["len"]
+    assert len(instances[0]) == wanted["int_index_len"]
+    assert instances[-1].x.item() == wanted["neg_index"]
+    assert instances.has("x") == wanted["has"]
+    assert len(Instances.cat([instances, instances])) == wanted["cat_len"]
+    with pytest.raises(Exception) as index_error:
+        instances[3]
+    with pytest.raises(Exception) as length_error:
+        instances.x = torch.zeros(2)
+    with pytest.raises(Exception) as empty_error:
+        len(Instances((1, 1)))
+    assert type(index_error.value).__name__ == wanted["error i[3]"]
+    assert type(length_error.value).__name__ == wanted['error setattr(i,"x",torch.zeros(2))']
+    assert type(empty_error.value).__name__ == wanted["error len(Instances((1,1)))"]
+
+
+def test_instances_index_all_fields() -> None:
+    instances = Instances(
+        (8, 9),
+        boxes=Boxes([[0, 0, 1, 1], [2, 2, 4, 5]]),
+        masks=BitMasks(torch.eye(2)[:, None].repeat(1, 8, 1)),
+        polygons=PolygonMasks(POLYGONS),
+        names=["a", "b"],
+    )
+    kept = instances[1:]
+    assert kept.image_size == (8, 9)
+    assert kept.boxes.tensor.tolist() == [[2, 2, 4, 5]]
+    assert kept.names == ["b"]
+    assert kept.polygons.polygons[0][0].tolist() == POLYGONS[1][0].tolist()
+    joined = Instances.cat([kept, instances])
+    assert joined.names == ["b", "a", "b"] and len(joined.boxes) == 3 and len(joined.masks) == 3
+    joined.remove("names")
+    assert set(joined.get_fields()) == {"boxes", "masks", "polygons"}
+    with pytest.raises(AttributeError, match="names"):
+        _ = joined.names
+    joined = joined[torch.tensor([True, False, True])]
+    assert joined.boxes.tensor.tolist() == [[2, 2, 4, 5], [2, 2, 4, 5]] and len(joined.masks) == 2
+    with pytest.raises(NotImplementedError):
+        iter(instances)
+    with pytest.raises(TypeError):
+        Instances((8, 9), count=2)
+    with pytest.raises(AssertionError):
+        Instances.cat([instances, Instances((1, 1), boxes=Boxes([]))])
+
+
+def test_instances_are_copied_pickled_and_moved() -> None:
+    instances = Instances((8, 9), scores=torch.ones(2), names=["a", "b"])
+    for other in (copy.deepcopy(instances), pickle.loads(pickle.dumps(instances))):
+        assert other.scores.tolist() == [1, 1] and other.image_size == (8, 9)
+    assert instances.to(torch.float64).scores.dtype == torch.float64
+    assert "num_instances=2" in str(instances) and "image_height=8" in str(instances)
+
+
+def test_image_list_pads_as_recorded(recorded: dict[str, Any]) -> None:
+    images = [torch.from_numpy(recorded[f"imagelist.{i}"]) for i in range(2)]
+    padded = ImageList.from_tensors(images, 8)
+    np.testing.assert_array_equal(padded.tensor, recorded["imagelist.tensor"])
+    assert [list(size) for size in padded.image_sizes] == recorded["imagelist.sizes"]
+    assert len(padded) == 2
+    assert torch.equal(padded[1], images[1])
+
+
+def test_image_list_options() -> None:
+    images = [torch.zeros(5, 7, dtype=torch.uint8), torch.zeros(3, 9, dtype=torch.uint8)]
+    padded = ImageList.from_tensors(images, pad_value=3)
+    assert padded.tensor.shape == (2, 5, 9) and padded.tensor.dtype == torch.uint8
+    assert padded.tensor.sum() == 3 * (2 * 5 * 9 - 5 * 7 - 3 * 9)
+    square = {"square_size": 32, "size_divisibility": 1}
+    assert ImageList.from_tensors(images, 8, padding_constraints=square).tensor.shape[1:] == (
+        32,
+        32,
+    )
+    assert padded.to(torch.float32).tensor.dtype == torch.float32
+    for wrong in ([], [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)]):
+        with pytest.raises(AssertionError):
+            ImageList.from_tensors(wrong)
+
+
+def test_masks_of_nothing_have_boxes_of_zeros(recorded: dict[str, Any]) -> None:
+    masks = BitMasks(torch.zeros(2, 5, 6))
+    assert masks.get_bounding_boxes().tensor.tolist() == recorded["bitmasks.empty_boxes"]
+    assert masks.nonempty().tolist() == recorded["bitmasks.nonempty"]
+    assert len(BitMasks(torch.zeros(0, 5, 6)).get_bounding_boxes()) == 0
+
+
+def test_bitmasks() -> None:
+    masks = BitMasks.from_polygon_masks(PolygonMasks(POLYGONS), 6, 7)
+    assert masks.tensor.dtype == torch.bool and masks.tensor.shape == (2, 6, 7)
+    assert tuple(masks.image_size) == (6, 7)
+    assert masks.tensor[0].sum() == 12 and masks.tensor[0, 1:4, 1:5].all()
+    assert masks.get_bounding_boxes().tensor[0].tolist() == [1, 1, 5, 4]
+    full = BitMasks(np.ones((1, 3, 4), np.uint8)).get_bounding_boxes()
+    assert full.tensor.tolist() == [[0, 0, 4, 3]] and full.tensor.dtype == torch.float32
+    assert len(masks[1]) == 1 and len(masks[:1]) == 1 and len(masks[masks.nonempty()]) == 2
+    assert len(BitMasks.cat([masks, masks])) == 4
+    assert [mask.shape for mask in masks] == [(6, 7), (6, 7)]
+    assert BitMasks.from_polygon_masks([], 6, 7).tensor.shape == (0, 6, 7)
+    assert not BitMasks.from_polygon_masks([[]], 6, 7).tensor.any()
+    with pytest.raises(AssertionError):
+        BitMasks(torch.zeros(5, 6))
+
+
+def test_polygon_masks() -> None:
+    masks = PolygonMasks([*POLYGONS, []])
+    assert masks.nonempty().tolist() == [True, True, False]
+    assert masks.area().tolist() == [12, 2, 0]
+    boxes = masks.get_bounding_boxes().tensor
+    assert boxes[:2].tolist() == [[1, 1, 5, 4], [0, 0, 2, 2]]
+    assert boxes[2].tolist() == [float("inf"), float("inf"), 0, 0]
+    for item in (1, [1], slice(1, 2), torch.tensor([1]), torch.tensor([False, True, False])):
+        assert [len(p) for p in masks[item]] == [1]
+        assert masks[item].polygons[0][0].tolist() == POLYGONS[1][0].tolist()
+    assert len(PolygonMasks.cat([masks, masks])) == 6
+    with pytest.raises(ValueError):
+        masks[torch.tensor([0.5])]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 6)), [np.zeros(6)], [[[1, 2, 3, 4]]], [[[1] * 7]]])
+def test_wrong_polygons_are_errors(wrong: Any) -> None:
+    with pytest.raises(ValueError):
+        PolygonMasks(wrong)
+
+
+def test_box_modes_as_recorded(recorded: dict[str, Any]) -> None:
+    wanted, modes = recorded["boxmode"], (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+    assert BoxMode.convert([1, 2, 3, 4], *modes) == wanted["xywh->xyxy"]
+    assert BoxMode.convert(wanted["xywh->xyxy"], *modes[::-1]) == wanted["xyxy->xywh"]
+
+
+def test_box_modes_keep_the_type_and_the_input() -> None:
+    modes = (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+    assert BoxMode.convert((1.0, 2.0, 3.0, 4.0), *modes) == (1.0, 2.0, 4.0, 6.0)
+    array = np.array([[1.0, 2.0, 3.0, 4.0]])
+    converted = BoxMode.convert(array, *modes)
+    assert isinstance(converted, np.ndarray) and converted.dtype == np.float64
+    assert converted.tolist() == [[1, 2, 4, 6]] and array.tolist() == [[1, 2, 3, 4]]
+    tensor = BoxMode.convert(torch.from_numpy(array), *modes)
+    assert tensor.tolist() == [[1, 2, 4, 6]]
+    assert [int(mode) for mode in BoxMode] == [0, 1, 2, 3, 4]
+    with pytest.raises(AssertionError):
+        BoxMode.convert([1, 2, 3], *modes)
+    with pytest.raises(AssertionError):
+        BoxMode.convert([1, 2, 3, 4], BoxMode.XYXY_REL, BoxMode.XYXY_ABS)
+    with pytest.raises(NotImplementedError):
+        BoxMode.convert([1, 2, 3, 4], BoxMode.XYXY_ABS, BoxMode.XYWHA_ABS)
+
+
+def test_boxes() -> None:
+    boxes = Boxes([[-2, 1, 4, 9], [3, 3, 3, 5]])
+    assert boxes.area().tolist() == [48, 0]
+    assert boxes.nonempty().tolist() == [True, False]
+    assert boxes.nonempty(threshold=7).tolist() == [False, False]
+    assert boxes.get_centers().tolist() == [[1, 5], [3, 4]]
+    assert boxes.inside_box((8, 8)).tolist() == [False, True]
+    assert boxes.inside_box((8, 8), boundary_threshold=2).tolist() == [True, True]
+    clipped = boxes.clone()
+    clipped.clip((6, 3))
+    assert clipped.tensor.tolist() == [[0, 1, 3, 6], [3, 3, 3, 5]]
+    clipped.scale(2, 0.5)
+    assert clipped.tensor.tolist() == [[0, 0.5, 6, 3], [6, 1.5, 6, 2.5]]
+    assert boxes.tensor[0, 0] == -2
+    assert len(boxes[1]) == 1 and len(boxes[:1]) == 1 and len(boxes[boxes.nonempty()]) == 1
+    assert len(Boxes.cat([boxes, boxes])) == 4 and len(Boxes.cat([])) == 0
+    assert [box.shape for box in boxes] == [(4,), (4,)]
+    assert Boxes(torch.zeros(0, 4)).tensor.shape == Boxes([]).tensor.shape == (0, 4)
+    assert Boxes(torch.zeros(1, 4, dtype=torch.float64)).tensor.dtype == torch.float32
+    with pytest.raises(AssertionError):
+        Boxes([[1, 2, 3]])
+    with pytest.raises(AssertionError):
+        Boxes([[0, 0, float("nan"), 1]]).clip((2, 2))

@@ -1,6 +1,7 @@
 """Catalogs, data sets, samplers and image files, on whichever back-end is selected."""
 
 import itertools
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def test_map_dataset_tries_another_record() -> None:
     assert len(dataset) == 4
     assert dataset[2] == 4
     assert {dataset[1] for _ in range(20)} <= {0, 4}
+    assert pickle.loads(pickle.dumps(dataset))[2] == 4  # as workers that are spawned get it
 
 
 def test_map_dataset_without_any_usable_record_ends() -> None:

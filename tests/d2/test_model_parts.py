@@ -115,7 +115,10 @@ def test_frozen_batch_norm_without_statistics_loads_only_if_old() -> None:
 def test_norms_as_recorded(recorded: dict[str, Any]) -> None:
     for name, wanted in recorded["get_norm"].items():
         layer = get_norm(name, 32)
-        assert layer is None if wanted is None else repr(layer) == wanted, name
+        if wanted is None:
+            assert layer is None, name
+        else:  # older versions of torch do not print bias
+            assert repr(layer) == wanted or repr(layer) == wanted.replace("bias=True, ", ""), name
 
 
 def test_norm_from_a_function_and_unknown_norm() -> None:

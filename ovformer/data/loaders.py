@@ -70,7 +70,6 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
         batch_size=batch_size,
         sampler=sampler,
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
-        generator=torch.Generator().manual_seed(seed),
         **_common_options(cfg),
     )
 
@@ -288,6 +287,8 @@ def _common_options(cfg: CfgNode) -> dict:
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "collate_fn": _as_list,
         "worker_init_fn": _init_worker,
+        # Of its own: without one each new iterator takes a number of the model's generator.
+        "generator": torch.Generator(),
         "pin_memory": cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
     }
 

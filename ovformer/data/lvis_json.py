@@ -35,13 +35,7 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     Raises:
         ValueError: the file is not valid; the message names it, the faulty entry and what is wrong.
     """
-    content = read_json(path, object_hook=_compact)
-    missing = {"images", "annotations"} - set(content)
-    if missing:
-        raise ValueError(
-            f"{path}: no {' and no '.join(map(repr, sorted(missing)))}. Expected an LVIS or COCO "
-            f"annotation file; this one holds {sorted(content)}."
-        )
+    content = read_json(path, ("images", "annotations"), object_hook=_compact)
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
     _check_categories(path, content.get("categories", []), categories)
     records = _image_records(path, content["images"], image_folder)

@@ -1,0 +1,234 @@
+"""Images, masks and CLIP inputs as the model gets them."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
+from PIL import Image
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import DatasetCatalog
+from ovformer.d2 import transforms as T
+from ovformer.data.augmentation import EXTRA_AUGMENTATIONS, train_augmentations
+from ovformer.data.clip_features import ClipFeatureWriter, clip_image
+from ovformer.data.image_mapper import ImageMapper, read_rgb, transform_mask
+
+
+def mapper(**changes: object) -> ImageMapper:
+    arguments = {
+        "is_train": True,
+        "augmentations": [],
+        "pad_to": 0,
+        "image_format": "RGB",
+        "clip_image_size": 16,
+        "clip_features": None,
+    }
+    return ImageMapper(**{**arguments, **changes})
+
+
+def pixels_of(record: dict) -> np.ndarray:
+    return np.asarray(Image.open(record["file_name"]))
+
+
+@pytest.fixture
+def records(mini_lvis: MiniLvis) -> list[dict]:
+    return DatasetCatalog.get("lvis_v1_train")
+
+
+def test_without_augmentation_nothing_changes(mini_lvis: MiniLvis, records: list[dict]) -> None:
+    number = 101
+    for record in records:
+        before = str(record)
+        sample = mapper()(record)
+        assert str(record) == before
+        pixels = pixels_of(record)
+        np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
+        assert torch.equal(sample["clip_image"], clip_image(pixels, 16))
+        instances = sample["instances"]
+        assert instances.image_size == (record["height"], record["width"])
+        kept = []
+        for annotation in record["annotations"]:
+            if not annotation["iscrowd"]:
+                kept.append((annotation["category_id"], mini_lvis.masks[number]))
+            number += 1
+        assert instances.gt_classes.tolist() == [label for label, _ in kept]
+        assert instances.gt_masks.tensor.shape == (len(kept), *instances.image_size)
+        for mask, (_, expected) in zip(instances.gt_masks.tensor, kept, strict=True):
+            np.testing.assert_array_equal(mask, expected)
+        assert "annotations" not in sample
+    assert number == 108
+    assert len(sample["instances"]) == 0  # the last image has no annotation
+
+
+def test_boxes_are_those_of_the_masks(records: list[dict]) -> None:
+    record = dict(records[0])
+    record["annotations"] = [dict(record["annotations"][0], bbox=[0, 0, 1, 1])]
+    boxes = mapper()(record)["instances"].gt_boxes.tensor
+    assert boxes.tolist() == [[10, 5, 40, 30]]
+
+
+def test_channel_order(records: list[dict]) -> None:
+    rgb, bgr = (mapper(image_format=f)(records[0])["image"] for f in ("RGB", "BGR"))
+    assert torch.equal(rgb, bgr.flip(0))
+    with pytest.raises(ValueError, match="INPUT.FORMAT: unknown format 'L'. Known: RGB, BGR"):
+        mapper(image_format="L")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_large_scale_jitter(records: list[dict], seed: int) -> None:
+    """Everything beyond the resized image is padding: grey, and in no mask."""
+    random.seed(seed)
+    np.random.seed(seed)
+    augmentations = train_augmentations(64, 0.3, 2.0, "horizontal", ["rotation"])
+    whole = dict(records[2], annotations=[dict(records[2]["annotations"][0])])
+    # Reaches out of the image on all sides.
+    whole["annotations"][0]["segmentation"] = [corners(-90, -90, 190, 190)]
+    sample = mapper(augmentations=augmentations, pad_to=64)(whole)
+    assert sample["image"].shape == (3, 64, 64)
+    mask = sample["instances"].gt_masks.tensor[0].numpy()
+    height, width = np.argwhere(mask).max(0) + 1
+    assert mask[:height, :width].all()
+    outside = sample["image"].permute(1, 2, 0)[torch.from_numpy(~mask)]
+    assert (outside == 128).all()
+    assert (height == 64 and width == 64) or len(outside)
+    inside = sample["image"][:, :height, :width]
+    assert (inside != 128).any()
+
+
+@given(
+    box=st.tuples(*[st.integers(-20, 70)] * 4),
+    crop=st.tuples(*[st.integers(1, 60)] * 2),
+    seed=st.integers(0, 99),
+)
+def test_polygons_and_rles_are_cropped_alike(box: tuple, crop: tuple, seed: int) -> None:
+    x0, x1 = sorted((box[0], box[1] + 100))
+    y0, y1 = sorted((box[2], box[3] + 100))
+    size = (50, 60)
+    mask = rectangle(size, max(x0, 0), max(y0, 0), x1, y1)
+    image = np.zeros((*size, 3), np.uint8)
+    np.random.seed(seed)
+    augmented = T.AugInput(image)
+    transforms = T.AugmentationList([T.FixedSizeCrop(crop, pad=False)])(augmented)
+    frame = augmented.image.shape[:2]
+    from_polygon = transform_mask([corners(x0, y0, x1, y1)], transforms, frame)
+    from_rle = transform_mask(compressed_rle(mask), transforms, frame)
+    assert from_rle.shape == frame
+    np.testing.assert_array_equal(from_polygon, from_rle)
+
+
+@pytest.mark.parametrize("name", ["rotation90", "flip"])
+@pytest.mark.parametrize("seed", range(5))
+def test_image_and_masks_move_together(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((30, 44)) < 0.5
+    image = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, 2)
+    augmentation = T.RandomFlip(prob=1.0) if name == "flip" else EXTRA_AUGMENTATIONS["rotation90"]()
+    np.random.seed(seed)
+    augmented = T.AugInput(image)
+    transforms = T.AugmentationList([augmentation])(augmented)
+    frame = augmented.image.shape[:2]
+    moved = transform_mask(compressed_rle(mask), transforms, frame)
+    np.testing.assert_array_equal(moved > 0, augmented.image[..., 0] > 127)
+    assert moved.sum() == mask.sum()
+    # A polygon's pixels move as the mask of it does.
+    box = transform_mask([corners(3, 5, 20, 11)], transforms, frame)
+    expected = transform_mask(compressed_rle(rectangle((30, 44), 3, 5, 20, 11)), transforms, frame)
+    np.testing.assert_array_equal(box, expected)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colour_changes_leave_masks_alone(records: list[dict], name: str) -> None:
+    np.random.seed(1)
+    sample = mapper(augmentations=[EXTRA_AUGMENTATIONS[name]()])(records[0])
+    plain = mapper()(records[0])
+    difference = (sample["image"].int() - plain["image"].int()).abs()
+    assert 0 < difference.max() <= 27
+    assert torch.equal(sample["instances"].gt_masks.tensor, plain["instances"].gt_masks.tensor)
+    assert torch.equal(sample["clip_image"], plain["clip_image"])
+
+
+def test_objects_that_vanish_are_dropped(records: list[dict]) -> None:
+    def shrink(record: dict) -> dict:
+        return mapper(augmentations=[T.ResizeScale(0.1, 0.1, 64, 64)], pad_to=64)(record)
+
+    record = dict(records[0])
+    small = dict(record["annotations"][0], segmentation=[corners(10, 10, 12, 12)])
+    record["annotations"] = [small, *record["annotations"]]
+    instances = shrink(record)["instances"]
+    assert instances.gt_classes.tolist() == [0, 12]
+    assert (instances.gt_masks.tensor.flatten(1).sum(1) > 0).all()
+
+
+def test_evaluation_resizes_and_has_no_instances(records: list[dict]) -> None:
+    cfg = get_ovformer_cfg(None, ["INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TEST", 100])
+    sample = ImageMapper(cfg, is_train=False)(records[4])  # 64 x 36
+    assert sample["image"].shape == (3, 56, 100)
+    assert (sample["height"], sample["width"]) == (36, 64)
+    assert "instances" not in sample and "annotations" not in sample
+    assert sample["clip_image"].shape == (3, 224, 224)
+
+
+def test_config_of_training(records: list[dict]) -> None:
+    opts = ["INPUT.IMAGE_SIZE", 96, "INPUT.FORMAT", "RGB", "INPUT.RANDOM_FLIP", "none"]
+    opts += ["INPUT.MIN_SCALE", 1.0, "INPUT.MAX_SCALE", 1.0, "MODEL.CLIP.IMAGE_SIZE", 32]
+    sample = ImageMapper(get_ovformer_cfg(None, opts), is_train=True)(records[0])  # 60 x 40
+    expected = Image.fromarray(pixels_of(records[0])).resize((96, 64), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(sample["image"][:, :64].permute(1, 2, 0), np.asarray(expected))
+    assert (sample["image"][:, 64:] == 128).all()
+    assert sample["clip_image"].shape == (3, 32, 32)
+    assert sample["instances"].gt_masks.tensor.shape == (2, 96, 96)
+    for opts, message in (
+        (["INPUT.RANDOM_FLIP", "diagonal"], "INPUT.RANDOM_FLIP: unknown flip 'diagonal'"),
+        (["INPUT.AUGMENTATIONS", "['blur']"], "INPUT.AUGMENTATIONS: unknown augmentation 'blur'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ImageMapper(get_ovformer_cfg(None, opts), is_train=True)
+
+
+def test_stored_features_are_attached(
+    mini_lvis: MiniLvis, records: list[dict], caplog: pytest.LogCaptureFixture
+) -> None:
+    features = torch.randn(5, 8)
+    path = mini_lvis.root / "metadata" / "features.safetensors"
+    with ClipFeatureWriter(path, {"clip": "tiny", "pretrained": "a file"}) as writer:
+        writer.add([record["clip_key"] for record in records], features)
+    # As configs name it: relative to the dataset root.
+    opts = ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/metadata/features.safetensors"]
+    with pytest.raises(ValueError, match="width 8, but MODEL.CLIP.EMBED_DIM is 512"):
+        ImageMapper(get_ovformer_cfg(None, opts), is_train=False)
+    cfg = get_ovformer_cfg(None, [*opts, "MODEL.CLIP.EMBED_DIM", 8])
+    sample = ImageMapper(cfg, is_train=False)(records[1])
+    assert torch.equal(sample["clip_features"], features[1:2])
+    assert "clip_image" not in sample
+    assert "was made with CLIP tiny / a file" in caplog.text
+    # Training has a key of its own.
+    assert ImageMapper(cfg, is_train=True).clip_features is None
+
+
+def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda b: b"", lambda b: b"no image", lambda b: b[:900], lambda b: b[:40] + b[60:]]
+)
+def test_an_image_that_cannot_be_decoded_is_named(
+    records: list[dict], change: Callable[[bytes], bytes]
+) -> None:
+    path = Path(records[0]["file_name"])
+    spoil(path, change)
+    with pytest.raises(ValueError, match=f"{path}: the image can't be decoded"):
+        mapper()(records[0])
+
+
+def test_a_missing_image_and_one_of_another_size_are_named(records: list[dict]) -> None:
+    with pytest.raises(FileNotFoundError, match="/no/such.jpg: no such image file"):
+        read_rgb("/no/such.jpg")
+    with pytest.raises(ValueError, match=records[0]["file_name"]):
+        mapper()(dict(records[0], width=61))

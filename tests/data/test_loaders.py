@@ -1,0 +1,314 @@
+"""The stream of training samples and the loaders of both kinds."""
+
+import itertools
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lvis_fixture import MiniLvis, corners
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import (
+    CfgNode,
+    DatasetCatalog,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+    comm,
+)
+from ovformer.data import loaders
+from ovformer.data.clip_features import ClipFeatureWriter
+from ovformer.data.loaders import StreamSampler, build_test_loader, build_train_loader
+
+
+def config(*opts: object) -> CfgNode:
+    base = {
+        "DATASETS.TRAIN": "('lvis_v1_train',)",
+        "DATASETS.TEST": "('lvis_v1_val',)",
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.IMAGE_SIZE": 32,
+        "INPUT.FORMAT": "RGB",
+        "INPUT.AUGMENTATIONS": "['contrast', 'rotation90']",
+        "MODEL.CLIP.IMAGE_SIZE": 8,
+        "MODEL.DEVICE": "cpu",
+        "SOLVER.IMS_PER_BATCH": 4,
+        "SEED": 5,
+    }
+    return get_ovformer_cfg(None, [*itertools.chain(*base.items()), *opts])
+
+
+def images(loader: torch.utils.data.DataLoader, count: int) -> list[tuple]:
+    """The first batches of a loader, in a form that compares."""
+    batches = itertools.islice(loader, count)
+    return [
+        (sample["image_id"], sample["image"].numpy().tobytes(), str(sample["instances"]))
+        for batch in batches
+        for sample in batch
+    ]
+
+
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    monkeypatch.setattr(comm, "get_rank", lambda: rank)
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+
+
+def test_batches(mini_lvis: MiniLvis) -> None:
+    loader = build_train_loader(config("INPUT.AUGMENTATIONS", "['contrast']"))
+    batch = next(iter(loader))
+    assert len(batch) == 4
+    for sample in batch:
+        assert sample["image"].shape == (3, 32, 32)
+        assert sample["clip_image"].shape == (3, 8, 8)
+        assert sample["instances"].image_size == (32, 32)
+    # Image 5 has no annotation; the crowd region of image 4 does not count as one.
+    assert {s["image_id"] for b in itertools.islice(loader, 8) for s in b} == {1, 2, 3, 4}
+    everything = build_train_loader(config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False))
+    assert {s["image_id"] for b in itertools.islice(everything, 8) for s in b} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_do_not_change_the_samples(mini_lvis: MiniLvis, workers: int) -> None:
+    expected = images(build_train_loader(config()), 5)
+    assert len(set(expected)) == 20  # every sample is augmented anew
+    found = images(build_train_loader(config("DATALOADER.NUM_WORKERS", workers)), 5)
+    assert found == expected
+
+
+@pytest.mark.parametrize("sampler", loaders.TRAIN_SAMPLERS)
+def test_a_resumed_run_goes_on_at_its_place(mini_lvis: MiniLvis, sampler: str) -> None:
+    cfg = config("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9)
+    whole = images(build_train_loader(cfg), 7)
+    assert images(build_train_loader(cfg, start_iteration=4), 3) == whole[16:]
+
+
+def test_processes_share_one_stream(mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = images(build_train_loader(config()), 4)
+    parts = []
+    for rank in range(2):
+        as_process(monkeypatch, rank, 2)
+        loader = build_train_loader(config(), start_iteration=1)
+        assert loader.batch_size == 2
+        parts.append(images(loader, 3))
+    for iteration in range(3):
+        together = [sample for part in parts for sample in part[2 * iteration :][:2]]
+        assert sorted(together) == sorted(whole[4 * (iteration + 1) :][:4])
+
+
+@given(
+    size=st.integers(1, 30),
+    seed=st.integers(0, 5),
+    world_size=st.integers(1, 5),
+    skip=st.integers(0, 60),
+    repeats=st.booleans(),
+)
+def test_stream_sampler_numbers_one_order(
+    size: int, seed: int, world_size: int, skip: int, repeats: bool
+) -> None:
+    def sampler() -> torch.utils.data.Sampler:
+        if repeats:
+            return RepeatFactorTrainingSampler(torch.linspace(1, 2.5, size), seed=seed)
+        return TrainingSampler(size, seed=seed)
+
+    order = list(itertools.islice(sampler(), (skip + 10) * world_size))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for rank in range(world_size):
+            as_process(monkeypatch, rank, world_size)
+            found = list(itertools.islice(StreamSampler(sampler(), skip), 10))
+            places = [rank + world_size * k for k in range(skip, skip + 10)]
+            assert found == [(place, order[place]) for place in places]
+
+
+def test_seeds(mini_lvis: MiniLvis) -> None:
+    first, second, third = (images(build_train_loader(config("SEED", s)), 2) for s in (1, 1, 2))
+    assert first == second != third
+    drawn = [images(build_train_loader(config("SEED", -1)), 2) for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_random_numbers_of_the_process_are_left_alone(mini_lvis: MiniLvis) -> None:
+    def numbers() -> tuple:
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    outcomes = []
+    for load in (True, False):
+        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+        if load:
+            images(build_train_loader(config()), 2)
+        outcomes.append(numbers())
+    assert outcomes[0] == outcomes[1]
+    # An evaluation in between leaves the points alone that the training's losses draw.
+    state = torch.get_rng_state()
+    next(iter(build_test_loader(config(), "lvis_v1_val")))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_rare_images_are_repeated(mini_lvis: MiniLvis) -> None:
+    # Category 13 is in one of four images, category 3 in three.
+    cfg = config(
+        "DATALOADER.SAMPLER_TRAIN",
+        "RepeatFactorTrainingSampler",
+        "DATALOADER.REPEAT_THRESHOLD",
+        0.75,
+    )
+    found = [image_id for image_id, _, _ in images(build_train_loader(cfg), 60)]
+    counts = {i: found.count(i) for i in (1, 2, 3, 4)}
+    # Factors: sqrt(0.75 / 0.25) for 1 and 3, sqrt(0.75 / 0.5) for 4 (its crowd counts), 1 for 2.
+    for image_id, factor in {1: 3**0.5, 3: 3**0.5, 4: 1.5**0.5}.items():
+        assert counts[image_id] / counts[2] == pytest.approx(factor, abs=0.3)
+
+
+def test_evaluation_sees_each_image_once(
+    mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for rank in range(2):
+        as_process(monkeypatch, rank, 2)
+        loader = build_test_loader(config("DATALOADER.NUM_WORKERS", rank), "lvis_v1_val")
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(len(batch) == 1 for batch in batches)
+        assert "annotations" not in batches[0][0] and "instances" not in batches[0][0]
+        found.append([batch[0]["image_id"] for batch in batches])
+    assert found == [[1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_in_workers_name_the_image(mini_lvis: MiniLvis, workers: int) -> None:
+    path = mini_lvis.root / "coco" / "train2017" / "000000000002.png"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=f"{path}: the image can't be decoded"):
+        images(build_train_loader(config("DATALOADER.NUM_WORKERS", workers)), 5)
+
+
+def fail(_: object) -> None:
+    raise KeyError("segmentation")
+
+
+def test_any_error_of_a_mapper_names_the_image() -> None:
+    record = {"file_name": "/data/x.jpg", "image_id": 7}
+    dataset = loaders.MappedDataset([record], fail)
+    with pytest.raises(RuntimeError, match=r"/data/x.jpg \(image id 7\): KeyError: 'segmentation'"):
+        dataset[0]
+
+
+def without_annotations(data: MiniLvis) -> None:
+    data.content["annotations"] = []
+    data.write()
+
+
+def without_images(data: MiniLvis) -> None:
+    for number in (2, 4):
+        os.remove(data.root / "coco" / "train2017" / f"{number:012d}.png")
+
+
+def without_a_folder(data: MiniLvis) -> None:
+    (data.root / "coco" / "val2017").rename(data.root / "val")
+
+
+def nothing(_: MiniLvis) -> None:
+    """The data set is fine, the config is not."""
+
+
+WRONG = [
+    (
+        nothing,
+        ("DATASETS.TRAIN", "('nope',)"),
+        ValueError,
+        "DATASETS.TRAIN: unknown dataset 'nope'",
+    ),
+    (nothing, ("DATASETS.TRAIN", "()"), ValueError, "DATASETS.TRAIN is empty"),
+    (
+        nothing,
+        ("INPUT.DATASET_MAPPER_NAME", "coco"),
+        ValueError,
+        "INPUT.DATASET_MAPPER_NAME: unknown mapper 'coco'. Known: coco_instance_lsj",
+    ),
+    (
+        nothing,
+        ("DATALOADER.SAMPLER_TRAIN", "Sampler"),
+        ValueError,
+        "unknown sampler 'Sampler'. Known: TrainingSampler, RepeatFactorTrainingSampler",
+    ),
+    (nothing, ("SOLVER.IMS_PER_BATCH", 0), ValueError, "SOLVER.IMS_PER_BATCH is 0"),
+    (
+        nothing,
+        ("MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", "no.safetensors"),
+        FileNotFoundError,
+        "no.safetensors not found",
+    ),
+    (without_annotations, (), ValueError, "no image of lvis_v1_train has an annotation"),
+    (without_images, (), FileNotFoundError, "2 of 5 images not found, the first is .*00002.png"),
+    (without_a_folder, (), FileNotFoundError, "1 of 5 images not found"),
+]
+
+
+@pytest.mark.parametrize(("change", "opts", "error", "message"), WRONG, ids=[w[3] for w in WRONG])
+def test_what_is_wrong_is_said_before_any_work(
+    mini_lvis: MiniLvis, change: Callable, opts: tuple, error: type, message: str
+) -> None:
+    change(mini_lvis)
+    with pytest.raises(error, match=message):
+        build_train_loader(config(*opts))
+
+
+def test_a_batch_that_does_not_split(mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_process(monkeypatch, 0, 3)
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 4; .* number of processes, 3"):
+        build_train_loader(config())
+
+
+def test_training_sets_have_one_vocabulary(mini_lvis: MiniLvis) -> None:
+    both = config("DATASETS.TRAIN", "('lvis_v1_train', 'lvis_v1_train_norare')")
+    assert len(loaders.load_training_records(both)) == 8
+    folder = mini_lvis.root / "shapes"
+    (mini_lvis.root / "coco").rename(folder)
+    mini_lvis.content.update(annotations=[], categories=[])
+    mini_lvis.write("../shapes/shapes_train_norare.json")
+    folder.with_name("coco").symlink_to(folder)
+    mixed = config("DATASETS.TRAIN", "('lvis_v1_train', 'shapes_train')")
+    with pytest.raises(ValueError, match="'lvis_v1_train' and 'shapes_train' have different class"):
+        loaders.load_training_records(mixed)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_missing_clip_features_are_said_before_any_work(
+    mini_lvis: MiniLvis, is_train: bool
+) -> None:
+    path = mini_lvis.root / "features.safetensors"
+    with ClipFeatureWriter(path, {}) as writer:
+        writer.add(["coco/train2017/000000000001.png"], torch.zeros(1, 4))
+    key = "MODEL.MASK_FORMER.CLIP_IMAGE_PATH" + ("_TRAIN" if is_train else "")
+    cfg = config(key, str(path), "MODEL.CLIP.EMBED_DIM", 4)
+    count = 3 if is_train else 4
+    with pytest.raises(KeyError, match=f"{count} images have no CLIP features"):
+        build_train_loader(cfg) if is_train else build_test_loader(cfg, "lvis_v1_val")
+
+
+def test_a_data_set_registered_by_somebody_else_works(mini_lvis: MiniLvis, tmp_path: Path) -> None:
+    """What detectron2 asks of a data set is enough."""
+    record = {
+        "file_name": str(mini_lvis.root / "coco" / "train2017" / "000000000001.png"),
+        "image_id": "one",
+        "height": 40,
+        "width": 60,
+        "annotations": [
+            {
+                "bbox": [10, 5, 40, 30],
+                "bbox_mode": 0,
+                "category_id": 4,
+                "segmentation": [corners(10, 5, 40, 30)],
+            }
+        ],
+    }
+    DatasetCatalog.register("somebodys", lambda: [record])
+    try:
+        batch = next(iter(build_train_loader(config("DATASETS.TRAIN", "('somebodys',)"))))
+        assert batch[0]["instances"].gt_classes.tolist() == [4]
+        assert len(list(build_test_loader(config(), "somebodys"))) == 1
+    finally:
+        DatasetCatalog.remove("somebodys")

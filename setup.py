@@ -34,6 +34,7 @@ setup(
         "pycocotools>=2.0.8",
         "numpy>=1.26",
         "scipy>=1.11",
+        "shapely>=2",
         "opencv-python>=4.10",
         "pillow>=10",
         "safetensors>=0.4.5",

@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Draw the ``shapes`` benchmark: images, and annotations in LVIS v1 format.
+
+    python tools/make_shapes.py --output datasets/shapes
+
+The training images show objects of the 27 base categories only, the validation images of all 36.
+The same arguments give the same bytes.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from ovformer.data.shape_scenes import BASE_INDICES, CATEGORY_NAMES, NOVEL_NAMES, Scene, draw_scene
+from ovformer.paths import dataset_root
+
+MAX_OBJECTS = 5
+# Annotation files, under the names that the registered data sets expect.
+JSON_NAMES = {"train": "shapes_train_norare.json", "val": "shapes_val.json"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw both splits."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=dataset_root() / "shapes",
+        help="folder to write (default: shapes under the dataset root)",
+    )
+    parser.add_argument("--train-images", type=int, default=4000)
+    parser.add_argument("--val-images", type=int, default=400)
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    shown = {"train": BASE_INDICES, "val": tuple(range(len(CATEGORY_NAMES)))}
+    counts = {"train": args.train_images, "val": args.val_images}
+    # The category table of LVIS describes the training set, in both files.
+    table = None
+    for number, split in enumerate(counts):
+        seeds = [args.seed, number]
+        record = draw_split(args.output, split, shown[split], counts[split], args.size, seeds)
+        table = table or category_table(record)
+        path = args.output / JSON_NAMES[split]
+        path.write_text(json.dumps({**record, "categories": table}))
+        print(f"{path}: {counts[split]} images, {len(record['annotations'])} objects")
+
+
+def draw_split(
+    folder: Path, split: str, shown: Sequence[int], count: int, size: int, seeds: Sequence[int]
+) -> dict:
+    """Draw and write the images of one split.
+
+    Args:
+        folder: images go to ``folder/split/000001.png`` and so on.
+        split: "train" or "val".
+        shown: the categories, as indices, that may be drawn; all others count as negatives.
+        count: number of images.
+        size: side of the images in pixels.
+        seeds: the seeds from which, with the image's number, each image is drawn.
+
+    Returns:
+        The LVIS record without its categories.
+    """
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for image_id in tqdm(range(1, count + 1), desc=f"drawing {split}", mininterval=2):
+        rng = np.random.default_rng([*seeds, image_id])
+        scene = draw_scene(rng, rng.choice(shown, rng.integers(1, MAX_OBJECTS + 1)), size)
+        name = f"{split}/{image_id:06d}.png"
+        if not cv2.imwrite(str(folder / name), scene.image[..., ::-1]):
+            raise OSError(f"{folder / name}: the image could not be written")
+        absent = set(shown) - set(scene.categories)
+        images.append(
+            {
+                "id": image_id,
+                "width": size,
+                "height": size,
+                "coco_url": f"shapes/{name}",
+                "neg_category_ids": sorted(int(index) + 1 for index in absent),
+                "not_exhaustive_category_ids": [],
+            }
+        )
+        for annotation in object_annotations(scene):
+            annotation.update(id=len(annotations) + 1, image_id=image_id)
+            annotations.append(annotation)
+    return {
+        "info": {"description": "Shapes, a generated open-vocabulary benchmark", "version": "1"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def object_annotations(scene: Scene) -> list[dict]:
+    """Return an annotation for each object of a scene, its visible part as RLE, holes left out."""
+    annotations = []
+    for category, mask in zip(scene.categories, scene.masks, strict=True):
+        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        annotations.append(
+            {
+                "category_id": int(category) + 1,
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "area": float(mask.sum()),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            }
+        )
+    return annotations
+
+
+def category_table(record: dict) -> list[dict]:
+    """Return LVIS category entries with the counts of ``record``; novel names are rare ("r")."""
+    images_of: dict[int, set] = {}
+    instances: dict[int, int] = {}
+    for annotation in record["annotations"]:
+        category = annotation["category_id"]
+        images_of.setdefault(category, set()).add(annotation["image_id"])
+        instances[category] = instances.get(category, 0) + 1
+    return [
+        {
+            "id": number,
+            "name": name,
+            "synset": f"{name.replace(' ', '_')}.n.01",
+            "synonyms": [name],
+            "def": f"a {name}",
+            "frequency": "r" if name in NOVEL_NAMES else "f",
+            "image_count": len(images_of.get(number, ())),
+            "instance_count": instances.get(number, 0),
+        }
+        for number, name in enumerate(CATEGORY_NAMES, start=1)
+    ]
+
+
+if __name__ == "__main__":
+    main()

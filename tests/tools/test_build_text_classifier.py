@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.text_classifier import load_text_classifier
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
+}
+CATEGORIES = [{"id": 9, "name": "blue_ring"}, {"id": 4, "name": "red_circle"}]
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("build_text_classifier")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> str:
+    """Name of a tiny local CLIP model."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("clip")
+    save_file(open_clip.CLIP(**CONFIG).state_dict(), path / "open_clip_model.safetensors")
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    return f"local-dir:{path}"
+
+
+def test_names_and_prompts(tool, clip, tmp_path, capsys) -> None:
+    output = tmp_path / "two.safetensors"
+    arguments = ["--names", "red_circle", "ring", "--templates", "a {}.", "the {}"]
+    tool.main([*arguments, "--clip", clip, "--device", "cpu", "--output", str(output)])
+    classifier = load_text_classifier(output)
+    assert classifier.names == ["red_circle", "ring"]
+    assert classifier.meta["templates"] == ["a {}.", "the {}"]
+    assert classifier.meta["clip"] == clip
+    encoder = ClipEncoder.from_pretrained(clip)
+    expected = encoder.text_classifier(["red circle", "ring"], ["a {}.", "the {}"])
+    torch.testing.assert_close(classifier.weights, expected)
+    assert "2 classes, width 16" in capsys.readouterr().out
+
+
+def test_sets_of_prompts(tool, clip, tmp_path) -> None:
+    output = tmp_path / "one.safetensors"
+    tool.main(["--names", "ring", "--clip", clip, "--device", "cpu", "--output", str(output)])
+    templates = load_text_classifier(output).meta["templates"]
+    assert len(templates) == 7
+    assert "a photo of the large {}." in templates
+    assert len(tool.expand_templates(["imagenet", "my {}"])) == 81
+
+
+def test_vocabulary_files(tool, tmp_path) -> None:
+    json_file, text_file = tmp_path / "v.json", tmp_path / "v.txt"
+    for content, names in [
+        (CATEGORIES, ["red_circle", "blue_ring"]),
+        ({"categories": CATEGORIES, "images": []}, ["red_circle", "blue_ring"]),
+        (["b", "a"], ["b", "a"]),
+    ]:
+        json_file.write_text(json.dumps(content))
+        assert tool.read_vocabulary(json_file) == names
+    text_file.write_text("b\n\n a \n")
+    assert tool.read_vocabulary(text_file) == ["b", "a"]
+
+
+def test_names_for_a_published_classifier(tool, tmp_path) -> None:
+    array = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    source, output = tmp_path / "published.npy", tmp_path / "named.safetensors"
+    np.save(source, array)
+    vocabulary = tmp_path / "v.json"
+    vocabulary.write_text(json.dumps(CATEGORIES))
+    arguments = ["--vocabulary", str(vocabulary), "--from-npy", str(source)]
+    tool.main([*arguments, "--output", str(output)])
+    classifier = load_text_classifier(output)
+    assert classifier.names == ["red_circle", "blue_ring"]
+    assert classifier.meta == {"source": "published.npy"}
+    np.testing.assert_array_equal(classifier.weights, array)
+    vocabulary.write_text(json.dumps(CATEGORIES[:1]))
+    with pytest.raises(ValueError, match="1 names for 2 classes"):
+        tool.main([*arguments, "--output", str(output)])
+
+
+def test_errors(tool, tmp_path, capsys) -> None:
+    path = tmp_path / "v.json"
+    output = ["--output", str(tmp_path / "out.safetensors")]
+    with pytest.raises(FileNotFoundError, match=r"v\.json"):
+        tool.main(["--vocabulary", str(path), *output])
+    with pytest.raises(FileNotFoundError, match=r"v\.txt"):
+        tool.main(["--vocabulary", str(path.with_suffix(".txt")), *output])
+    for content in ("[]", "{}", '[{"id": 1}]', '["a", 1]'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="neither a list of names nor categories"):
+            tool.main(["--vocabulary", str(path), *output])
+    path.with_suffix(".txt").write_text("\n")
+    with pytest.raises(ValueError, match="no class names"):
+        tool.main(["--vocabulary", str(path.with_suffix(".txt")), *output])
+    with pytest.raises(ValueError, match=r"expected a \.txt or \.json file"):
+        tool.main(["--vocabulary", str(path.with_suffix(".csv")), *output])
+    with pytest.raises(ValueError, match="more than once: ring"):
+        tool.main(["--names", "ring", "cross", "ring", *output])
+    with pytest.raises(SystemExit):
+        tool.main(["--names", "ring", "--templates", "{}", "--from-npy", "x.npy", *output])
+    assert "not allowed with" in capsys.readouterr().err

@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""Count a model's parameters, operations and activations, or print its structure.
+
+    python tools/analyze_model.py --config-file configs/lvis/ovformer_R50_bs8.yaml
+    python tools/analyze_model.py --tasks flop --size 360 640 \
+        --config-file configs/lvis/ovformer_R50_bs8.yaml MODEL.MASK_FORMER.NUM_OBJECT_QUERIES 200
+
+Needs neither data nor weights: one random image goes through backbone and head, as at inference. A
+"FLOP" is a multiply-add of a convolution or matrix product, the field's convention; activations are
+the elements that these operations write (Radosavovic et al., 2020). Sampling, as in deformable
+attention, and elementwise operations are not counted.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import ovformer.data
+import ovformer.modeling  # noqa: F401  (both register what configs name)
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import CfgNode, build_model
+from ovformer.modeling.text_classifier import save_text_classifier
+from ovformer.paths import resolve_path
+
+TASKS = ("parameter", "flop", "activation", "structure")
+UNITS = {"parameter": ("M parameters", 1e6), "flop": ("GFLOPs", 1e9)}
+UNITS["activation"] = ("M activations", 1e6)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build the model of a config and print what was asked for."""
+    args = parse_args(argv)
+    cfg = get_ovformer_cfg(args.config_file, args.opts)
+    model = build_without_files(cfg).eval()
+    if "structure" in args.tasks:
+        print(model)
+    tasks = [task for task in UNITS if task in args.tasks]
+    counts = {"parameter": count_parameters(model)}
+    if {"flop", "activation"} & set(tasks):
+        height, width = args.size or largest_test_image(cfg)
+        print(f"image: {height} x {width} pixels")
+        counts |= count_operations(model, height, width, cfg.MODEL.CLIP.EMBED_DIM)
+    if tasks:
+        print(format_table({task: counts[task] for task in tasks}, args.depth))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=["parameter", "flop", "activation"]
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the image (default: the config's largest test image)",
+    )
+    parser.add_argument("--depth", type=int, default=2, help="levels of modules (%(default)s)")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE ... at the end, as in train_net.py"
+    )
+    return parser.parse_args(argv)
+
+
+def build_without_files(cfg: CfgNode) -> nn.Module:
+    """Build a model on the CPU; a missing text classifier is replaced by a random one."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    text_path = cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
+    with tempfile.TemporaryDirectory() as folder:
+        if not text_path or not resolve_path(text_path).is_file():
+            print(f"no text classifier {text_path!r}: counting with random text embeddings")
+            path = Path(folder, "random.safetensors")
+            shape = (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.CLIP.EMBED_DIM)
+            save_text_classifier(path, torch.randn(shape), None)
+            cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(path)
+        return build_model(cfg)
+
+
+def largest_test_image(cfg: CfgNode) -> tuple[int, int]:
+    """Return height and width of the largest image of the test mapper, lying."""
+    short = cfg.INPUT.MIN_SIZE_TEST or cfg.INPUT.IMAGE_SIZE
+    return short, max(short, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def count_parameters(model: nn.Module) -> Counter[str]:
+    """Return the parameters in each module, "" for the whole model."""
+    counts = Counter()
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        for end in range(len(parts)):
+            counts[".".join(parts[:end])] += parameter.numel()
+    return counts
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts multiply-adds and activations of each module while it is active."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Watch the modules of a model; ``close`` ends that."""
+        super().__init__()
+        self.flops: Counter[str] = Counter()
+        self.activations: Counter[str] = Counter()
+        self._running = [""]
+        self._hooks = []
+        for name, module in model.named_modules():
+            if name:
+                enter = partial(self._enter, name)
+                self._hooks.append(module.register_forward_pre_hook(enter))
+                self._hooks.append(module.register_forward_hook(self._leave))
+
+    def _enter(self, name: str, *_: object) -> None:
+        self._running.append(name)
+
+    def _leave(self, *_: object) -> None:
+        self._running.pop()
+
+    def close(self) -> None:
+        """Remove the hooks from the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            # PyTorch counts a multiply-add as two operations.
+            flops = count(*args, **kwargs, out_val=out) // 2
+            for name in self._running:
+                self.flops[name] += flops
+                self.activations[name] += out.numel()
+        return out
+
+
+def count_operations(
+    model: nn.Module, height: int, width: int, clip_dim: int
+) -> dict[str, Counter[str]]:
+    """Return ``flop`` and ``activation`` of each module for one image, "" for the whole model.
+
+    Args:
+        model: one of our meta-architectures, in evaluation mode.
+        height: of the image in pixels; it is padded as at inference.
+        width: of the image in pixels.
+        clip_dim: D.
+    """
+    images = model.normalize_images([torch.rand(3, height, width)]).tensor
+    counter = OperationCounter(model)
+    # The operations inside fused attention would not be seen.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model.sem_seg_head(model.backbone(images), torch.randn(1, 1, clip_dim))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        counter.close()
+    return {"flop": counter.flops, "activation": counter.activations}
+
+
+def format_table(counts: dict[str, Counter[str]], depth: int) -> str:
+    """Return a table with a row for each module of at most ``depth`` levels, and the total."""
+    names = {name for column in counts.values() for name in column}
+    names = sorted(name for name in names if name and name.count(".") < depth)
+    rows = [["module", *(UNITS[task][0] for task in counts)]]
+    for name in ["", *names]:
+        values = (f"{counts[task][name] / UNITS[task][1]:.2f}" for task in counts)
+        rows.append([name or "total", *values])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

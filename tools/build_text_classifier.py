@@ -1,0 +1,142 @@
+#!/usr/bin/env python
+"""Build a text classifier: CLIP's embeddings of class names, with the names inside the file.
+
+    python tools/build_text_classifier.py --vocabulary ovformer/data/categories/lvis_v1.json \
+        --output datasets/metadata/lvis_v1.safetensors
+    python tools/build_text_classifier.py --names "red circle" "blue ring" --output two.safetensors
+    python tools/build_text_classifier.py --vocabulary ovformer/data/categories/lvis_v1.json \
+        --from-npy fg_bg_5_10_lvis_ens.npy --output datasets/metadata/lvis_v1.safetensors
+
+The last one computes nothing: it adds names to a published classifier. The output is for
+MODEL.MASK_FORMER.CLIP_TEXT_PATH. Classes are in the order of their category ids, as in data sets.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.data.json_file import read_json
+from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
+
+# open_clip's prompts for ImageNet: 7 that work well, and all 80.
+TEMPLATE_SETS = {
+    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
+    "imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the vocabulary, embed it or take given embeddings, write."""
+    args = parse_args(argv)
+    names = args.names or read_vocabulary(args.vocabulary)
+    check_names(names)
+    if args.from_npy:
+        weights = load_text_classifier(args.from_npy).weights
+        meta = {"source": args.from_npy.name}
+    else:
+        templates = expand_templates(args.templates)
+        encoder = ClipEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
+        weights = encoder.text_classifier([name.replace("_", " ") for name in names], templates)
+        meta = {"clip": args.clip, "pretrained": args.pretrained, "templates": templates}
+    save_text_classifier(args.output, weights, names, meta)
+    print(f"{args.output}: {len(names)} classes, width {weights.shape[1]}")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    clip = get_ovformer_cfg().MODEL.CLIP
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--names", nargs="+", metavar="NAME", help="class names, in order")
+    source.add_argument(
+        "--vocabulary",
+        type=Path,
+        help=".txt with a name a line, or .json: names, categories or an annotation file",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--templates",
+        nargs="+",
+        default=["simple"],
+        metavar="PROMPT",
+        help='prompts in which {} is the name, or "simple" (7 prompts) or "imagenet" (80); the '
+        "embeddings are averaged (default: simple)",
+    )
+    how.add_argument(
+        "--from-npy", type=Path, help="take the embeddings of this classifier, (classes, width)"
+    )
+    parser.add_argument(
+        "--clip",
+        default=clip.NAME,
+        help="open_clip model name, or local-dir:FOLDER (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrained",
+        default=clip.PRETRAINED,
+        help="open_clip tag, or a file of weights (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """Return the class names of a file; categories are sorted by id.
+
+    Args:
+        path: ``.txt`` with a name a line, or ``.json`` with a list of names, a list of categories
+            (``id`` and ``name``) or an object that has such ``categories``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is none of these.
+    """
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise FileNotFoundError(f"--vocabulary: no file {path}")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    if path.suffix != ".json":
+        raise ValueError(f"--vocabulary: expected a .txt or .json file, got {path}")
+    content = read_json(path)
+    entries = content.get("categories") if isinstance(content, dict) else content
+    if isinstance(entries, list) and entries:
+        if all(isinstance(entry, str) for entry in entries):
+            return entries
+        if all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in entries):
+            return [entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"])]
+    raise ValueError(
+        f"--vocabulary: {path} holds neither a list of names nor categories with id and name"
+    )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError when there are no names, or one twice: it could never be told apart."""
+    if not names:
+        raise ValueError("--vocabulary: no class names")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"class names that occur more than once: {', '.join(twice[:10])}")
+
+
+def expand_templates(templates: Sequence[str]) -> list[str]:
+    """Replace the name of a set of prompts by its prompts."""
+    return [
+        prompt
+        for template in templates
+        for prompt in (
+            [prompt("{}") for prompt in TEMPLATE_SETS[template]]
+            if template in TEMPLATE_SETS
+            else [template]
+        )
+    ]
+
+
+if __name__ == "__main__":
+    main()

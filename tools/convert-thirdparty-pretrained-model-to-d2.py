@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Convert a backbone's checkpoint (timm, Swin Transformer) for MODEL.WEIGHTS.
+
+    python tools/convert-thirdparty-pretrained-model-to-d2.py --path resnet50_miil_21k.pth
+    python tools/convert-thirdparty-pretrained-model-to-d2.py \
+        --path swin_base_patch4_window12_384_22k.pth
+
+Each writes a .pkl next to its input. Names stay as they are; the checkpoint loader finds the
+parameters of the backbone by the ends of their names. Published checkpoints are at
+https://miil-public-eu.oss-eu-central-1.aliyuncs.com/model-zoo/ImageNet_21K_P/models/resnet50_miil_21k.pth
+and https://github.com/microsoft/Swin-Transformer.
+"""
+
+import argparse
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, convert, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--path", type=Path, required=True, help="the .pth or .safetensors file")
+    parser.add_argument("--output", type=Path, help="file to write (default: --path with .pkl)")
+    args = parser.parse_args(argv)
+    target = args.output or args.path.with_suffix(".pkl")
+    if target.suffix != ".pkl":
+        raise ValueError(f"--output: expected a name that ends in .pkl, got {target}")
+
+    state = rename_timm_swin(read_state_dict(args.path))
+    content = {
+        "model": {name: tensor.float().numpy() for name, tensor in state.items()},
+        "__author__": "third_party",
+        "matching_heuristics": True,
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    with partial.open("wb") as file:
+        pickle.dump(content, file)
+    os.replace(partial, target)
+    print(f"{target}: {len(state)} tensors, {sum(x.numel() for x in state.values()) / 1e6:.1f} M")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the parameters in a checkpoint; opening it runs no code of its.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, would run code, or holds no parameters.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--path: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"--path: {path} cannot be read as plain tensors. It is truncated, or it holds Python "
+            f"objects, which are not loaded because that runs code ({error})"
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = content if isinstance(content, Mapping) else {}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"--path: {path} holds no parameters; expected a state dict, itself or under 'model' "
+            "or 'state_dict'"
+        )
+    return tensors
+
+
+def rename_timm_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give timm's Swin checkpoints the names of the authors' release; leave others alone.
+
+    timm counts the merging of patches to the stage after it, the release to the stage before.
+    """
+    first, last = "layers.0.downsample.", "layers.3.downsample."
+    is_timm = not any(name.startswith(first) for name in state) and any(
+        name.startswith(last) for name in state
+    )
+    if not is_timm:
+        return dict(state)
+    renamed = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "layers" and parts[2] == "downsample":
+            parts[1] = str(int(parts[1]) - 1)
+        renamed[".".join(parts)] = tensor
+    return renamed
+
+
+if __name__ == "__main__":
+    main()

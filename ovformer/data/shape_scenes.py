@@ -1,4 +1,4 @@
-"""Drawn scenes of coloured shapes: the pictures of the ``shapes`` benchmark. Plain NumPy and OpenCV.
+"""Drawn scenes of coloured shapes: the pictures of the ``shapes`` benchmark. NumPy and OpenCV only.
 
 A category is a colour and a shape, "red circle". The novel categories are combinations that no
 training image shows, while each of their colours and each of their shapes occurs in others.

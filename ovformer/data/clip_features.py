@@ -215,6 +215,8 @@ class ClipFeatureWriter:
         self._flush()
         if exc_type is None:
             self._finish()
+        elif not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
     def add(self, keys: Sequence[str], features: torch.Tensor) -> None:
         """Add images.

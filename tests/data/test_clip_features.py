@@ -157,6 +157,12 @@ def test_interrupted_writing_goes_on(tmp_path: Path) -> None:
     assert torch.equal(torch.stack([store.get(str(i)) for i in range(7)]), features)
 
 
+def test_a_failure_before_the_first_image_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError), ClipFeatureWriter(tmp_path / "store.safetensors", INFO):
+        raise OSError
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_store_is_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "store.safetensors"
     write(path, ["a"], torch.zeros(1, 4))

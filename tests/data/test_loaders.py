@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +313,11 @@ def test_a_data_set_registered_by_somebody_else_works(mini_lvis: MiniLvis, tmp_p
         assert len(list(build_test_loader(config(), "somebodys"))) == 1
     finally:
         DatasetCatalog.remove("somebodys")
+
+
+def test_workers_of_any_start_method_get_the_data(mini_lvis: MiniLvis) -> None:
+    """Python 3.14 no longer forks: what workers need has to be picklable."""
+    extra = "['rotation', 'rotation90', 'brightness', 'contrast', 'saturation']"
+    loader = build_train_loader(config("INPUT.AUGMENTATIONS", extra))
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert torch.equal(copy[3, 1]["image"], loader.dataset[3, 1]["image"])

@@ -1,0 +1,208 @@
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from ovformer.d2 import DatasetCatalog, MetadataCatalog
+from ovformer.data.dataset_spec import load_categories
+from ovformer.data.vis_json import category_groups, load_vis_json, read_vis_json, to_rle
+
+SQUARE = np.zeros((4, 6), dtype=np.uint8)
+SQUARE[1:3, 2:5] = 1
+RLE = coco_mask.encode(np.asfortranarray(SQUARE))
+TEXT = {"size": [4, 6], "counts": RLE["counts"].decode()}
+RUNS = {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]}
+POLYGON = [[2, 1, 5, 1, 5, 3, 2, 3]]
+TABLE = [{"id": 2, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 9, "name": "cow"}]
+
+
+def annotation(**changes) -> dict:
+    plain = {"id": 4, "video_id": 8, "category_id": 9, "segmentations": [TEXT, None, RUNS]}
+    return {**plain, **changes}
+
+
+@pytest.fixture
+def content() -> dict:
+    names = [f"clip/{t}.jpg" for t in range(3)]
+    return {
+        "videos": [
+            {"id": 8, "height": 4, "width": 6, "length": 3, "file_names": names},
+            {"id": 3, "height": 4, "width": 6, "file_names": ["still/0.jpg"]},
+        ],
+        "categories": [{"id": 9, "name": "cow"}, {"id": 2, "name": "cat"}],
+        "annotations": [annotation(), annotation(id=5, category_id=2, iscrowd=1)],
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[dict], Path]:
+    def to_file(content: dict) -> Path:
+        path = tmp_path / "videos.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return to_file
+
+
+@pytest.mark.parametrize(
+    "mask", [RLE, TEXT, RUNS, POLYGON], ids=["bytes", "str", "runs", "polygon"]
+)
+def test_all_formats_of_a_mask_are_the_same(mask) -> None:
+    rle = to_rle(mask, 4, 6)
+    np.testing.assert_array_equal(coco_mask.decode(rle), SQUARE)
+    assert isinstance(rle["counts"], str) and rle["size"] == [4, 6]
+
+
+@pytest.mark.parametrize("mask", [None, [], {}, [[1, 2, 3, 4]]])
+def test_no_mask(mask) -> None:
+    assert to_rle(mask, 4, 6) is None
+
+
+def test_records(content, write, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    first, second = read_vis_json(write(content), tmp_path / "set", TABLE)
+    assert first == {
+        "video_id": 3,
+        "height": 4,
+        "width": 6,
+        "length": 1,
+        "file_names": [f"{tmp_path}/set/still/0.jpg"],
+        "clip_keys": ["set/still/0.jpg"],
+        "annotations": [[]],
+    }
+    frames = second["annotations"]
+    assert [[entry["id"] for entry in frame] for frame in frames] == [[4, 5], [], [4, 5]]
+    assert [entry["category_id"] for entry in frames[0]] == [2, 0]  # contiguous, of the table
+    assert [entry["iscrowd"] for entry in frames[0]] == [0, 1]
+    assert frames[2][0]["bbox"] == [2, 1, 3, 2]
+    assert frames[2][0]["segmentation"] == TEXT
+
+
+def test_frames_of_differing_size(content, write, tmp_path) -> None:
+    large = np.ones((8, 12), dtype=np.uint8)
+    rle = coco_mask.encode(np.asfortranarray(large))
+    rle["counts"] = rle["counts"].decode()
+    content["annotations"] = [annotation(segmentations=[TEXT, rle, POLYGON])]
+    record = read_vis_json(write(content), tmp_path, TABLE)[1]
+    sizes = [frame[0]["segmentation"]["size"] for frame in record["annotations"]]
+    assert sizes == [[4, 6], [8, 12], [4, 6]]
+    assert record["annotations"][1][0]["bbox"] == [0, 0, 12, 8]
+
+
+@pytest.mark.parametrize("annotations", [None, "missing"])
+def test_videos_without_labels(content, write, tmp_path, annotations) -> None:
+    content["annotations"] = None
+    if annotations == "missing":
+        del content["annotations"]
+    record = read_vis_json(write(content), tmp_path, TABLE)[1]
+    assert record["annotations"] == [[], [], []]
+
+
+def test_windows_paths_and_lists(content, write, tmp_path) -> None:
+    content["videos"] = content["videos"][1:]
+    content["videos"][0]["file_names"] = ["C:\\data\\JPEGImages\\still\\0.jpg"]
+    content["videos"][0]["neg_category_ids"] = [5]
+    content["annotations"] = []
+    (record,) = read_vis_json(write(content), tmp_path, TABLE)
+    assert record["file_names"] == [f"{tmp_path}/still/0.jpg"]
+    assert record["neg_category_ids"] == [5] and "not_exhaustive_category_ids" not in record
+
+
+def test_lists_of_burst_are_renumbered(content, write) -> None:
+    content["cate_ori"] = [{"id": 100}, {"id": 200}]  # of category 9 and 2
+    content["videos"][0]["neg_category_ids"] = [200, 77]
+    content["videos"][0]["not_exhaustive_category_ids"] = [100]
+    video = load_vis_json(write(content))["videos"][0]
+    assert video["neg_category_ids"] == [2]
+    assert video["not_exhaustive_category_ids"] == [9]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"annotations": [annotation(video_id=1)]},
+            "annotation 4 belongs to video 1, which is not",
+        ),
+        ({"annotations": [annotation(category_id=5)]}, "annotation 4 has category id 5"),
+        ({"annotations": [annotation(segmentations=[])]}, "0 segmentations, but video 8 has 3 fra"),
+        ({"annotations": [annotation(), annotation()]}, "annotation 4 is listed twice"),
+        ({"annotations": [{"id": 1}]}, r"annotation 1 has no \['video_id', 'category_id'"),
+        ({"videos": [{"id": 1}]}, r"video 1 has no \['height', 'width', 'file_names'\]"),
+        ({"videos": []}, "no video annotation file"),
+        (
+            {"annotations": [annotation(segmentations=[{"size": [6, 9], **RUNS}, None, 1])]},
+            "annotation 4 has a mask that is not valid",
+        ),
+        (
+            {"annotations": [annotation(segmentations=[{**TEXT, "size": [5, 6]}, None, None])]},
+            "an RLE of 24 pixels does not cover a frame of 5 x 6",
+        ),
+    ],
+)
+def test_damaged_files_name_the_fault(content, write, change, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_vis_json(write({**content, **change}))
+
+
+def test_other_files(tmp_path, write, content) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing.json"):
+        load_vis_json(tmp_path / "nothing.json")
+    path = write(content)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="truncated"):
+        load_vis_json(path)
+    with pytest.raises(ValueError, match="no video annotation file"):
+        load_vis_json(write([{"video_id": 1}]))
+
+
+def test_categories_of_another_data_set(content, write, tmp_path) -> None:
+    with pytest.raises(
+        ValueError, match=r"category 9 \('cow'\) is not in the category table \(2 ca"
+    ):
+        read_vis_json(write(content), tmp_path, TABLE[:2])
+
+
+def test_groups_prefer_the_fields_of_the_file() -> None:
+    groups = {"base": ("novel", (False,)), "novel": ("novel", (True,))}
+    table = [{**category, "novel": category["id"] == 5} for category in TABLE]
+    found = [{"id": 2, "name": "cat", "novel": True}, {"id": 5, "name": "dog"}]
+    assert category_groups(found, groups, table) == {"base": [], "novel": [2, 5]}
+    # An id that means something else in the file belongs to no group.
+    renamed = [{"id": 5, "name": "lion"}]
+    assert category_groups(renamed, groups, table) == {"base": [], "novel": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "sizes"),
+    [
+        ("ytvis_2019_val", 40, {"base": 33, "novel": 7}),
+        ("ytvis_2021_train", 40, {"base": 34, "novel": 6}),
+        ("ovis_val", 25, {}),
+        ("lvvis_val", 1196, {"base": 641, "novel": 555}),
+        ("burst_val", 482, {"base": 386, "novel": 96, "common": 64, "uncommon": 418}),
+    ],
+)
+def test_registered_video_sets(name, classes, sizes) -> None:
+    metadata = MetadataCatalog.get(name)
+    assert len(metadata.thing_classes) == classes
+    assert {group: len(members) for group, members in metadata.class_groups.items()} == sizes
+    assert metadata.evaluator_type == ("burst" if name == "burst_val" else "vis")
+
+
+def test_registered_set_is_read(content, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="ovis/annotations/valid.json"):
+        DatasetCatalog.get("ovis_val")
+    content = copy.deepcopy(content)
+    content["categories"] = load_categories("ovis")
+    path = tmp_path / "ovis" / "annotations" / "valid.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+    records = DatasetCatalog.get("ovis_val")
+    assert [record["video_id"] for record in records] == [3, 8]
+    assert records[1]["clip_keys"][0] == "ovis/valid/clip/0.jpg"

@@ -1,0 +1,138 @@
+"""tools/save_clip_features.py, with a tiny CLIP model."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
+from PIL import Image
+from safetensors.torch import save_file
+
+from ovformer.d2 import DatasetCatalog
+from ovformer.data.clip_features import ClipFeatureStore, clip_image
+from ovformer.data.image_mapper import read_rgb
+from ovformer.modeling.clip_encoder import ClipEncoder
+
+TOOL = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
+MODEL = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "width": 32, "heads": 2, "layers": 1},
+}
+
+spec = importlib.util.spec_from_file_location("save_clip_features", TOOL)
+save_clip_features = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(save_clip_features)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a tiny CLIP model on disk."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    save_file(open_clip.CLIP(**MODEL).state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": MODEL, "preprocess_cfg": {"size": 16}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+def run(clip: str, output: Path, *arguments: object) -> ClipFeatureStore:
+    options = ["--output", output, "--clip", clip, "--device", "cpu", "--num-workers", 0]
+    save_clip_features.main([str(a) for a in [*options, *arguments]])
+    return ClipFeatureStore.open(output)
+
+
+def expected(encoder: ClipEncoder, file: str) -> torch.Tensor:
+    return encoder.encode_image(encoder.preprocess(Image.open(file))[None])[0]
+
+
+def test_features_of_data_sets(
+    mini_lvis: MiniLvis,  # noqa: F811
+    tmp_path: Path,
+    clip: str,
+) -> None:
+    output = tmp_path / "metadata" / "features.safetensors"
+    arguments = ["--dataset", "lvis_v1_train", "lvis_v1_val", "--batch-size", 2]
+    store = run(clip, output, *arguments, "--num-workers", 1)
+    records = DatasetCatalog.get("lvis_v1_train")
+    assert (len(store), store.dim, store.info["clip"]) == (5, 12, clip)
+    encoder = ClipEncoder.from_pretrained(clip)
+    for record in records:
+        torch.testing.assert_close(
+            store.get(record), expected(encoder, record["file_name"]), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (9, 33)])
+def test_the_tool_sees_images_as_the_model_does(clip: str, size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    encoder = ClipEncoder.from_pretrained(clip)
+    assert torch.equal(clip_image(image, encoder.image_size), encoder.preprocess(image))
+
+
+def test_features_of_a_folder_in_half_precision(
+    mini_lvis: MiniLvis,  # noqa: F811
+    tmp_path: Path,
+    clip: str,
+) -> None:
+    (mini_lvis.root / "coco" / "notes.txt").write_text("no image")
+    store = run(clip, tmp_path / "f.safetensors", "--images", mini_lvis.root / "coco", "--half")
+    record = DatasetCatalog.get("lvis_v1_train")[2]
+    feature = expected(ClipEncoder.from_pretrained(clip), record["file_name"])
+    assert len(store) == 5
+    assert torch.equal(store.get(record), feature.half().float())
+
+
+def test_an_interrupted_run_goes_on(
+    mini_lvis: MiniLvis,  # noqa: F811
+    tmp_path: Path,
+    clip: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    read = []
+
+    def interrupt(file: str) -> np.ndarray:
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(file)
+        return read_rgb(file)
+
+    output = tmp_path / "features.safetensors"
+    arguments = [clip, output, "--dataset", "lvis_v1_train", "--batch-size", 1]
+    monkeypatch.setattr(save_clip_features, "read_rgb", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(*arguments)
+    assert not output.exists()
+    monkeypatch.setattr(save_clip_features, "read_rgb", read_rgb)
+    store = run(*arguments)
+    assert "2 of 5 images to encode" in capsys.readouterr().out
+    store.require(DatasetCatalog.get("lvis_v1_train"))
+    run(*arguments)
+    assert "0 of 5 images to encode" in capsys.readouterr().out
+
+
+def test_bad_arguments_are_named(
+    mini_lvis: MiniLvis,  # noqa: F811
+    tmp_path: Path,
+    clip: str,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    output = tmp_path / "features.safetensors"
+    with pytest.raises(ValueError, match="--dataset: unknown dataset 'nope'"):
+        run(clip, output, "--dataset", "nope")
+    with pytest.raises(FileNotFoundError, match="--images: no image in .*empty"):
+        run(clip, output, "--images", tmp_path / "empty")
+    with pytest.raises(ValueError, match="unknown open_clip model 'ViT-C-99'"):
+        run("ViT-C-99", output, "--dataset", "lvis_v1_val")
+    with pytest.raises(SystemExit):
+        run(clip, output)
+    assert "one of the arguments --dataset --images is required" in capsys.readouterr().err
+    broken = mini_lvis.root / "coco" / "val2017" / "000000000003.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=f"{broken}: the image can't be decoded"):
+        run(clip, output, "--dataset", "lvis_v1_val")

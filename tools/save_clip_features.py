@@ -1,0 +1,147 @@
+#!/usr/bin/env python
+"""Store CLIP's image features, so that training and evaluation need not compute them.
+
+    python tools/save_clip_features.py --dataset lvis_v1_train lvis_v1_val \
+        --output datasets/metadata/lvis_clip_features.safetensors
+
+An interrupted run goes on where it was; images that the output has already are not computed again.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.data.clip_features import ClipFeatureWriter, clip_image, clip_key
+from ovformer.data.dataset_spec import load_dataset
+from ovformer.data.image_mapper import read_rgb
+from ovformer.data.loaders import check_images_exist
+from ovformer.modeling.clip_encoder import ClipEncoder
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Encode what is not in the output yet."""
+    args = parse_args(argv)
+    if args.dataset:
+        images = dataset_images(args.dataset)
+    else:
+        images = folder_images(args.images)
+    info = {"clip": args.clip, "pretrained": args.pretrained}
+    dtype = torch.float16 if args.half else torch.float32
+    with ClipFeatureWriter(args.output, info, dtype) as writer:
+        pending = {key: file for key, file in images.items() if key not in writer.done}
+        print(f"{args.output}: {len(pending)} of {len(images)} images to encode")
+        if pending:
+            encoder = ClipEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
+            encode(pending, encoder, writer, args.batch_size, args.num_workers)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    clip = get_ovformer_cfg().MODEL.CLIP
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--dataset", nargs="+", metavar="NAME", help="registered data sets")
+    source.add_argument("--images", type=Path, help="folder of images, with its sub-folders")
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file")
+    parser.add_argument(
+        "--clip",
+        default=clip.NAME,
+        help="open_clip model name, or local-dir:FOLDER (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pretrained",
+        default=clip.PRETRAINED,
+        help="open_clip tag, or a file of weights (default: %(default)s)",
+    )
+    parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--num-workers", type=int, default=4, help="processes that decode images")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def dataset_images(names: Iterable[str]) -> dict[str, str]:
+    """Return key -> file of all images of registered data sets.
+
+    Raises:
+        ValueError: a data set is not known.
+        FileNotFoundError: an annotation file or an image is missing.
+    """
+    images = {}
+    for name in names:
+        records = load_dataset(name, "--dataset")
+        check_images_exist(name, records)
+        for record in records:
+            file = record["file_name"]
+            images[record.get("clip_key") or clip_key(file)] = file
+    return images
+
+
+def folder_images(folder: Path) -> dict[str, str]:
+    """Return key -> file of all images in a folder and its sub-folders.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"--images: no image in {folder}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return {clip_key(file): str(file) for file in files}
+
+
+class ClipImages(Dataset):
+    """Image files as CLIP takes them, read in worker processes."""
+
+    def __init__(self, images: dict[str, str], size: int):
+        """Take the images.
+
+        Args:
+            images: key -> file.
+            size: side S of the image that CLIP takes, in pixels.
+        """
+        self.images = list(images.items())
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
+        """Return the key and the image, uint8 (3, S, S)."""
+        key, file = self.images[index]
+        return key, clip_image(read_rgb(file), self.size)
+
+
+def encode(
+    images: dict[str, str],
+    encoder: ClipEncoder,
+    writer: ClipFeatureWriter,
+    batch_size: int,
+    num_workers: int,
+) -> None:
+    """Encode images, in batches, and hand them to the writer.
+
+    Args:
+        images: key -> file.
+        encoder: the CLIP model.
+        writer: takes the features.
+        batch_size: images that are encoded at once.
+        num_workers: processes that decode images; 0 for none.
+    """
+    dataset = ClipImages(images, encoder.image_size)
+    with tqdm(total=len(images), unit="image") as progress:
+        for keys, batch in DataLoader(dataset, batch_size, num_workers=num_workers):
+            writer.add(keys, encoder.encode_image(batch))
+            progress.update(len(keys))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Score a results.json of a video data set against its ground truth.
+
+python mAP.py --dt output --et lvvis_val
+python mAP.py --dt output/inference/burst_val/results.json --et burst_val --protocol hota
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ovformer.d2 import MetadataCatalog
+from ovformer.data.dataset_spec import check_dataset_name, load_categories
+from ovformer.data.vis_json import category_groups, load_vis_json
+from ovformer.evaluation.vis_metric import VisMetric, get_protocol
+from ovformer.evaluation.vis_results import find_results, read_results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, score, print the table and write it to files."""
+    args = _parse(argv)
+    try:
+        _score(args)
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        raise SystemExit(f"mAP.py: {error}") from error
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Average precision (and for BURST HOTA) of video instance segmentation."
+    )
+    parser.add_argument(
+        "--dt",
+        type=Path,
+        default=Path("output"),
+        metavar="DIR|FILE",
+        help="folder of a run, or a results.json (default: output)",
+    )
+    parser.add_argument(
+        "--et",
+        default="lvvis_val",
+        metavar="NAME",
+        # The published default is the text of a tuple, ("lvvis_val",).
+        type=lambda name: name.strip("()[]\"', "),
+        help="data set, for example burst_val or ytvis_2019_train (default: lvvis_val)",
+    )
+    parser.add_argument(
+        "--gt", type=Path, metavar="FILE", help="ground truth (default: the data set's own)"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=["standard", "published", "hota"],
+        default="standard",
+        help="standard: AP; published: as the published code scores, which for BURST lets many "
+        "predictions match one ground truth; hota: BURST's official HOTA and track AP",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: next to the results)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes for hota (default: 1)")
+    return parser.parse_args(argv)
+
+
+def _score(args: argparse.Namespace) -> None:
+    check_dataset_name(args.et, "--et")
+    spec = MetadataCatalog.get(args.et).get("spec")
+    if spec is None or spec.evaluator not in ("vis", "burst"):
+        raise ValueError(f"--et: {args.et} is not a video data set; train_net.py scores images.")
+    if args.protocol == "hota" and spec.evaluator != "burst":
+        raise ValueError(f"--protocol hota is BURST's metric; {args.et} has none.")
+    results = find_results(args.dt, args.et)
+    truth = args.gt or spec.annotation_file()
+    print(f"{args.et}: {results} against {truth}, protocol {args.protocol}")
+    ground_truth = load_vis_json(truth)
+    groups = category_groups(
+        ground_truth["categories"], spec.groups, load_categories(spec.categories)
+    )
+    predictions = tqdm(read_results(results), desc=args.et, unit=" predictions")
+    name = "scores" if args.protocol == "standard" else f"scores_{args.protocol}"
+    out = (args.out or results.parent) / name
+    about = {"dataset": args.et, "results": str(results), "ground_truth": str(truth)}
+    if args.protocol == "hota":
+        # Needs a package of the extra [eval], which the other protocols do without.
+        from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota
+
+        hota = burst_hota(ground_truth, predictions, groups, args.workers)
+        print(hota_table(hota))
+        write_hota(hota, out, **about)
+    else:
+        metric = VisMetric(ground_truth, groups, get_protocol(args.protocol, spec.evaluator))
+        metric.update(predictions)
+        scores = metric.compute()
+        if scores.note:
+            print(f"Note: {scores.note}.")
+        print(scores.table())
+        scores.write(out, **about)
+    print(f"Written to {out}.json and {out}.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""BURST's official class-guided metrics, HOTA and track AP, through the trackeval package.
+
+Ground truth and results in the YouTube-VIS format are turned back into BURST's own, which TrackEval
+reads. It scores a class only in the videos where the class is present or known to be absent, and
+drops unmatched predictions where not every instance was annotated. Two habits of the official code
+that a reader should know: HOTA compares the *boxes* of the masks (track AP the masks), and of
+BURST's classes the groups and near-synonyms that TAO calls distractors are left out.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ovformer.data.json_file import write_json
+from ovformer.evaluation.vis_results import ResultsChecker
+
+try:
+    import trackeval
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "BURST's HOTA needs the package trackeval: pip install 'ovformer[eval]'."
+    ) from error
+
+METRICS = ("HOTA", "DetA", "AssA", "AP")
+
+# Own category ids are moved out of the range of TAO's, some of which TrackEval treats specially.
+_OWN_IDS = 10_000
+_SPLIT = "val"
+
+
+class _OwnCategories(trackeval.datasets.BURST):
+    """BURST's format with the categories of the file in place of TAO's."""
+
+    def _postproc_ground_truth_data(self, data: dict) -> dict:
+        return super()._postproc_ground_truth_data(data) | {"categories": data["categories"]}
+
+
+def burst_hota(
+    ground_truth: Mapping,
+    predictions: Iterable[dict],
+    groups: Mapping[str, Collection[int]] | None = None,
+    workers: int = 1,
+) -> dict[str, dict[str, float]]:
+    """Score results with TrackEval, as the official BURST benchmark does.
+
+    Args:
+        ground_truth: from :func:`ovformer.data.vis_json.load_vis_json`. Where it has "cate_ori",
+            TAO's categories in the order of "categories", TrackEval gets those; otherwise its own.
+        predictions: entries of results.json, ordered by video.
+        groups: name of a group -> its category ids.
+        workers: processes.
+
+    Returns:
+        metric (:data:`METRICS`) -> "all" or group -> mean over the classes with ground truth, from
+        0 to 1; NaN where a group has none.
+
+    Raises:
+        ValueError: the ground truth has no annotations, or a prediction is for another data set.
+    """
+    if not ground_truth.get("annotations"):
+        raise ValueError("The annotation file has no annotations: HOTA cannot be computed.")
+    original = _original_ids(ground_truth)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_json(root / "gt" / "all_classes.json", _burst_ground_truth(ground_truth, original))
+        write_json(
+            root / "trackers" / "results" / "data" / "results.json",
+            {"sequences": list(_burst_predictions(ground_truth, predictions, original))},
+        )
+        per_class = _run_trackeval(root, "cate_ori" not in ground_truth, workers)
+    own = {number: category_id for category_id, number in original.items()}
+    members = {"all": set(original), **{name: set(ids) for name, ids in (groups or {}).items()}}
+    return {
+        metric: {
+            name: _mean(values[metric] for i, values in per_class.items() if own.get(i) in ids)
+            for name, ids in members.items()
+        }
+        for metric in METRICS
+    }
+
+
+def hota_table(hota: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the scores of :func:`burst_hota` as the official code prints them, in percent."""
+    lines = [f"{'Metric':<8}" + "".join(f"{name.capitalize():>10}" for name in hota["HOTA"])]
+    for metric, values in hota.items():
+        lines.append(f"{metric:<8}" + "".join(f"{100 * value:10.2f}" for value in values.values()))
+    return "\n".join(lines)
+
+
+def write_hota(hota: Mapping[str, Mapping[str, float]], path: Path, **about: str) -> None:
+    """Write the scores of :func:`burst_hota`.
+
+    Args:
+        hota: the scores.
+        path: without suffix; ``.json`` and ``.csv`` are added.
+        about: where the scores come from, kept in the JSON file.
+    """
+    names = list(hota["HOTA"])
+    groups = {
+        name: {m: None if np.isnan(v[name]) else v[name] for m, v in hota.items()} for name in names
+    }
+    write_json(path.with_name(path.name + ".json"), {**about, "protocol": "hota", "groups": groups})
+    with path.with_name(path.name + ".csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["protocol", "kind", "name", *hota])
+        for name, values in groups.items():
+            table.writerow(["hota", "group", name, *values.values()])
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _original_ids(ground_truth: Mapping) -> dict[int, int]:
+    """Map category ids of the file to those that TrackEval gets."""
+    categories = ground_truth["categories"]
+    if "cate_ori" in ground_truth:
+        pairs = zip(categories, ground_truth["cate_ori"], strict=True)
+        return {category["id"]: original["id"] for category, original in pairs}
+    return {category["id"]: _OWN_IDS + category["id"] for category in categories}
+
+
+def _sequence(video: Mapping) -> dict:
+    """Describe a video as BURST does. TrackEval reads a frame number from each file name."""
+    return {
+        "id": video["id"],
+        "dataset": Path(video["file_names"][0]).parent.as_posix().replace("/", "-"),
+        "seq_name": f"{video['id']:08d}",
+        "height": video["height"],
+        "width": video["width"],
+        "annotated_image_paths": [f"frame{t:08d}.jpg" for t in range(video["length"])],
+    }
+
+
+def _burst_ground_truth(ground_truth: Mapping, original: Mapping[int, int]) -> dict:
+    sequences = {}
+    for video in ground_truth["videos"]:
+        sequences[video["id"]] = {
+            **_sequence(video),
+            "track_category_ids": {},
+            "segmentations": [{} for _ in range(video["length"])],
+            **{
+                key: [original[number] for number in video.get(key, ())]
+                for key in ("neg_category_ids", "not_exhaustive_category_ids")
+            },
+        }
+    for annotation in ground_truth["annotations"]:
+        sequence = sequences[annotation["video_id"]]
+        track = str(len(sequence["track_category_ids"]) + 1)
+        sequence["track_category_ids"][track] = original[annotation["category_id"]]
+        for frame, mask in zip(sequence["segmentations"], annotation["segmentations"], strict=True):
+            if mask:
+                frame[track] = {"rle": mask["counts"]}
+    categories = [
+        {"id": original[category["id"]], "name": category["name"]}
+        for category in ground_truth["categories"]
+    ]
+    return {"split": _SPLIT, "categories": categories, "sequences": list(sequences.values())}
+
+
+def _burst_predictions(
+    ground_truth: Mapping, predictions: Iterable[dict], original: Mapping[int, int]
+) -> Iterable[dict]:
+    videos = {video["id"]: video for video in ground_truth["videos"]}
+    checker = ResultsChecker(ground_truth)
+    tracks = itertools.count(1)  # unique over all videos
+    for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
+        entries = list(entries)
+        checker.check(video_id, entries)
+        sequence = {**_sequence(videos[video_id]), "track_category_ids": {}}
+        frames = [{} for _ in range(videos[video_id]["length"])]
+        for entry in entries:
+            track = str(next(tracks))
+            sequence["track_category_ids"][track] = original[entry["category_id"]]
+            for frame, mask in zip(frames, entry["segmentations"], strict=True):
+                # The official code counts an empty mask as a detection: it has to be left out.
+                if mask and coco_mask.area(mask):
+                    frame[track] = {"rle": mask["counts"], "score": entry["score"]}
+        yield {**sequence, "segmentations": frames}
+
+
+def _run_trackeval(root: Path, own_categories: bool, workers: int) -> dict[int, dict[str, float]]:
+    """Return the metrics of each class with ground truth, by the id that TrackEval got."""
+    dataset_class = _OwnCategories if own_categories else trackeval.datasets.BURST
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = dataset_class(
+            {
+                "GT_FOLDER": str(root / "gt"),
+                "TRACKERS_FOLDER": str(root / "trackers"),
+                "SPLIT_TO_EVAL": _SPLIT,
+                "PRINT_CONFIG": False,
+            }
+        )
+        evaluator = trackeval.Evaluator(
+            {
+                "USE_PARALLEL": workers > 1,
+                "NUM_PARALLEL_CORES": workers,
+                "LOG_ON_ERROR": None,
+                "PRINT_RESULTS": False,
+                "PRINT_CONFIG": False,
+                "TIME_PROGRESS": False,
+                "OUTPUT_SUMMARY": False,
+                "OUTPUT_DETAILED": False,
+                "PLOT_CURVES": False,
+            }
+        )
+        metrics = [trackeval.metrics.HOTA(), trackeval.metrics.TrackMAP({"PRINT_CONFIG": False})]
+        results, _ = evaluator.evaluate([dataset], metrics, show_progressbar=True)
+    combined = results[dataset.get_name()]["results"]["COMBINED_SEQ"]
+    return {
+        number: {
+            **{name: float(combined[label]["HOTA"][name].mean()) for name in METRICS[:3]},
+            "AP": float(combined[label]["TrackMAP"]["AP_all"].mean()),
+        }
+        for label, number in dataset.class_name_to_class_id.items()
+    }

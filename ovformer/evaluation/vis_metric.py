@@ -1,0 +1,297 @@
+"""AP and AR of video instance segmentation: one metric for all video data sets.
+
+It is COCO's metric with tubes in place of masks: predictions of a class are matched with true
+tubes, best score first, at ten thresholds of tube IoU; areas are averaged over the frames in which
+a tube is visible. As in LVIS and TAO, a file may say of a video which categories it does not have
+("neg_category_ids") and of which not every instance was annotated ("not_exhaustive_category_ids"):
+then predictions of categories that are neither annotated nor excluded do not count, and neither do
+unmatched ones of the latter.
+
+Predictions are added a video at a time, and only scores, areas and overlaps are kept.
+
+D predictions and G targets (true tubes) of one class in one video, N predictions of one class in
+all videos, A area ranges, I IoU thresholds, R recall thresholds, T frames, K classes
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+
+from ovformer.evaluation.tube_iou import Tube, mean_areas, tube_areas, tube_iou
+from ovformer.evaluation.vis_results import ResultsChecker
+from ovformer.evaluation.vis_scores import AREAS, IOU_THRESHOLDS, VisScores, class_rows
+
+MAX_PREDICTIONS = 100  # of one class in one video
+
+_RANGES = np.array(list(AREAS.values()), dtype=np.float64)
+# A perfect overlap passes a threshold of 1 whatever its rounding.
+_THRESHOLDS = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How predictions and targets are compared.
+
+    Attributes:
+        name: "standard", or "published" for what the published scorer of a data set computes.
+        reuse_targets: one target may match any number of predictions.
+        all_small: every tube counts as small.
+        all_labelled: each video counts as searched for all instances of all categories.
+        lose_id_zero: what matches the annotation with id 0 counts as unmatched.
+        note: what a reader of the scores has to know.
+    """
+
+    name: str = "standard"
+    reuse_targets: bool = False
+    all_small: bool = False
+    all_labelled: bool = False
+    lose_id_zero: bool = False
+    note: str = ""
+
+
+_PUBLISHED_BURST = Protocol(
+    "published",
+    reuse_targets=True,
+    all_small=True,
+    all_labelled=True,
+    lose_id_zero=True,
+    note="the published BURST scorer: a ground truth may match many predictions, so that these are "
+    "no average precisions; only for comparison with published figures",
+)
+
+
+def get_protocol(name: str, evaluator: str) -> Protocol:
+    """Return a protocol.
+
+    Args:
+        name: "standard" or "published".
+        evaluator: of the data set, "vis" or "burst". Only BURST's published scorer differs.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    if name not in ("standard", "published"):
+        raise ValueError(f"Unknown protocol {name!r}. Known: standard, published.")
+    if name == "published" and evaluator == "burst":
+        return _PUBLISHED_BURST
+    return Protocol(name)
+
+
+@dataclass
+class _Targets:
+    """The true tubes of one class in one video."""
+
+    tubes: list[Tube]
+    areas: np.ndarray  # int64 (G, T)
+    mean_areas: np.ndarray  # float64 (G,)
+    crowd: np.ndarray  # bool (G,)
+    ids: np.ndarray  # int64 (G,)
+
+
+class VisMetric:
+    """Compares predictions with the ground truth, a video at a time."""
+
+    def __init__(
+        self,
+        ground_truth: Mapping,
+        groups: Mapping[str, Collection[int]] | None = None,
+        protocol: Protocol | None = None,
+    ):
+        """Prepare the ground truth.
+
+        Args:
+            ground_truth: from :func:`ovformer.data.vis_json.load_vis_json`.
+            groups: name of a group -> its category ids.
+            protocol: the standard one by default.
+
+        Raises:
+            ValueError: the ground truth has no annotations.
+        """
+        if ground_truth.get("annotations") is None:
+            raise ValueError(
+                "The annotation file has no annotations, so nothing can be scored here. (Labels of "
+                "YouTube-VIS and OVIS validation videos are on a server; tools/ytvis_json.py packs "
+                "results for it.)"
+            )
+        self.protocol = protocol or Protocol()
+        self.categories = sorted(ground_truth["categories"], key=lambda c: c["id"])
+        self.groups = dict(groups or {})
+        self._lengths = {video["id"]: video["length"] for video in ground_truth["videos"]}
+        self._checker = ResultsChecker(ground_truth)
+        # Both by (category id, video id); predictions as (scores (D,), areas (D,), IoU (D, G)).
+        self._targets = self._index_targets(ground_truth["annotations"])
+        self._predictions = defaultdict(list)
+        self._scored = {category_id for category_id, _ in self._targets}
+        # Videos that were not searched for all categories, and pairs not annotated to the end.
+        self._searched: dict[int, set[int]] = {}
+        self._partial: set[tuple[int, int]] = set()
+        if not self.protocol.all_labelled:
+            self._index_labels(ground_truth["videos"])
+
+    def update(self, predictions: Iterable[dict]) -> None:
+        """Add predictions: entries of results.json, best ordered by video.
+
+        Args:
+            predictions: of any number of videos. One that is split over several calls gives the
+                same scores.
+
+        Raises:
+            ValueError: a prediction is damaged, or is not one for these videos and categories.
+        """
+        for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
+            self._add_video(video_id, list(entries))
+
+    def compute(self) -> VisScores:
+        """Score all predictions added so far."""
+        videos = defaultdict(list)
+        for category_id, video_id in sorted(self._targets.keys() | self._predictions.keys()):
+            videos[category_id].append(video_id)
+        return VisScores(
+            categories=self.categories,
+            groups=self.groups,
+            values=np.stack(
+                [self._score_category(c["id"], videos[c["id"]]) for c in self.categories], axis=1
+            ),
+            protocol=self.protocol.name,
+            note=self.protocol.note,
+        )
+
+    def _index_targets(self, annotations: list[dict]) -> dict[tuple[int, int], _Targets]:
+        groups = defaultdict(list)
+        for annotation in annotations:
+            groups[annotation["category_id"], annotation["video_id"]].append(annotation)
+        return {key: self._make_targets(group) for key, group in groups.items()}
+
+    def _index_labels(self, videos: list[dict]) -> None:
+        for video in videos:
+            if "neg_category_ids" in video:
+                self._searched[video["id"]] = set(video["neg_category_ids"])
+            partial = video.get("not_exhaustive_category_ids", ())
+            self._partial |= {(category_id, video["id"]) for category_id in partial}
+        for category_id, video_id in self._targets:
+            if video_id in self._searched:
+                self._searched[video_id].add(category_id)
+
+    def _make_targets(self, annotations: list[dict]) -> _Targets:
+        tubes = [annotation["segmentations"] for annotation in annotations]
+        areas = tube_areas(tubes, len(tubes[0]))
+        mean = mean_areas(areas)
+        for index, annotation in enumerate(annotations):
+            # The file's own areas count where it has them, as in the official scorers.
+            given = [area for area in annotation.get("areas") or () if area]
+            if given:
+                mean[index] = np.mean(given)
+        return _Targets(
+            tubes=tubes,
+            areas=areas,
+            mean_areas=mean * (not self.protocol.all_small),
+            crowd=np.array([bool(annotation.get("iscrowd")) for annotation in annotations]),
+            ids=np.array([annotation["id"] for annotation in annotations]),
+        )
+
+    def _add_video(self, video_id: int, entries: list[dict]) -> None:
+        self._checker.check(video_id, entries)
+        scored = self._scored & self._searched.get(video_id, self._scored)
+        entries = [entry for entry in entries if entry["category_id"] in scored]
+        tubes = [entry["segmentations"] for entry in entries]
+        areas = tube_areas(tubes, self._lengths[video_id])
+        means = mean_areas(areas) * (not self.protocol.all_small)
+        rows = defaultdict(list)
+        for row, entry in enumerate(entries):
+            rows[entry["category_id"]].append(row)
+        for category_id, members in rows.items():
+            targets = self._targets.get((category_id, video_id))
+            overlaps = None
+            if targets is not None:
+                overlaps = tube_iou(
+                    [tubes[row] for row in members], targets.tubes, areas[members], targets.areas
+                )
+            scores = np.array([entries[row]["score"] for row in members], dtype=np.float64)
+            self._predictions[category_id, video_id].append((scores, means[members], overlaps))
+
+    def _score_category(self, category_id: int, video_ids: list[int]) -> np.ndarray:
+        """Compute the rows of :data:`ovformer.evaluation.vis_scores.ROWS`, NaN without targets."""
+        scores, ranks, matches = [], [], []
+        num_targets = np.zeros(len(AREAS), dtype=np.int64)
+        for video_id in video_ids:
+            targets = self._targets.get((category_id, video_id))
+            if targets is not None:
+                ignored = _outside(targets.mean_areas) | targets.crowd
+                num_targets += np.count_nonzero(~ignored, axis=1)
+            blocks = self._predictions.get((category_id, video_id))
+            if blocks:
+                ordered = _best_first(blocks)
+                scores.append(ordered[0])
+                ranks.append(np.arange(len(ordered[0])))
+                matched, ignored = match_tubes(*ordered[1:], targets, self.protocol)
+                if (category_id, video_id) in self._partial:
+                    ignored |= ~matched
+                matches.append((matched, ignored))
+        if not scores:
+            matched = ignored = np.zeros((len(AREAS), len(IOU_THRESHOLDS), 0), dtype=bool)
+            return class_rows(matched, ignored, np.zeros(0), num_targets)
+        order = np.argsort(-np.concatenate(scores), kind="stable")
+        matched, ignored = (
+            np.concatenate(parts, axis=2)[..., order] for parts in zip(*matches, strict=True)
+        )
+        return class_rows(matched, ignored, np.concatenate(ranks)[order], num_targets)
+
+
+def match_tubes(
+    areas: np.ndarray,
+    overlaps: np.ndarray | None,
+    targets: _Targets | None,
+    protocol: Protocol,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match the predictions of one class in one video, best first, each with its best free target.
+
+    Targets that do not count (crowds, tubes out of the area range) are taken only where no other is
+    left; of equally good ones the last is taken.
+
+    Args:
+        areas: (D,) mean areas of the predictions in pixels, best prediction first.
+        overlaps: (D, G) tube IoU, ``None`` where there are no targets.
+        targets: the G targets, or ``None``.
+        protocol: whether a target may be taken again.
+
+    Returns:
+        matched and ignored, bool (A, I, D). Ignored predictions are neither right nor wrong: those
+        matched with a target that does not count, and unmatched ones out of the area range.
+    """
+    outside = _outside(areas)
+    ignored = np.repeat(outside[:, None], len(IOU_THRESHOLDS), axis=1)
+    matched = np.zeros_like(ignored)
+    if targets is None:
+        return matched, ignored
+    counted = ~(_outside(targets.mean_areas) | targets.crowd)
+    reusable = targets.crowd | protocol.reuse_targets
+    free = np.ones((*ignored.shape[:2], len(targets.tubes)), dtype=bool)
+    for d in np.flatnonzero((overlaps >= _THRESHOLDS[0]).any(axis=1)):
+        possible = free & (overlaps[d] >= _THRESHOLDS)
+        preferred = possible & counted[:, None]
+        candidates = np.where(preferred.any(axis=2, keepdims=True), preferred, possible)
+        reverse = np.where(candidates, overlaps[d], -1)[..., ::-1]
+        a, i = candidates.any(axis=2).nonzero()
+        g = candidates.shape[2] - 1 - reverse.argmax(axis=2)[a, i]
+        matched[a, i, d] = (targets.ids[g] != 0) | (not protocol.lose_id_zero)
+        ignored[a, i, d] = ~counted[a, g]
+        free[a, i, g] = reusable[g]
+    return matched, ignored
+
+
+def _best_first(blocks: list) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Join what :meth:`VisMetric.update` kept of one class in one video and sort it by score."""
+    scores, areas, overlaps = zip(*blocks, strict=True)
+    scores = np.concatenate(scores)
+    order = np.argsort(-scores, kind="stable")[:MAX_PREDICTIONS]
+    overlaps = None if overlaps[0] is None else np.concatenate(overlaps)[order]
+    return scores[order], np.concatenate(areas)[order], overlaps
+
+
+def _outside(areas: np.ndarray) -> np.ndarray:
+    """Tell which areas (N,) are out of which range, bool (A, N)."""
+    return (areas < _RANGES[:, :1]) | (areas > _RANGES[:, 1:])

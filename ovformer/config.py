@@ -208,6 +208,7 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     node.HIDDEN_DIM = 256
     node.NUM_OBJECT_QUERIES = 100
     node.NHEADS = 8
+    # Of the deformable attention encoder; the query decoder has none (published).
     node.DROPOUT = 0.0
     node.DIM_FEEDFORWARD = 2048
     node.DEC_LAYERS = 10

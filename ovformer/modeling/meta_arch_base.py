@@ -263,8 +263,8 @@ class OVFormerBase(nn.Module):
         if self.criterion.num_classes != self.num_classes:
             raise ValueError(
                 f"the model's criterion is for {self.criterion.num_classes} classes, but its text "
-                f"classifier has {self.num_classes}. set_text_classifier is for inference; to train "
-                "on other classes, set MODEL.MASK_FORMER.CLIP_TEXT_PATH and "
+                f"classifier has {self.num_classes}. set_text_classifier is for inference; to "
+                "train on other classes, set MODEL.MASK_FORMER.CLIP_TEXT_PATH and "
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
             )
         weights = self.criterion.weight_dict

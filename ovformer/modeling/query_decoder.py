@@ -64,10 +64,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             ValueError: a number is too small.
         """
         super().__init__()
-        if num_layers < 0 or num_queries < 1:
+        if num_layers < 1 or num_queries < 1:
             raise ValueError(
-                "MODEL.MASK_FORMER: expected DEC_LAYERS and NUM_OBJECT_QUERIES of at least 1, got "
-                f"{num_layers + 1} and {num_queries}"
+                "MODEL.MASK_FORMER: expected DEC_LAYERS of at least 2 and NUM_OBJECT_QUERIES of at "
+                f"least 1, got {num_layers + 1} and {num_queries}"
             )
         self.num_levels = num_levels
         self.deep_supervision = deep_supervision
@@ -85,7 +85,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.level_embed = nn.Embedding(num_levels, hidden_dim)
         self.input_proj = nn.ModuleList()
-        for _ in range(num_levels):
+        for _ in range(min(num_levels, num_layers)):  # with few layers some levels are not used
             projection = nn.Identity()
             if in_channels != hidden_dim:
                 projection = Conv2d(in_channels, hidden_dim, kernel_size=1)
@@ -172,7 +172,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """Return keys (tokens and positions) and values (tokens), each (B, S, C), per level."""
         keys, values = [], []
         for x, projection, embed in zip(
-            features, self.input_proj, self.level_embed.weight, strict=True
+            features, self.input_proj, self.level_embed.weight, strict=False
         ):
             x = projection(x)
             values.append(x.flatten(2).transpose(1, 2) + embed)

@@ -1,6 +1,6 @@
 """Mask logits, and their size: both products and resizing are linear, so they can be exchanged.
 
-Legend: ... any leading dimensions (batch, frames), Q queries, Cm mask channels, N masks, H W pixels.
+Legend: ... leading dimensions (batch, frames), Q queries, Cm mask channels, N masks, H W pixels.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,249 @@
+"""The whole image model gives the numbers recorded from the published one.
+
+``tests/reference/image_small.npz``: a small configuration, two images, generated weights.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import ovformer.modeling  # noqa: F401  (registers)
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import BitMasks, Instances, build_model
+from ovformer.modeling.postprocess import predict_instances
+from ovformer.ops.mask_resize import mask_logits
+
+CLASSES, QUERIES, LAYERS = 100, 20, 5
+# Largest difference relative to the largest value. Measured: 2e-6.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def recorded(reference):
+    return dict(np.load(reference("image_small.npz")))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, fill_weights):
+    folder = tmp_path_factory.mktemp("small")
+    text = np.random.RandomState(7 + CLASSES).standard_normal((CLASSES, 512)).astype(np.float32)
+    np.save(folder / "text.npy", text)
+    categories = [
+        {"id": i + 1, "image_count": (i * 37) % 101 + 1, "frequency": "rcf"[i % 3]}
+        for i in range(CLASSES)
+    ]
+    (folder / "categories.json").write_text(json.dumps(categories))
+    head, former = "MODEL.SEM_SEG_HEAD", "MODEL.MASK_FORMER"
+    options = {
+        "MODEL.META_ARCHITECTURE": "OVFormer",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        f"{head}.NAME": "MaskFormerHead",
+        f"{head}.NUM_CLASSES": CLASSES,
+        f"{head}.IN_FEATURES": ["layer2", "layer3", "layer4", "layer5"],
+        f"{head}.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["layer3", "layer4", "layer5"],
+        f"{head}.CONVS_DIM": 256,
+        f"{head}.MASK_DIM": 64,
+        f"{head}.TRANSFORMER_ENC_LAYERS": 2,
+        f"{former}.NUM_OBJECT_QUERIES": QUERIES,
+        f"{former}.DIM_FEEDFORWARD": 128,
+        f"{former}.DEC_LAYERS": LAYERS,
+        f"{former}.TRAIN_NUM_POINTS": 256,
+        f"{former}.CLIP_TEXT_PATH": str(folder / "text.npy"),
+        f"{former}.CAT_INFO_PATH": str(folder / "categories.json"),
+        "TEST.DETECTIONS_PER_IMAGE": 10,
+    }
+    model = build_model(get_ovformer_cfg(opts=[x for pair in options.items() for x in pair]))
+    fill_weights.fill_state_dict(model.state_dict())
+    return model
+
+
+@pytest.fixture
+def batch(recorded):
+    records = []
+    for i in range(2):
+        image = torch.from_numpy(recorded[f"in.image{i}"])
+        instances = Instances(tuple(image.shape[1:]))
+        instances.gt_classes = torch.from_numpy(recorded[f"in.gt_classes{i}"])
+        instances.gt_masks = BitMasks(torch.from_numpy(recorded[f"in.gt_masks{i}"]).bool())
+        height, width = recorded[f"in.out_size{i}"].tolist()
+        clip_features = torch.from_numpy(recorded[f"in.clip{i}"])
+        records.append(
+            {
+                "image": image,
+                "height": height,
+                "width": width,
+                "clip_features": clip_features,
+                "instances": instances,
+            }
+        )
+    return records
+
+
+def assert_same(got, expected, name) -> None:
+    expected = torch.from_numpy(expected)
+    assert got.shape == expected.shape, name
+    error = (got - expected).abs().max() / expected.abs().max()
+    assert error < TOLERANCE, f"{name}: {error:.1e}"
+
+
+def assert_same_masks(got, expected) -> None:
+    """Compare two sets of masks, because the order of nearly equal scores is arbitrary.
+
+    At most one pixel in ten thousand may differ: logits next to zero have no certain sign.
+    """
+    assert got.shape == expected.shape
+    different = (got[:, None] != expected).float().mean((2, 3))
+    assert different.amin(0).max() < 1e-4 and different.amin(1).max() < 1e-4
+
+
+def assert_same_outputs(outputs, recorded, prefix) -> None:
+    """Compare the predictions of all layers."""
+    assert len(outputs["aux_outputs"]) == LAYERS - 1
+    layers = {"": outputs} | {f"aux{i}.": aux for i, aux in enumerate(outputs["aux_outputs"])}
+    for name, layer in layers.items():
+        masks = mask_logits(layer["mask_embed"], outputs["mask_features"])
+        assert_same(masks, recorded[f"{prefix}{name}pred_masks"], f"{name}pred_masks")
+        for key in ("pred_logits", "pred_object_logits"):
+            assert_same(layer[key], recorded[prefix + name + key], name + key)
+    assert_same(outputs["pred_embds"], recorded[f"{prefix}pred_embds"], "pred_embds")
+
+
+def features_of(model, batch):
+    return model.backbone(model.normalize_images([x["image"] for x in batch]).tensor)
+
+
+def test_names_shapes_and_vocabulary(model, recorded, reference) -> None:
+    shapes = json.loads(reference("image_small_state_dict.json").read_text())
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == shapes
+    weights = model.sem_seg_head.predictor.class_embed.zs_weight
+    assert_same(weights, recorded["zs_weight"], "zs_weight")
+    assert_same(model.criterion.freq_weight, recorded["criterion.freq_weight"], "freq_weight")
+
+
+@torch.no_grad()
+def test_pixel_decoder(model, recorded, batch) -> None:
+    mask_features, levels = model.eval().sem_seg_head.pixel_decoder(features_of(model, batch))
+    prefix = "eval.pixel_decoder."
+    assert_same(mask_features, recorded[f"{prefix}mask_features"], "mask_features")
+    assert len(levels) == 3
+    for i, level in enumerate(levels):
+        assert_same(level, recorded[f"{prefix}multi_scale.{i}"], f"level {i}")
+
+
+@torch.no_grad()
+def test_outputs_of_every_layer(model, recorded, batch) -> None:
+    model.eval().sem_seg_head.predictor.train()  # has no other effect than to keep all layers
+    outputs = model.sem_seg_head(
+        features_of(model, batch), model.clip_features(batch, model.device)
+    )
+    assert_same_outputs(outputs, recorded, "eval.out.")
+
+
+def unpack(recorded, prefix):
+    """Recorded instances, highest score first."""
+    scores = recorded[f"{prefix}scores"]
+    order = np.argsort(-scores)
+    masks = None
+    if f"{prefix}pred_masks" in recorded:
+        shape = recorded[f"{prefix}pred_masks_shape"]
+        bits = np.unpackbits(recorded[f"{prefix}pred_masks"])[: shape.prod()]
+        masks = torch.from_numpy(bits.reshape(shape).astype(bool)[order])
+    return scores[order], recorded[f"{prefix}pred_classes"][order].tolist(), masks
+
+
+@torch.no_grad()
+def test_instances_of_single_images_and_of_a_batch(model, recorded, batch) -> None:
+    """In a batch the published code scores each image with the objectness of the first one."""
+    model.eval()
+    alone = [model([record])[0]["instances"] for record in batch]
+    together = [result["instances"] for result in model(batch)]
+    for i, pair in enumerate(zip(alone, together, strict=True)):
+        scores, classes, _ = unpack(recorded, f"eval.single{i}.")
+        for instances in pair:
+            assert_same(instances.scores, scores, f"scores {i}")
+            assert instances.pred_classes.tolist() == classes
+            assert instances.image_size == tuple(recorded[f"in.out_size{i}"])
+            assert (
+                instances.pred_boxes.tensor.tolist()
+                == BitMasks(instances.pred_masks).get_bounding_boxes().tensor.tolist()
+            )
+        assert_same_masks(pair[0].pred_masks, pair[1].pred_masks)
+    _, _, masks = unpack(recorded, "eval.inst0.")
+    assert_same_masks(together[0].pred_masks, masks)
+
+
+@torch.no_grad()
+def test_masks_of_the_second_image_with_the_objectness_of_the_first(model, recorded, batch) -> None:
+    """Its masks were recorded with the fault only, so here the fault is made on purpose."""
+    outputs = model.eval().sem_seg_head(
+        features_of(model, batch), model.clip_features(batch, model.device)
+    )
+    keys = ("pred_logits", "mask_embed", "mask_features")
+    faulty = {key: outputs[key][1] for key in keys}
+    faulty["pred_object_logits"] = outputs["pred_object_logits"][0]
+    instances = predict_instances(faulty, (128, 160), (118, 150), (118, 150), 10)
+    scores, classes, masks = unpack(recorded, "eval.inst1.")
+    assert_same(instances.scores, scores, "scores")
+    assert instances.pred_classes.tolist() == classes
+    assert_same_masks(instances.pred_masks, masks)
+
+
+def test_training_step(model, recorded, batch, monkeypatch) -> None:
+    """Outputs, losses, matches and gradients, with the random draws of the recording."""
+    model.train()
+    images = model.normalize_images([record["image"] for record in batch])
+    outputs = model.sem_seg_head(
+        model.backbone(images.tensor), model.clip_features(batch, model.device)
+    )
+    assert_same_outputs(outputs, recorded, "train.out.")
+    targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
+    for i, target in enumerate(targets):
+        assert target["labels"].tolist() == recorded[f"train.target{i}.labels"].tolist()
+        assert (target["masks"].numpy() == recorded[f"train.target{i}.masks"]).all()
+
+    draws = iter([recorded[key] for key in sorted(recorded) if key.startswith("train.draw.")])
+    for name in ("rand", "multinomial"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: torch.from_numpy(next(draws)))
+    matches = []
+    hook = model.criterion.matcher.register_forward_hook(lambda *x: matches.append(x[-1]))
+    weighted = model.losses(outputs, targets)
+    hook.remove()
+    assert next(draws, None) is None
+    for layer, match in enumerate(matches):
+        for i, (query, instance) in enumerate(match):
+            assert query.tolist() == recorded[f"train.match.{layer}.{i}.src"].tolist()
+            assert instance.tolist() == recorded[f"train.match.{layer}.{i}.tgt"].tolist()
+
+    weights = model.criterion.weight_dict
+    losses = {
+        "weighted": {name: loss.item() for name, loss in weighted.items()},
+        "raw": {name: loss.item() / weights[name] for name, loss in weighted.items()},
+    }
+    for kind, values in losses.items():
+        names = recorded[f"train.{kind}.loss_names"].tolist()
+        expected = recorded[f"train.{kind}.loss_values"].tolist()
+        assert values == pytest.approx(dict(zip(names, expected, strict=True)), rel=TOLERANCE)
+
+    total = sum(weighted.values())
+    assert total.item() == pytest.approx(recorded["train.total"].item(), rel=TOLERANCE)
+    total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    norms = {name: gradient.double().norm().item() for name, gradient in gradients.items()}
+    expected = dict(
+        zip(
+            recorded["train.grad_names"].tolist(),
+            recorded["train.grad_norms"].tolist(),
+            strict=True,
+        )
+    )
+    assert norms == pytest.approx(expected, rel=TOLERANCE)
+    full = [key for key in recorded if key.startswith("train.grad.")]
+    assert len(full) == 5
+    for key in full:
+        assert_same(gradients[key.removeprefix("train.grad.")], recorded[key], key)

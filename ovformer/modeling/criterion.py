@@ -5,7 +5,7 @@ the mask features, h w their height and width, H W those of the padded image.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,19 @@ from ovformer.modeling.matcher import HungarianMatcher
 CLASS_LOSS_NORMS = ("queries", "instances")
 
 
-class SetCriterion(nn.Module):
-    """Losses of a set prediction against the instances of a batch.
+class BatchNorms(NamedTuple):
+    """What sums over a batch are divided by, averaged over all parts of the whole batch.
 
-    Every number that depends on the batch as a whole is averaged over processes, so that several
-    processes together have the gradient of one process with all images.
+    The parts are processes and micro-batches. Averaged over them, losses then are those of one
+    process with all images.
     """
+
+    num_masks: Tensor  # instances, at least 1
+    object_weight: Tensor  # sum of the objectness loss's weights over queries
+
+
+class SetCriterion(nn.Module):
+    """Losses of a set prediction against the instances of a batch."""
 
     def __init__(
         self,
@@ -99,7 +106,10 @@ class SetCriterion(nn.Module):
         self.register_buffer("freq_weight", freq_weight.float())
 
     def forward(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]],
+        instance_counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Compute all losses in float32, unweighted.
 
@@ -109,6 +119,8 @@ class SetCriterion(nn.Module):
                 again for each earlier layer.
             targets: for each image ``labels`` (n,) int64, of which K means "no object", and
                 ``masks`` (n, H, W) bool.
+            instance_counts: instances of each image of the whole batch, over all processes and
+                micro-batches. None: the batch is not cut into micro-batches.
 
         Returns:
             ``loss_ce``, ``loss_object_ce``, ``loss_mask`` and ``loss_dice`` of the last layer, and
@@ -120,8 +132,8 @@ class SetCriterion(nn.Module):
         """
         mask_features = outputs["mask_features"].float()
         self._check_labels(targets)
-        num_masks = mask_features.new_tensor(float(sum(len(t["labels"]) for t in targets)))
-        num_masks = mean_over_processes(num_masks).clamp(min=1)
+        num_queries = outputs["pred_logits"].shape[1]
+        norms = self._batch_norms(targets, num_queries, instance_counts)
 
         layers = {"": outputs}
         layers |= {f"_{i}": aux for i, aux in enumerate(outputs.get("aux_outputs", ()))}
@@ -135,7 +147,7 @@ class SetCriterion(nn.Module):
                     for key in ("pred_logits", "pred_object_logits", "mask_embed")
                 }
                 precise["mask_features"] = mask_features
-                for name, loss in self._layer_losses(precise, targets, num_masks).items():
+                for name, loss in self._layer_losses(precise, targets, norms).items():
                     losses[name + suffix] = loss
         return losses
 
@@ -148,16 +160,38 @@ class SetCriterion(nn.Module):
                 f"{self.num_classes} classes: compare MODEL.SEM_SEG_HEAD.NUM_CLASSES with the data"
             )
 
+    def _batch_norms(
+        self,
+        targets: Sequence[Mapping[str, Tensor]],
+        num_queries: int,
+        instance_counts: Sequence[int] | None,
+    ) -> BatchNorms:
+        """Count instances, and the weights of queries that will be matched and of the others."""
+        device = self.empty_object_weight.device
+        if instance_counts is None:
+            counts = torch.tensor([len(target["labels"]) for target in targets], device=device)
+            objects = torch.stack([(t["labels"] < self.num_classes).sum() for t in targets])
+            parts = 1.0
+        else:
+            counts = objects = torch.tensor(instance_counts, device=device)
+            parts = len(instance_counts) / len(targets)
+        sums = torch.stack([counts.sum(), objects.clamp(max=num_queries).sum()]) / parts
+        if instance_counts is None:
+            sums = mean_over_processes(sums)
+        matched = sums[1]
+        queries = torch.stack([matched, len(targets) * num_queries - matched])
+        return BatchNorms(sums[0].clamp(min=1), (self.empty_object_weight * queries).sum())
+
     def _layer_losses(
         self,
         layer: Mapping[str, Tensor],
         targets: Sequence[Mapping[str, Tensor]],
-        num_masks: Tensor,
+        norms: BatchNorms,
     ) -> dict[str, Tensor]:
         """Match and compute the four losses of one layer."""
         matches = self.matcher(layer, targets)
-        return self._label_losses(layer, targets, matches, num_masks) | self._mask_losses(
-            layer, targets, matches, num_masks
+        return self._label_losses(layer, targets, matches, norms) | self._mask_losses(
+            layer, targets, matches, norms.num_masks
         )
 
     def _label_losses(
@@ -165,7 +199,7 @@ class SetCriterion(nn.Module):
         layer: Mapping[str, Tensor],
         targets: Sequence[Mapping[str, Tensor]],
         matches: Sequence[tuple[Tensor, Tensor]],
-        num_masks: Tensor,
+        norms: BatchNorms,
     ) -> dict[str, Tensor]:
         """Losses of class (matched queries) and objectness (all queries)."""
         logits, object_logits = layer["pred_logits"], layer["pred_object_logits"]
@@ -180,7 +214,7 @@ class SetCriterion(nn.Module):
             labels.unique(), self.freq_weight, self.fed_loss_num_classes
         )
         loss = federated_class_loss(logits[is_object][:, :-1], labels[is_object], chosen)
-        norm = num_masks if self.class_loss_norm == "instances" else labels.numel()
+        norm = norms.num_masks if self.class_loss_norm == "instances" else labels.numel()
 
         object_loss = F.cross_entropy(
             object_logits.flatten(0, 1),
@@ -188,10 +222,9 @@ class SetCriterion(nn.Module):
             self.empty_object_weight,
             reduction="sum",
         )
-        object_norm = torch.where(is_object, *self.empty_object_weight).sum()
         return {
             "loss_ce": self.class_loss_scale * loss / norm,
-            "loss_object_ce": object_loss / mean_over_processes(object_norm),
+            "loss_object_ce": object_loss / norms.object_weight,
         }
 
     def _mask_losses(
@@ -236,14 +269,13 @@ class SetCriterion(nn.Module):
         }
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of a scalar over all processes, without gradient; itself for one process."""
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean of a tensor without gradient over all processes."""
     world_size = comm.get_world_size()
-    if world_size == 1:
-        return value
-    value = value.detach().clone()
-    torch.distributed.all_reduce(value)
-    return value / world_size
+    if world_size > 1:
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+    return values / world_size
 
 
 def build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:

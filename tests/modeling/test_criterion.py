@@ -176,23 +176,72 @@ def test_losses_are_float32_under_autocast() -> None:
         assert loss.item() == expected[name].item()
 
 
-def test_numbers_of_the_batch_are_averaged_over_processes(monkeypatch) -> None:
-    """As if another process had no instance at all: half as many instances on average."""
-    outputs, targets = make_outputs(), [make_target([1, 4, 2]), make_target([0])]
-    torch.manual_seed(0)
-    alone = make_criterion(class_loss_norm="instances")(outputs, targets)
-    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: None)
-    torch.manual_seed(0)
-    averaged = make_criterion(class_loss_norm="instances")(outputs, targets)
+@pytest.fixture
+def fixed_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same points for every mask, so that losses do not depend on how a batch is cut."""
+    points = torch.rand(1, 32, 2)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: points.clone())
+    monkeypatch.setattr(
+        criterion_module,
+        "get_uncertain_point_coords_with_randomness",
+        lambda logits, *_: points.repeat(len(logits), 1, 1),
+    )
+
+
+def make_targets(labels: list[list[int]]) -> list[dict[str, torch.Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    return [
+        {
+            "labels": torch.tensor(image, dtype=torch.int64),
+            "masks": torch.randint(2, (len(image), 20, 24), generator=g).bool(),
+        }
+        for image in labels
+    ]
+
+
+def cut(outputs: dict, start: int, end: int) -> dict:
+    """Outputs of some images of a batch."""
+    return {k: v[start:end] for k, v in outputs.items() if k != "aux_outputs"}
+
+
+@pytest.mark.parametrize("norm", ["queries", "instances"])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(fixed_points, norm: str) -> None:
+    labels = [[1, 4, 2], [0], [], [3, 3, 1, 0, 2, 4, 4, 2]]  # of the last, two are not matched
+    outputs, targets = make_outputs(batch=4), make_targets(labels)
+    criterion = make_criterion(class_loss_norm=norm, fed_loss_num_classes=CLASSES + 1)
+    whole = criterion(outputs, targets)
+    counts = [len(image) for image in labels]
+    parts = [criterion(cut(outputs, i, i + 2), targets[i : i + 2], counts) for i in (0, 2)]
     for name in LOSSES:
-        torch.testing.assert_close(averaged[name], 2 * alone[name])
-    with_one = [make_target([]), make_target([1])]
-    torch.manual_seed(0)
-    averaged = make_criterion()(outputs, with_one)["loss_mask"]  # 0.5 on average, at least 1
-    monkeypatch.undo()
-    torch.manual_seed(0)
-    torch.testing.assert_close(averaged, make_criterion()(outputs, with_one)["loss_mask"])
+        mean = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(mean, whole[name], msg=name)
+    total, mean = sum(whole.values()), sum(x for part in parts for x in part.values()) / 2
+    expected = torch.autograd.grad(total, leaves(outputs))
+    for x, y in zip(torch.autograd.grad(mean, leaves(outputs)), expected, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_processes_have_the_losses_of_the_whole_batch(fixed_points, monkeypatch) -> None:
+    """What the other process would send is added in place of the exchange."""
+    labels = [[1, 4, 2], [0], [], [3]]
+    outputs, targets = make_outputs(batch=4), make_targets(labels)
+    criterion = make_criterion(fed_loss_num_classes=CLASSES + 1)
+    whole = criterion(outputs, targets)
+    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
+    parts = []
+    for start, others in [(0, 1.0), (2, 4.0)]:
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda x, n=others: x.add_(n))
+        parts.append(criterion(cut(outputs, start, start + 2), targets[start : start + 2]))
+    for name in LOSSES:
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, whole[name], msg=name)
+
+
+def test_less_than_one_instance_on_average_counts_as_one(fixed_points, monkeypatch) -> None:
+    outputs, targets = make_outputs(), make_targets([[], [1]])
+    alone = make_criterion()(outputs, targets)["loss_mask"]
+    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: None)
+    torch.testing.assert_close(make_criterion()(outputs, targets)["loss_mask"], alone)
 
 
 def test_point_losses_of_no_masks_are_zero() -> None:

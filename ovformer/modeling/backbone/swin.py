@@ -114,22 +114,19 @@ class SwinBlock(nn.Module):
 
     def __init__(
         self,
+        attention: WindowAttention,
         dim: int,
-        num_heads: int,
         window: int,
         shift: int,
         mlp_ratio: float,
-        qkv_bias: bool,
-        qk_scale: float | None,
         drop: float,
-        attn_drop: float,
         drop_path: float,
     ) -> None:
         super().__init__()
         self.window = window
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, attn_drop, drop)
+        self.attn = attention
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
@@ -270,21 +267,14 @@ class D2SwinTransformer(Backbone):
         drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.layers = nn.ModuleList()
         for stage, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
-            blocks = [
-                SwinBlock(
-                    dim,
-                    heads,
-                    window_size,
-                    window_size // 2 if index % 2 else 0,
-                    mlp_ratio,
-                    qkv_bias,
-                    qk_scale,
-                    drop_rate,
-                    attn_drop_rate,
-                    next(drop_paths),
+            blocks = []
+            for index in range(depth):
+                attention = WindowAttention(
+                    dim, window_size, heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate
                 )
-                for index in range(depth)
-            ]
+                shift = window_size // 2 if index % 2 else 0
+                settings = (dim, window_size, shift, mlp_ratio, drop_rate, next(drop_paths))
+                blocks.append(SwinBlock(attention, *settings))
             last = stage == len(depths) - 1
             self.layers.append(SwinStage(blocks, None if last else PatchMerging(dim)))
         for stage, dim in enumerate(dims):
@@ -335,12 +325,9 @@ class D2SwinTransformer(Backbone):
 
 
 def _check_stages(
-    dims: Sequence[int],
-    depths: Sequence[int],
-    num_heads: Sequence[int],
-    out_features: Sequence[str],
+    dims: list[int], depths: Sequence[int], num_heads: Sequence[int], names: Sequence[str]
 ) -> None:
-    """Raise ValueError when the description of the stages does not fit together."""
+    """Raise ValueError when numbers, heads, channels or names of stages do not fit together."""
     if not 0 < len(depths) <= len(STAGE_NAMES) or len(num_heads) != len(depths):
         raise ValueError(
             "MODEL.SWIN: DEPTHS and NUM_HEADS need one entry for each of the same 1 to 4 stages, "
@@ -349,12 +336,9 @@ def _check_stages(
     for dim, heads in zip(dims, num_heads, strict=True):
         if dim % heads:
             raise ValueError(f"MODEL.SWIN.NUM_HEADS: {heads} heads do not divide {dim} channels")
-    names = STAGE_NAMES[: len(depths)]
-    unknown = sorted(set(out_features) - set(names))
-    if unknown or not out_features:
-        raise ValueError(
-            f"MODEL.SWIN.OUT_FEATURES: expected some of {list(names)}, got {list(out_features)}"
-        )
+    known = list(STAGE_NAMES[: len(depths)])
+    if not names or not set(names) <= set(known):
+        raise ValueError(f"MODEL.SWIN.OUT_FEATURES: expected some of {known}, got {list(names)}")
 
 
 def _init_linear(module: nn.Module) -> None:

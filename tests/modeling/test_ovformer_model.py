@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import META_ARCH_REGISTRY, BitMasks, Instances, build_model
+from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.ovformer_model import OVFormer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -176,6 +179,39 @@ def test_autocast_trains_and_predicts(build, dtype) -> None:
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(precise, rel=0.1)
     assert all(instances.scores.dtype == torch.float32 for instances in results)
+
+
+def test_clip_features_are_computed_where_there_are_none(build, tmp_path) -> None:
+    """The same predictions as with the features stored, from the original image or the input."""
+    tiny = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "width": 64, "heads": 1, "layers": 1},
+    }
+    open_clip_config = {"model_cfg": tiny, "preprocess_cfg": {"size": 32}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(open_clip_config))
+    weights = open_clip.CLIP(**tiny).state_dict()
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    name = f"local-dir:{tmp_path}"
+    options = {"MODEL.CLIP.NAME": name, "MODEL.CLIP.IMAGE_SIZE": 32, "INPUT.FORMAT": "RGB"}
+    model = build(width=16, **options).eval()
+    keys = set(model.state_dict())
+
+    encoder = ClipEncoder.from_pretrained(name)
+    records = [{key: r[key] for key in ("image", "height", "width")} for r in batch()]
+    clip_images = [encoder.preprocess(r["image"].permute(1, 2, 0).numpy()) for r in records]
+    embeddings = encoder.encode_image(torch.stack(clip_images))[:, None]
+    ways = (
+        [{**r, "clip_features": x} for r, x in zip(records, embeddings, strict=True)],
+        [{**r, "clip_image": x} for r, x in zip(records, clip_images, strict=True)],
+        records,
+    )
+    with torch.no_grad():
+        stored, *computed = ([x["instances"] for x in model(records)] for records in ways)
+    for results in computed:
+        for got, expected in zip(results, stored, strict=True):
+            torch.testing.assert_close(got.scores, expected.scores, rtol=1e-5, atol=1e-6)
+    assert set(model.state_dict()) == keys
 
 
 def test_a_replaced_vocabulary_is_predicted_from(build) -> None:

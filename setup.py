@@ -26,7 +26,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
-        "open_clip_torch>=2.30",
+        "open_clip_torch>=3.0",
         "timm>=1.0.9",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.9",
@@ -37,6 +37,7 @@ setup(
         "shapely>=2",
         "opencv-python>=4.10",
         "pillow>=10",
+        "pyyaml>=6",
         "safetensors>=0.4.5",
         "tensorboard>=2.17",
         "tqdm>=4.66",

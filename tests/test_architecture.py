@@ -33,7 +33,7 @@ def imported_modules(path: Path) -> list[str]:
             assert node.level == 0, f"{path}: relative import"
             names.append(node.module)
             if node.module == "ovformer":
-                names += [f"ovformer.{alias.name}" for alias in node.names]
+                names += [f"ovformer.{a.name}" for a in node.names if a.name != "__version__"]
     return names
 
 

@@ -7,7 +7,6 @@ with the same names, arguments and behaviour. The choice is made once, for all n
 """
 
 # fvcore is on the package registry, so these are the same objects on both back-ends.
-from fvcore.nn import FlopCountAnalysis, flop_count_table
 from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 
 from ovformer.d2.choice import choose_backend
@@ -163,7 +162,6 @@ __all__ = [
     "DatasetFromList",
     "DetectionCheckpointer",
     "EventStorage",
-    "FlopCountAnalysis",
     "FrozenBatchNorm2d",
     "HookBase",
     "ImageList",
@@ -196,7 +194,6 @@ __all__ = [
     "create_ddp_model",
     "default_argument_parser",
     "filter_empty_instances",
-    "flop_count_table",
     "get_cfg",
     "get_event_storage",
     "get_norm",

@@ -43,6 +43,9 @@ clip_image
 instances
     training only: ``Instances`` of image size (H, W) with gt_classes int64 (N,), gt_masks
     ``BitMasks`` (N, H, W) and gt_boxes; none of them is empty
+instance_counts
+    training only, added by the trainer where it cuts a batch into micro-batches: list of int, the
+    number of instances of each image of the whole batch
 
 The prediction dict of an image is ``{"instances": Instances}`` with pred_masks bool
 (N, height, width), scores, pred_classes (contiguous) and pred_boxes.

@@ -251,9 +251,17 @@ class OVFormerBase(nn.Module):
         return targets
 
     def losses(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Tensor]],
+        instance_counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted losses by name.
+
+        Args:
+            outputs: of the head.
+            targets: of :meth:`targets`.
+            instance_counts: instances of each image of the whole batch, if this is a part of it.
 
         Raises:
             ValueError: the model cannot be trained as it is.
@@ -268,5 +276,5 @@ class OVFormerBase(nn.Module):
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
             )
         weights = self.criterion.weight_dict
-        losses = self.criterion(outputs, targets)
+        losses = self.criterion(outputs, targets, instance_counts)
         return {name: loss * weights[name] for name, loss in losses.items()}

@@ -38,7 +38,11 @@ class OVFormer(OVFormerBase):
             self.backbone(images.tensor), self.clip_features(batched_inputs, self.device)
         )
         if self.training:
-            return self.losses(outputs, self.targets(batched_inputs, padded_size))
+            return self.losses(
+                outputs,
+                self.targets(batched_inputs, padded_size),
+                batched_inputs[0].get("instance_counts"),
+            )
         results = []
         for index, record in enumerate(batched_inputs):
             height, width = images.image_sizes[index]

@@ -7,6 +7,7 @@ Parameter names are those of the authors' release, so its checkpoints load.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
@@ -264,7 +265,7 @@ class D2SwinTransformer(Backbone):
             trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.pos_drop = nn.Dropout(drop_rate)
 
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.layers = nn.ModuleList()
         for stage, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
             blocks = []

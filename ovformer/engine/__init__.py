@@ -1,0 +1,1 @@
+"""Engine: the command line, training, evaluation and checkpoints of all stages."""

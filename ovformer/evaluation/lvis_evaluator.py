@@ -145,7 +145,7 @@ def lvis_scores(
         category.setdefault("frequency", "f")  # asked for, but its groups are not what we read
     detections = truth.loadRes(best_per_image(predictions, MAX_DETECTIONS_PER_IMAGE))
     scorer = COCOeval_faster(
-        truth, detections, "segm", lvis_style=True, print_function=logger.debug
+        truth, detections, "segm", lvis_style=True, print_function=lambda _: None
     )
     scorer.params.maxDets = [MAX_DETECTIONS_PER_IMAGE]
     ids = sorted(truth.cats)

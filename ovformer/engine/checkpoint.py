@@ -1,0 +1,330 @@
+"""Checkpoints: weights from anywhere, checks that they fit, and saving that survives a kill.
+
+The vocabulary belongs to the config. What a checkpoint holds of it (:data:`FROM_CONFIG`) is never
+loaded, so that weights trained with one set of class names can be used with another.
+"""
+
+import io
+import os
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ovformer.d2 import DetectionCheckpointer
+from ovformer.paths import resolve_path
+
+# Names (regular expressions) of the state dict that the config gives, never the checkpoint.
+FROM_CONFIG = (r"class_embed\.zs_weight$", r"^criterion\.")
+# Names that a checkpoint may lack, or have without the model: constants, and what other versions of
+# a library store.
+OPTIONAL = (
+    *FROM_CONFIG,
+    r"\.num_batches_tracked$",
+    r"\.relative_position_index$",
+    r"\.attn_mask$",
+    r"^pixel_(mean|std)$",
+)
+# Norms of a backbone's outputs, which a classifier does not have.
+NEW_IN_BACKBONE = (r"^backbone\.norm\d+\.",)
+# So many names of each kind are listed in an error.
+SHOWN = 5
+
+# All that a pickled dict of arrays and tensors refers to.
+_PICKLED = {
+    "_codecs": {"encode"},
+    "collections": {"OrderedDict"},
+    "numpy": {"dtype", "ndarray"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "torch": {"Size"},
+    "torch._utils": {"_rebuild_parameter", "_rebuild_tensor_v2"},
+}
+# Numbers of numpy are harmless and occur in the optimizer's state of old checkpoints.
+_NUMPY_SCALARS = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+
+
+class VocabularyError(ValueError):
+    """The class names of a training that is to be resumed differ from the config's."""
+
+
+class Checkpointer(DetectionCheckpointer):
+    """detectron2's checkpointer with strict checks, safe reading and atomic writing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        class_names: Sequence[str] = (),
+        **others: Any,
+    ) -> None:
+        """Make the checkpointer.
+
+        Args:
+            model: the model, which may be wrapped in DistributedDataParallel.
+            save_dir: folder of the checkpoints.
+            class_names: the vocabulary, in the order of the classifier; saved for later checks.
+            **others: objects with ``state_dict`` to save and, when resuming, load along.
+        """
+        super().__init__(model, save_dir, **others)
+        self.class_names = list(class_names)
+        self._path = ""
+        self._is_resuming = False
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Save everything as ``name``.pth, then name that file in ``last_checkpoint``.
+
+        Either file appears when it is complete on the disk, so the folder can be resumed from
+        whenever the process is killed.
+
+        Args:
+            name: file name without suffix.
+            **extra: more to store.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict(), "class_names": self.class_names}
+        content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+        content |= extra
+        path = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        write_atomically(path, lambda file: torch.save(content, file))
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the file to resume from."""
+        path = Path(self.save_dir, "last_checkpoint")
+        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights, and the other objects when resuming.
+
+        Args:
+            path: ``.pth``, ``.pkl`` or ``.safetensors``; relative paths are looked for in the
+                working directory and under the dataset root. Empty: nothing is loaded.
+            checkpointables: names of the other objects to load; None for all.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no weights, or those of another model.
+            VocabularyError: a training would be resumed with another vocabulary.
+        """
+        if path and "://" not in path:
+            resolved = resolve_path(path)
+            if not resolved.is_file():
+                raise FileNotFoundError(
+                    f"Checkpoint {path} not found. MODEL.WEIGHTS names it, or with --resume "
+                    f"{Path(self.save_dir, 'last_checkpoint')}."
+                )
+            path = str(resolved)
+        self._path = path
+        self._is_resuming = checkpointables is None and bool(self.checkpointables)
+        return super().load(path, checkpointables)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_weights(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        weights = {
+            name.removeprefix("module."): value for name, value in checkpoint["model"].items()
+        }
+        self._report_vocabulary(weights, checkpoint.get("class_names"))
+        state = self.model.state_dict()
+        optional = OPTIONAL
+        unexpected_is_fine = False
+        if checkpoint.get("matching_heuristics") or _is_backbone(weights, state):
+            prefix = _backbone_prefix(state, weights)
+            weights = {
+                name if name in state else prefix + name: value for name, value in weights.items()
+            }
+            state = {name: value for name, value in state.items() if name.startswith("backbone.")}
+            optional = OPTIONAL + NEW_IN_BACKBONE
+            unexpected_is_fine = True
+            self.logger.info(
+                "%s holds a backbone only; the rest of the model keeps its random start.",
+                self._path,
+            )
+
+        weights = _without(weights, FROM_CONFIG)
+        missing = _without(state.keys() - weights.keys(), optional)
+        unexpected = _without(weights.keys() - state.keys(), OPTIONAL)
+        shapes = [
+            f"{name} {tuple(weights[name].shape)}, in the model {tuple(state[name].shape)}"
+            for name in state.keys() & weights.keys()
+            if weights[name].shape != state[name].shape
+        ]
+        if unexpected_is_fine and unexpected:
+            self.logger.info("Not used of %s: %s", self._path, _listed(unexpected))
+            unexpected = []
+        problems = [
+            f"{len(names)} {kind}: {_listed(names)}"
+            for kind, names in (
+                ("parameters of the model are missing in it", missing),
+                ("of its parameters are not in the model", unexpected),
+                ("have another shape", shapes),
+            )
+            if names
+        ]
+        if problems:
+            raise ValueError(
+                f"MODEL.WEIGHTS: {self._path} does not fit the model. "
+                + ". ".join(problems)
+                + ". It belongs to another backbone, or to other sizes under MODEL.MASK_FORMER and "
+                "MODEL.SEM_SEG_HEAD; the config.yaml next to a checkpoint has those it was trained "
+                "with."
+            )
+        self.model.load_state_dict(
+            {name: value for name, value in weights.items() if name in state}, strict=False
+        )
+
+    def _report_vocabulary(self, weights: Mapping[str, Tensor], names: list[str] | None) -> None:
+        """Say whose vocabulary is used; refuse to resume a training with another one."""
+        key = next((key for key in weights if re.search(FROM_CONFIG[0], key)), None)
+        if names and self.class_names and names != self.class_names:
+            difference = _difference(names, self.class_names)
+            if self._is_resuming:
+                raise VocabularyError(
+                    f"--resume: {self._path} was trained with another vocabulary: {difference}. "
+                    "Resuming goes on with the same training. To train with other classes, start "
+                    f"anew: MODEL.WEIGHTS {self._path}, another OUTPUT_DIR, no --resume."
+                )
+            self.logger.info("%s was trained with another vocabulary: %s", self._path, difference)
+        if key is not None:
+            self.logger.info(
+                "Vocabulary: that of the config, MODEL.MASK_FORMER.CLIP_TEXT_PATH. The text "
+                "embeddings of %d classes in the checkpoint are not loaded.",
+                weights[key].shape[1] - 1,
+            )
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint without running code from it.
+
+    Args:
+        path: ``.safetensors``; ``.pkl``, a pickled dict of arrays or tensors; or a file of
+            ``torch.save``. The state dict may be the whole, or stand under "model" or "state_dict".
+
+    Returns:
+        ``{"model": state dict, ...}`` with the other entries of the file.
+
+    Raises:
+        ValueError: it can't be read, holds other Python objects than tensors and arrays, or no
+            weights.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        elif path.suffix == ".pkl":
+            with path.open("rb") as file:
+                content = _WeightsUnpickler(file, encoding="latin1").load()
+        else:
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "Unsupported global" in line), lines[0])
+        raise ValueError(
+            f"{path} can't be read: it is damaged, no checkpoint, or holds Python objects, which "
+            "are not loaded because that could run code. Of weights from elsewhere, save the "
+            f"state_dict() alone, with torch.save or safetensors. ({reason})"
+        ) from error
+    if isinstance(content, Mapping):
+        content = dict(content)
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), Mapping):
+                return {**content, "model": dict(content[key])}
+        if content and all(isinstance(v, Tensor | np.ndarray) for v in content.values()):
+            return {"model": content}
+        found = f"a dict with the keys {_listed(map(str, content))}"
+    else:
+        found = f"a {type(content).__name__}"
+    raise ValueError(f"{path} holds no weights. Expected a state dict, got {found}.")
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is complete or not there, also after a kill or a power cut.
+
+    Args:
+        path: the file. One of that name stays as it was until the new one is on the disk.
+        write: writes the content into an open binary file.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
+class _WeightsUnpickler(pickle.Unpickler):
+    """Reads arrays and tensors, and refuses anything that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if name in _PICKLED.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+
+
+def _is_backbone(weights: Iterable[str], state: Iterable[str]) -> bool:
+    """Tell whether a file is a backbone: all its names say so, or none is a name of the model."""
+    if not any(name.startswith("backbone.") for name in state):
+        return False
+    return all(name.startswith("backbone.") for name in weights) or not set(weights) & set(state)
+
+
+def _backbone_prefix(names: Iterable[str], keys: Mapping[str, Tensor]) -> str:
+    """Return what most keys need in front to be names of the model's backbone."""
+    prefixes: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] == "backbone":
+            for end in range(1, len(parts)):
+                if ".".join(parts[end:]) in keys:
+                    prefixes[".".join(parts[:end]) + "."] += 1
+    return prefixes.most_common(1)[0][0] if prefixes else "backbone."
+
+
+def _without(names: Any, patterns: Iterable[str]) -> Any:
+    """Drop the names that match a pattern, from a dict or else into a sorted list."""
+    kept = sorted(name for name in names if not any(re.search(p, name) for p in patterns))
+    return {name: names[name] for name in kept} if isinstance(names, dict) else kept
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} classes instead of {len(ours)}"
+    first = next(i for i, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    return f"class {first} is {theirs[first]!r} instead of {ours[first]!r}"

@@ -1,0 +1,190 @@
+"""What a training script does, from the command line to the last log line."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ovformer import __version__
+from ovformer.config import UnknownKeyError, get_ovformer_cfg
+from ovformer.d2 import (
+    BACKEND,
+    CfgNode,
+    CommonMetricPrinter,
+    JSONWriter,
+    MetadataCatalog,
+    TensorboardXWriter,
+    build_lr_scheduler,
+    build_model,
+    collect_env_info,
+    comm,
+    default_argument_parser,
+    hooks,
+    seed_all_rng,
+    setup_logger,
+)
+from ovformer.engine.checkpoint import Checkpointer
+from ovformer.engine.evaluate import defined_scores, evaluate
+from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
+from ovformer.engine.launch import launch, world_size
+from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
+from ovformer.engine.stages import Stage
+from ovformer.engine.trainer import AMP_TYPES, Trainer
+from ovformer.engine.validate import validate_config
+
+# Iterations between two lines on the console and in metrics.json.
+WRITE_PERIOD = 20
+
+logger = logging.getLogger(__name__)
+
+
+def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
+    """Run a training script: check everything, start the processes, train or evaluate.
+
+    Args:
+        stage: what the script trains.
+        argv: command line without the script's name; by default that of this process.
+    """
+    parser = default_argument_parser()
+    args = parser.parse_args(argv)
+    try:
+        cfg = get_ovformer_cfg(args.config_file, args.opts)
+        scaled = scale_to_world_size(cfg, world_size(args.num_gpus, args.num_machines))
+        validate_config(scaled, stage, args)
+    except (FileNotFoundError, UnknownKeyError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    launch(
+        run,
+        (cfg, stage, args),
+        device=cfg.MODEL.DEVICE,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+    )
+
+
+def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
+    """Train or evaluate, in one of the processes of the run.
+
+    Args:
+        cfg: the config as it was given.
+        stage: what is trained.
+        args: the command line.
+    """
+    start_logging(cfg, args)
+    cfg = scale_to_world_size(cfg, comm.get_world_size())
+    seed = choose_seed(cfg)
+    seed_all_rng(seed + comm.get_rank())
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    if cfg.get("FLOAT32_PRECISION"):
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    config_file = Path(cfg.OUTPUT_DIR, "config.yaml")
+    # An evaluation does not replace the config that the checkpoints next to it belong to.
+    if comm.is_main_process() and not (args.eval_only and config_file.exists()):
+        config_file.write_text(cfg.dump(), encoding="utf-8")
+
+    model = build_model(cfg)
+    logger.info("Model:\n%s", model)
+    if args.eval_only:
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        evaluate(cfg, stage, model)
+        return
+    trainer = build_trainer(cfg, stage, model, seed)
+    trainer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    trainer.train()
+
+
+def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Log to the console and to ``OUTPUT_DIR/log.txt``, beginning with what is running."""
+    for name in ("ovformer", "detectron2", "fvcore"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    logger.info(
+        "OVFormer %s; detectron2's names come from: %s; Python %s, torch %s, %s; process %d of %d",
+        __version__,
+        BACKEND,
+        sys.version.split()[0],
+        torch.__version__,
+        cfg.MODEL.DEVICE,
+        comm.get_rank(),
+        comm.get_world_size(),
+    )
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    logger.info("Config:\n%s", cfg.dump())
+
+
+def choose_seed(cfg: CfgNode) -> int:
+    """Return ``SEED``, or if that is negative a random number, the same in all processes."""
+    if cfg.SEED >= 0:
+        return cfg.SEED
+    seed = comm.all_gather(int.from_bytes(os.urandom(3), "little"))[0]
+    logger.info("SEED: drew %d", seed)
+    return seed
+
+
+def class_names(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """Return the vocabulary: the classifier's own names, or else those of the data set."""
+    names = getattr(model, "vocabulary", None)
+    for dataset_name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]:
+        names = names or MetadataCatalog.get(dataset_name).get("thing_classes")
+    return list(names or [])
+
+
+def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Trainer:
+    """Return the trainer that a config describes, with its hooks.
+
+    Args:
+        cfg: the config.
+        stage: gives the data and the metrics.
+        model: on its device.
+        seed: of the order of the training images.
+    """
+    optimizer = build_optimizer(cfg, model)
+
+    def build_loader(start_iteration: int, seed: int):
+        loader_cfg = cfg.clone()
+        loader_cfg.defrost()
+        loader_cfg.SEED = seed
+        return stage.build_train_loader(loader_cfg, start_iteration)
+
+    trainer = Trainer(
+        model,
+        optimizer,
+        build_lr_scheduler(cfg, optimizer),
+        build_loader,
+        max_iter=cfg.SOLVER.MAX_ITER,
+        seed=seed,
+        clip_gradients=build_gradient_clipper(cfg),
+        accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+        amp_type=AMP_TYPES[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None,
+        output_dir=cfg.OUTPUT_DIR,
+        class_names=class_names(cfg, model),
+    )
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            CpuMemory() if trainer.device.type == "cpu" else None,
+            # Before the evaluation: if that fails, the weights are safe.
+            PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD),
+            hooks.EvalHook(
+                cfg.TEST.EVAL_PERIOD, lambda: defined_scores(evaluate(cfg, stage, model))
+            ),
+        ]
+    )
+    if comm.is_main_process():
+        writers = [
+            CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
+            JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+            TensorboardXWriter(cfg.OUTPUT_DIR),
+        ]
+        # Last, so that scores are written too.
+        trainer.register_hooks([hooks.PeriodicWriter(writers, WRITE_PERIOD)])
+    return trainer

@@ -1,0 +1,60 @@
+"""Evaluation of a model on every test set, each under its own name."""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ovformer.d2 import CfgNode, comm, inference_on_dataset, print_csv_format
+from ovformer.engine.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(cfg: CfgNode, stage: Stage, model: nn.Module) -> OrderedDict[str, dict]:
+    """Run a model over all of ``DATASETS.TEST`` and score it. All processes take part.
+
+    Predictions of a data set are in ``OUTPUT_DIR/inference/<data set>/results.json`` before they
+    are scored.
+
+    Args:
+        cfg: the config.
+        stage: gives loaders and metrics.
+        model: not wrapped.
+
+    Returns:
+        Data set -> task -> metric -> value, in percent; in the order of the config. Values are
+        empty where this is not the main process.
+    """
+    results = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        folder = inference_folder(cfg, name)
+        evaluator = stage.build_evaluator(name, folder)
+        # A loader draws a number to seed its workers. Training must not notice.
+        with torch.random.fork_rng(devices=[]):
+            scores = inference_on_dataset(model, stage.build_test_loader(cfg, name), evaluator)
+        results[name] = scores
+        if comm.is_main_process():
+            logger.info("Scores of %s, in %s:", name, folder)
+            print_csv_format(scores)
+    return results
+
+
+def defined_scores(results: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Return scores without those that are NaN, which metrics.json could not hold."""
+    return {
+        name: {
+            task: {metric: value for metric, value in metrics.items() if not math.isnan(value)}
+            for task, metrics in tasks.items()
+        }
+        for name, tasks in results.items()
+    }
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
+    """Return where the predictions for a data set go."""
+    return Path(cfg.OUTPUT_DIR, "inference", dataset_name)

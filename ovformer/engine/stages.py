@@ -1,0 +1,52 @@
+"""What differs between the stages: the data that a model is trained and tested on, the metric."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ovformer.modeling  # noqa: F401  (registers the models)
+from ovformer.d2 import CfgNode, DatasetEvaluator, MetadataCatalog
+from ovformer.data.loaders import build_test_loader, build_train_loader
+from ovformer.evaluation.lvis_evaluator import LvisEvaluator
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training script.
+
+    Attributes:
+        build_train_loader: from a config and the number of iterations that are done to endless
+            batches, of each of which this process gets its share.
+        build_test_loader: from a config and the name of a data set to this process's part of it.
+        evaluators: ``evaluator_type`` of a data set -> from its name and a folder to what scores it
+            and writes ``results.json`` into the folder.
+    """
+
+    build_train_loader: Callable[[CfgNode, int], Iterable[list[dict]]]
+    build_test_loader: Callable[[CfgNode, str], Iterable[list[dict]]]
+    evaluators: dict[str, Callable[[str, Path], DatasetEvaluator]]
+
+    def build_evaluator(self, dataset_name: str, folder: Path) -> DatasetEvaluator:
+        """Return what scores a data set.
+
+        Args:
+            dataset_name: one of ``DATASETS.TEST``.
+            folder: where it writes.
+
+        Raises:
+            ValueError: this stage can't score it.
+        """
+        return self.evaluators[self.evaluator_type(dataset_name)](dataset_name, folder)
+
+    def evaluator_type(self, dataset_name: str) -> str:
+        """Return the metric of a data set, or raise ValueError if this stage does not have it."""
+        name = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        if name not in self.evaluators:
+            raise ValueError(
+                f"DATASETS.TEST: {dataset_name!r} is scored by {name!r}, which this script can't "
+                f"do. It can: {', '.join(self.evaluators)}."
+            )
+        return name
+
+
+IMAGE = Stage(build_train_loader, build_test_loader, {"lvis": LvisEvaluator})

@@ -1,0 +1,290 @@
+"""The training loop's step: micro-batches, mixed precision, clipping, and stopping at bad losses.
+
+Of one optimizer step, ``SOLVER.IMS_PER_BATCH`` images are dealt to the processes, and the share of
+each is cut into ``SOLVER.ACCUMULATION_STEPS`` micro-batches of one size. Losses are averaged over
+both, so losses that are means over images (the class loss per query) come out as those of one large
+batch. Losses that are sums over instances are divided by a number of instances; that has to be the
+one of the whole batch. The criterion averages it over processes; over micro-batches it can't, so
+with several of them each record carries ``instance_counts``: the number of instances of each image
+of the whole batch. Then the gradient is that of one process with all images, as far as images are
+padded to the same size. What is random (the points of masks, the classes of the federated loss) is
+drawn for each micro-batch.
+"""
+
+import contextlib
+import logging
+import math
+import random
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ovformer.d2 import TrainerBase, comm, create_ddp_model
+from ovformer.engine.checkpoint import Checkpointer
+from ovformer.engine.optimizer import GradientClipper
+
+AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+# A healthy training needs no smaller factor on its losses for gradients to be finite in float16.
+MIN_LOSS_SCALE = 2.0**-10
+# What a checkpoint holds of the trainer, besides the state of hooks.
+_STATE = ("optimizer", "grad_scaler", "random_states", "seed")
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(TrainerBase):
+    """Trains a model that returns a dict of losses for a list of records.
+
+    Attributes:
+        model: the model, in DistributedDataParallel where there are several processes.
+        optimizer: of its parameters.
+        scheduler: of the learning rate; stepped by detectron2's ``LRScheduler`` hook.
+        checkpointer: saves and loads all of it.
+        seed: of the order of the training images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        build_loader: Callable[[int, int], Iterable[list[dict]]],
+        *,
+        max_iter: int,
+        seed: int,
+        clip_gradients: GradientClipper,
+        accumulation_steps: int = 1,
+        amp_type: torch.dtype | None = None,
+        output_dir: str = "",
+        class_names: Sequence[str] = (),
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            model: on its device.
+            optimizer: of its parameters.
+            scheduler: of the optimizer.
+            build_loader: from the first iteration and the seed to endless batches, of each of which
+                this process gets its share.
+            max_iter: iterations of the whole training.
+            seed: of the order of the training images.
+            clip_gradients: clips in place and returns the norm.
+            accumulation_steps: micro-batches per iteration and process.
+            amp_type: float16 (with a loss scale), bfloat16, or None for float32.
+            output_dir: folder of the checkpoints.
+            class_names: the vocabulary, saved with the model.
+        """
+        super().__init__()
+        self.device = next(model.parameters()).device
+        self.model = create_ddp_model(
+            model.train(),
+            broadcast_buffers=False,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+        )
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.max_iter = max_iter
+        self.seed = seed
+        self.checkpointer = Checkpointer(
+            model, output_dir, class_names=class_names, trainer=weakref.proxy(self)
+        )
+        self._build_loader = build_loader
+        self._clip_gradients = clip_gradients
+        self._accumulation_steps = accumulation_steps
+        self._amp_type = amp_type
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_type == torch.float16)
+        self._random_states: list[dict] = []
+        self._batches: Iterable[list[dict]] = iter(())
+
+    def resume_or_load(self, weights: str, resume: bool) -> None:
+        """Load weights, or with ``resume`` the last checkpoint of the output folder, if any.
+
+        Args:
+            weights: path; see :meth:`Checkpointer.load`.
+            resume: go on with the training in the output folder.
+        """
+        is_resuming = resume and self.checkpointer.has_checkpoint()
+        if resume and not is_resuming:
+            logger.info("--resume: %s has no checkpoint yet.", self.checkpointer.save_dir)
+        self.checkpointer.resume_or_load(weights, resume=resume)
+        if is_resuming:
+            self.start_iter = self.iter + 1
+            self._restore_random_state()
+            logger.info("Resuming: %d iterations are done.", self.start_iter)
+
+    def train(self) -> None:
+        """Train up to the last iteration. Hooks evaluate, save and write."""
+        if self.start_iter >= self.max_iter:
+            logger.info(
+                "Nothing to train: the checkpoint is of iteration %d, SOLVER.MAX_ITER is %d.",
+                self.start_iter,
+                self.max_iter,
+            )
+            return
+        self._batches = iter(self._build_loader(self.start_iter, self.seed))
+        super().train(self.start_iter, self.max_iter)
+
+    def run_step(self) -> None:
+        """Do one optimizer step."""
+        begin = time.perf_counter()
+        batch = next(self._batches)
+        data_time = time.perf_counter() - begin
+        micro_batches = self._micro_batches(batch)
+
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for number, records in enumerate(micro_batches, start=1):
+            with self._gradients_stay_here(number < len(micro_batches)):
+                losses = self._forward(records)
+                total = sum(losses.values()) / len(micro_batches)
+                self._scaler.scale(total).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.detach().float() / len(micro_batches)
+        self.after_backward()
+
+        means = self._mean_over_processes(sums | {"data_time": data_time})
+        self._check_losses(means, batch)
+        norm = self._step_optimizer(batch)
+        data_time = means.pop("data_time")
+        self.storage.put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)
+        if math.isfinite(norm):
+            self.storage.put_scalar("grad_norm", norm)
+
+    def _micro_batches(self, batch: list[dict]) -> list[list[dict]]:
+        steps = self._accumulation_steps
+        if steps == 1:
+            return [batch]
+        counts = [len(record["instances"]) for record in batch if "instances" in record]
+        counts = [count for part in comm.all_gather(counts) for count in part]
+        batch = [{**record, "instance_counts": counts} for record in batch]
+        size = len(batch) // steps
+        return [batch[start : start + size] for start in range(0, size * steps, size)]
+
+    def _gradients_stay_here(self, wanted: bool) -> contextlib.AbstractContextManager:
+        """Leave out the exchange of gradients between processes until the last micro-batch."""
+        if wanted and isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _forward(self, records: list[dict]) -> dict[str, Tensor]:
+        try:
+            with torch.autocast(
+                self.device.type, self._amp_type, enabled=self._amp_type is not None
+            ):
+                return self.model(records)
+        except FloatingPointError as error:
+            raise FloatingPointError(self._bad_iteration(str(error), records)) from error
+
+    def _mean_over_processes(self, values: dict[str, Tensor | float]) -> dict[str, float]:
+        """Return the mean of scalars over all processes."""
+        stacked = torch.stack([torch.as_tensor(v, device=self.device) for v in values.values()])
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(stacked)
+            stacked /= comm.get_world_size()
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def _check_losses(self, means: dict[str, float], batch: list[dict]) -> None:
+        """Raise FloatingPointError, in all processes, when a loss is not finite."""
+        bad = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                self._bad_iteration(f"losses that are not finite: {', '.join(bad)}", batch)
+            )
+
+    def _bad_iteration(self, reason: str, records: list[dict]) -> str:
+        names = ", ".join(str(record.get("file_name", "?")) for record in records)
+        return (
+            f"Iteration {self.iter}: {reason}. The weights were not changed by this iteration. "
+            f"Images of this process: {names}. What may help: a smaller SOLVER.BASE_LR, "
+            "SOLVER.AMP.PRECISION bfloat16, or a look at these images' annotations. --resume "
+            "goes on from the last checkpoint."
+        )
+
+    def _step_optimizer(self, batch: list[dict]) -> float:
+        """Clip and step, and return the gradients' norm before clipping.
+
+        In float16 a norm that is not finite is an overflow: the scaler leaves the step out and
+        takes a smaller factor the next time.
+
+        Raises:
+            FloatingPointError: a gradient is not finite, and a smaller factor would not help.
+        """
+        self._scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = self._clip_gradients(parameters).item()
+        hopeless = not self._scaler.is_enabled() or self._scaler.get_scale() < MIN_LOSS_SCALE
+        if not math.isfinite(norm) and hopeless:
+            reason = f"a gradient is not finite (norm of all {norm})"
+            raise FloatingPointError(self._bad_iteration(reason, batch))
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a checkpoint needs for going on as if nothing had happened."""
+        return super().state_dict() | {
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": self._scaler.state_dict(),
+            "random_states": self._random_states,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state.
+
+        Raises:
+            ValueError: it is the state of another trainer.
+        """
+        missing = [key for key in _STATE if key not in state_dict]
+        if missing:
+            raise ValueError(
+                f"--resume: the checkpoint has no {', '.join(missing)}; it was not saved by this "
+                "trainer. To start from its weights, name it in MODEL.WEIGHTS, without --resume."
+            )
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        if self._scaler.is_enabled() and state_dict["grad_scaler"]:
+            self._scaler.load_state_dict(state_dict["grad_scaler"])
+        self._random_states = state_dict["random_states"]
+        self.seed = state_dict["seed"]
+
+    def collect_random_states(self) -> None:
+        """Gather the random states of all processes for the next checkpoint. All call it."""
+        self._random_states = comm.gather(random_state())
+
+    def _restore_random_state(self) -> None:
+        if len(self._random_states) != comm.get_world_size():
+            logger.warning(
+                "The checkpoint is of %d processes, now there are %d: training goes on with the "
+                "same images, but with other random numbers.",
+                len(self._random_states),
+                comm.get_world_size(),
+            )
+            return
+        set_random_state(self._random_states[comm.get_rank()])
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of this process's random numbers, of types that any checkpoint can hold."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set what :func:`random_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

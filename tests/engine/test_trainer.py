@@ -1,0 +1,361 @@
+"""The trainer's step, with models of a few parameters."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ovformer.d2 import EventStorage, HookBase, JSONWriter, hooks
+from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
+from ovformer.engine.trainer import MIN_LOSS_SCALE, Trainer, random_state, set_random_state
+
+
+class Regression(nn.Module):
+    """One loss is a mean over images, the other one over instances, like the class and mask losses.
+
+    A record's "instances" is a list of numbers, of which each is a term of the second loss.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.bias = nn.Parameter(torch.ones(1))
+
+    def forward(self, records: list[dict]) -> dict[str, Tensor]:
+        counts = [len(record["instances"]) for record in records]
+        whole = records[0].get("instance_counts", counts)
+        norm = max(sum(whole) * len(records) / len(whole), 1)
+        outputs = self.linear(torch.stack([record["image"] for record in records]))
+        terms = [
+            (output.square() - target).abs().sum()
+            for output, record in zip(outputs, records, strict=True)
+            for target in record["instances"]
+        ]
+        return {
+            "loss_image": outputs.square().mean(),
+            "loss_instance": self.bias.abs().sum() * (sum(terms) + 0 * outputs.sum()) / norm,
+        }
+
+
+class Constant(nn.Module):
+    """A loss of weight * factor, with a factor that each iteration's record gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, records: list[dict]) -> dict[str, Tensor]:
+        return {"loss": (self.weight * records[0]["factor"]).sum()}
+
+
+# torch's, about the first step of a training in float16, which may be left out.
+FIRST_STEP = pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step:UserWarning")
+
+
+def record(index: int) -> dict:
+    generator = torch.Generator().manual_seed(index)
+    return {
+        "file_name": f"image {index}",
+        "image": torch.randn(2, generator=generator),
+        "instances": [0.1 * k for k in range(index % 4)],
+    }
+
+
+def image_batches(start: int, seed: int, size: int = 4):
+    """Endless batches; iteration i has the same images wherever it starts."""
+    for iteration in itertools.count(start):
+        yield [record(seed + iteration * size + k) for k in range(size)]
+
+
+def factors(*values: float):
+    return lambda start, seed: iter(
+        [{"factor": value, "file_name": f"image {i}"}] for i, value in enumerate(values)
+    )
+
+
+def norm_only(parameters) -> Tensor:
+    return torch.stack([p.grad.norm() for p in parameters]).norm()
+
+
+def make_trainer(
+    model: nn.Module, build_loader: Callable, max_iter: int, lr: float = 0.1, **others
+) -> Trainer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+    trainer = Trainer(
+        model,
+        optimizer,
+        scheduler,
+        build_loader,
+        max_iter=max_iter,
+        seed=0,
+        clip_gradients=others.pop("clip_gradients", norm_only),
+        **others,
+    )
+    trainer.register_hooks([hooks.LRScheduler()])
+    return trainer
+
+
+def gradients(steps: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = Regression().double()
+    batch = [{**r, "image": r["image"].double()} for r in next(image_batches(0, 0))]
+    make_trainer(model, lambda start, seed: [batch], 1, accumulation_steps=steps).train()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_accumulated_gradient_is_that_of_the_whole_batch(steps: int) -> None:
+    """Of images with 0, 1, 2 and 3 instances."""
+    whole, accumulated = gradients(1), gradients(steps)
+    assert whole["bias"].abs() > 0.1
+    for name, gradient in whole.items():
+        torch.testing.assert_close(accumulated[name], gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_metrics(tmp_path: Path) -> None:
+    trainer = make_trainer(Regression(), image_batches, 3, accumulation_steps=2)
+    writer = JSONWriter(str(tmp_path / "metrics.json"), window_size=1)
+    trainer.register_hooks([CpuMemory(), hooks.PeriodicWriter([writer], period=1)])
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        assert line["total_loss"] == pytest.approx(line["loss_image"] + line["loss_instance"])
+        assert line["grad_norm"] > 0
+        assert line["data_time"] >= 0
+        assert 20 < line["[metric]max_rss_mb"] < 1e6
+    assert lines[0]["lr"] == pytest.approx(0.1)
+
+
+def test_detectron2_hooks_work() -> None:
+    calls = []
+
+    class Hook(HookBase):
+        def before_train(self) -> None:
+            calls.append("before_train")
+
+        def before_step(self) -> None:
+            calls.append("before_step")
+
+        def after_backward(self) -> None:
+            assert self.trainer.model.weight.grad is not None
+            calls.append("after_backward")
+
+        def after_step(self) -> None:
+            calls.append(("after_step", self.trainer.iter, self.trainer.storage.iter))
+
+        def after_train(self) -> None:
+            calls.append("after_train")
+
+    trainer = make_trainer(Constant(), factors(1, 1), 2)
+    trainer.register_hooks([Hook()])
+    trainer.train()
+    step = ["before_step", "after_backward"]
+    steps = [*step, ("after_step", 0, 0), *step, ("after_step", 1, 1)]
+    assert calls == ["before_train", *steps, "after_train"]
+
+
+@pytest.mark.parametrize("amp_type", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(amp_type, bad: float) -> None:
+    model = Constant()
+    trainer = make_trainer(model, factors(1, bad, 1), 3, amp_type=amp_type)
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    assert model.weight.item() == pytest.approx(1 - 0.1 * 1)
+    for words in ("Iteration 1", f"loss {bad}", "image 1", "BASE_LR", "bfloat16", "--resume"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize("amp_type", [None, torch.bfloat16])
+def test_a_gradient_that_is_not_finite_stops_without_a_loss_scale(amp_type) -> None:
+    class Root(Constant):
+        def forward(self, records: list[dict]) -> dict[str, Tensor]:
+            return {"loss": (self.weight - 1).sqrt().sum()}  # 0, with an infinite slope
+
+    model = Root()
+    with pytest.raises(FloatingPointError, match=r"Iteration 0: a gradient is not finite .* inf"):
+        make_trainer(model, factors(1), 1, amp_type=amp_type).train()
+    assert model.weight.item() == 1
+
+
+class HalfGradient(torch.autograd.Function):
+    """Sends the gradient through float16, as a layer under autocast does."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+class Overflow(Constant):
+    def forward(self, records: list[dict]) -> dict[str, Tensor]:
+        return {"loss": (HalfGradient.apply(self.weight) * records[0]["factor"]).sum()}
+
+
+@FIRST_STEP
+def test_an_overflow_of_float16_only_leaves_a_step_out() -> None:
+    """The first loss scale, 65536, is too large for a gradient of 2; half of it is not."""
+    model = Overflow()
+    seen = []
+    trainer = make_trainer(model, factors(1, 1, 0.5), 3, amp_type=torch.float16)
+    trainer.register_hooks(
+        [hooks.CallbackHook(after_step=lambda t: seen.append(model.weight.item()))]
+    )
+    trainer.train()
+    assert seen[0] == 1
+    assert seen[1] == pytest.approx(0.9)
+    assert seen[2] < seen[1]
+    assert trainer.state_dict()["grad_scaler"]["scale"] == 65536 / 2
+
+
+@FIRST_STEP
+def test_overflows_without_end_stop() -> None:
+    class Infinite(Constant):
+        def forward(self, records: list[dict]) -> dict[str, Tensor]:
+            return {"loss": (self.weight - 1).sqrt().sum()}
+
+    model = Infinite()
+    trainer = make_trainer(model, factors(*[1] * 100), 100, amp_type=torch.float16)
+    with pytest.raises(FloatingPointError, match="a gradient is not finite"):
+        trainer.train()
+    assert 65536 / 2**trainer.iter < MIN_LOSS_SCALE
+    assert model.weight.item() == 1
+
+
+@FIRST_STEP
+@pytest.mark.parametrize("amp_type", [torch.bfloat16, torch.float16])
+def test_mixed_precision_reaches_the_model(amp_type: torch.dtype) -> None:
+    types = []
+
+    class Spy(Regression):
+        def forward(self, records: list[dict]) -> dict[str, Tensor]:
+            types.append(self.linear(records[0]["image"]).dtype)
+            return super().forward(records)
+
+    torch.manual_seed(0)
+    model = Spy()
+    before = model.linear.weight.clone()
+    make_trainer(model, image_batches, 20, amp_type=amp_type).train()
+    assert types == [amp_type] * 20
+    assert model.linear.weight.dtype == torch.float32
+    assert not torch.equal(model.linear.weight, before)
+
+
+def test_gradients_are_clipped_after_the_loss_scale_is_taken_off() -> None:
+    def clip_to_half(parameters: list) -> Tensor:
+        return nn.utils.clip_grad_norm_(parameters, 0.5)
+
+    model = Constant()
+    loader = factors(0.7)  # times 65536 fits into float32
+    make_trainer(
+        model, loader, 1, lr=1.0, amp_type=torch.float16, clip_gradients=clip_to_half
+    ).train()
+    assert model.weight.item() == pytest.approx(1 - 0.5, rel=1e-4)
+
+
+def noisy_trainer(folder: Path, max_iter: int) -> Trainer:
+    """A model with dropout, whose state is saved after each second iteration."""
+    torch.manual_seed(0)
+
+    class Noisy(Regression):
+        def forward(self, records: list[dict]) -> dict[str, Tensor]:
+            losses = super().forward(records)
+            return {**losses, "loss_noise": self.bias.sum() * torch.rand(())}
+
+    trainer = make_trainer(Noisy(), image_batches, max_iter, output_dir=str(folder))
+    trainer.register_hooks([PeriodicCheckpoint(2)])
+    return trainer
+
+
+def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole = noisy_trainer(tmp_path, 5)
+    whole.train()
+    expected = whole.model.state_dict()
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "model_0000001.pth",
+        "model_0000003.pth",
+        "model_final.pth",
+        "last_checkpoint",
+    }
+
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = noisy_trainer(tmp_path, 5)
+    torch.manual_seed(123)
+    resumed.resume_or_load("", resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert resumed.scheduler.state_dict() == whole.scheduler.state_dict()
+
+
+@FIRST_STEP
+def test_resume_restores_the_loss_scale(tmp_path: Path) -> None:
+    def trainer(*values: float) -> Trainer:
+        made = make_trainer(
+            Overflow(),
+            factors(*values),
+            len(values),
+            amp_type=torch.float16,
+            output_dir=str(tmp_path),
+        )
+        made.register_hooks([PeriodicCheckpoint(100)])
+        return made
+
+    trainer(1, 1).train()
+    resumed = trainer(1, 1)
+    resumed.resume_or_load("", resume=True)
+    assert resumed.state_dict()["grad_scaler"]["scale"] == 65536 / 2
+
+
+def test_nothing_left_to_train(tmp_path: Path, caplog) -> None:
+    noisy_trainer(tmp_path, 2).train()
+    done = noisy_trainer(tmp_path, 2)
+    done.resume_or_load("", resume=True)
+    with caplog.at_level("INFO", "ovformer.engine.trainer"):
+        done.train()
+    assert "Nothing to train: the checkpoint is of iteration 2, SOLVER.MAX_ITER is 2" in caplog.text
+
+
+def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path, caplog) -> None:
+    trainer = noisy_trainer(tmp_path, 1)
+    with caplog.at_level("INFO", "ovformer.engine.trainer"):
+        trainer.resume_or_load("", resume=True)
+    assert trainer.start_iter == 0
+    assert "has no checkpoint yet" in caplog.text
+
+
+def test_the_state_of_another_trainer_is_refused() -> None:
+    trainer = make_trainer(Constant(), factors(1), 1)
+    with pytest.raises(ValueError, match=r"no optimizer, grad_scaler, random_states, seed; it was"):
+        trainer.load_state_dict({"iteration": 3, "_trainer": {}})
+
+
+def test_random_states_are_plain_and_restorable(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    def draw() -> tuple:
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    np.random.randn()  # leaves a second normal number behind
+    torch.save(random_state(), tmp_path / "state.pth")
+    expected = draw()
+    set_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert draw() == expected
+
+
+def test_storage_is_detectron2s() -> None:
+    trainer = make_trainer(Constant(), factors(1), 1)
+    trainer.train()
+    assert isinstance(trainer.storage, EventStorage)

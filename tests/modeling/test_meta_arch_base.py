@@ -155,13 +155,19 @@ class Criterion(nn.Module):
     num_classes = 3
     weight_dict = {"loss_a": 2.0, "loss_b": 0.5}
 
-    def forward(self, outputs, targets):
-        return {"loss_a": outputs["x"], "loss_b": outputs["x"] * 10}
+    def forward(self, outputs, targets, instance_counts):
+        x = outputs["x"] / sum(instance_counts or [1])
+        return {"loss_a": x, "loss_b": x * 10}
 
 
 def test_losses_are_weighted_by_name() -> None:
     losses = build(Criterion()).losses({"x": torch.tensor(3.0)}, [])
     assert losses == {"loss_a": torch.tensor(6.0), "loss_b": torch.tensor(15.0)}
+
+
+def test_the_criterion_knows_the_instances_of_the_whole_batch() -> None:
+    losses = build(Criterion()).losses({"x": torch.tensor(3.0)}, [], [1, 0, 2])
+    assert losses == {"loss_a": torch.tensor(2.0), "loss_b": torch.tensor(5.0)}
 
 
 def test_training_needs_a_criterion_for_the_current_vocabulary() -> None:

@@ -1,7 +1,7 @@
 """Checkpoints: weights from anywhere, checks that they fit, and saving that survives a kill.
 
-The vocabulary belongs to the config. What a checkpoint holds of it (:data:`FROM_CONFIG`) is never
-loaded, so that weights trained with one set of class names can be used with another.
+The vocabulary belongs to the config. What a checkpoint holds of it, the ``VOCABULARY_KEYS`` of the
+model, is never loaded, so that weights trained with some class names can be used with others.
 """
 
 import io
@@ -22,12 +22,9 @@ from torch import Tensor, nn
 from ovformer.d2 import DetectionCheckpointer
 from ovformer.paths import resolve_path
 
-# Names (regular expressions) of the state dict that the config gives, never the checkpoint.
-FROM_CONFIG = (r"class_embed\.zs_weight$", r"^criterion\.")
-# Names that a checkpoint may lack, or have without the model: constants, and what other versions of
-# a library store.
+# Names (regular expressions) that a checkpoint may lack, or have without the model: constants, and
+# what other versions of a library store.
 OPTIONAL = (
-    *FROM_CONFIG,
     r"\.num_batches_tracked$",
     r"\.relative_position_index$",
     r"\.attn_mask$",
@@ -144,61 +141,35 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         self._convert_ndarray_to_tensor(checkpoint["model"])
-        weights = {
-            name.removeprefix("module."): value for name, value in checkpoint["model"].items()
-        }
-        self._report_vocabulary(weights, checkpoint.get("class_names"))
-        state = self.model.state_dict()
-        optional = OPTIONAL
-        unexpected_is_fine = False
-        if checkpoint.get("matching_heuristics") or _is_backbone(weights, state):
-            prefix = _backbone_prefix(state, weights)
-            weights = {
-                name if name in state else prefix + name: value for name, value in weights.items()
-            }
-            state = {name: value for name, value in state.items() if name.startswith("backbone.")}
-            optional = OPTIONAL + NEW_IN_BACKBONE
-            unexpected_is_fine = True
-            self.logger.info(
-                "%s holds a backbone only; the rest of the model keeps its random start.",
-                self._path,
-            )
+        weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
+        vocabulary = getattr(self.model, "VOCABULARY_KEYS", ())
+        self._report_vocabulary(vocabulary, weights, checkpoint.get("class_names"))
+        weights = {k: v for k, v in weights.items() if k not in vocabulary}
+        state = {k: v for k, v in self.model.state_dict().items() if k not in vocabulary}
 
-        weights = _without(weights, FROM_CONFIG)
-        missing = _without(state.keys() - weights.keys(), optional)
-        unexpected = _without(weights.keys() - state.keys(), OPTIONAL)
-        shapes = [
-            f"{name} {tuple(weights[name].shape)}, in the model {tuple(state[name].shape)}"
-            for name in state.keys() & weights.keys()
-            if weights[name].shape != state[name].shape
-        ]
-        if unexpected_is_fine and unexpected:
-            self.logger.info("Not used of %s: %s", self._path, _listed(unexpected))
-            unexpected = []
-        problems = [
-            f"{len(names)} {kind}: {_listed(names)}"
-            for kind, names in (
-                ("parameters of the model are missing in it", missing),
-                ("of its parameters are not in the model", unexpected),
-                ("have another shape", shapes),
+        optional = OPTIONAL
+        if checkpoint.get("matching_heuristics") or _is_backbone(weights, state):
+            weights, unused = _renamed_as_backbone(weights, state)
+            state = {k: v for k, v in state.items() if k.startswith("backbone.")}
+            optional += NEW_IN_BACKBONE
+            self.logger.info(
+                "%s holds a backbone only; the rest of the model keeps its random start. %s",
+                self._path,
+                f"Not used: {_listed(unused)}" if unused else "",
             )
-            if names
-        ]
-        if problems:
+        if problems := _misfits(weights, state, optional):
             raise ValueError(
-                f"MODEL.WEIGHTS: {self._path} does not fit the model. "
-                + ". ".join(problems)
-                + ". It belongs to another backbone, or to other sizes under MODEL.MASK_FORMER and "
+                f"MODEL.WEIGHTS: {self._path} does not fit the model. {'. '.join(problems)}. It "
+                "belongs to another backbone, or to other sizes under MODEL.MASK_FORMER and "
                 "MODEL.SEM_SEG_HEAD; the config.yaml next to a checkpoint has those it was trained "
                 "with."
             )
-        self.model.load_state_dict(
-            {name: value for name, value in weights.items() if name in state}, strict=False
-        )
+        self.model.load_state_dict({k: v for k, v in weights.items() if k in state}, strict=False)
 
-    def _report_vocabulary(self, weights: Mapping[str, Tensor], names: list[str] | None) -> None:
+    def _report_vocabulary(
+        self, keys: Sequence[str], weights: Mapping[str, Tensor], names: list[str] | None
+    ) -> None:
         """Say whose vocabulary is used; refuse to resume a training with another one."""
-        key = next((key for key in weights if re.search(FROM_CONFIG[0], key)), None)
         if names and self.class_names and names != self.class_names:
             difference = _difference(names, self.class_names)
             if self._is_resuming:
@@ -208,11 +179,12 @@ class Checkpointer(DetectionCheckpointer):
                     f"anew: MODEL.WEIGHTS {self._path}, another OUTPUT_DIR, no --resume."
                 )
             self.logger.info("%s was trained with another vocabulary: %s", self._path, difference)
-        if key is not None:
+        embeddings = [weights[key] for key in keys if key.endswith("zs_weight") and key in weights]
+        for embedding in embeddings:
             self.logger.info(
                 "Vocabulary: that of the config, MODEL.MASK_FORMER.CLIP_TEXT_PATH. The text "
                 "embeddings of %d classes in the checkpoint are not loaded.",
-                weights[key].shape[1] - 1,
+                embedding.shape[1] - 1,
             )
 
 
@@ -240,7 +212,16 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
         else:
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "Unsupported global" in line), lines[0])
         raise ValueError(
@@ -299,22 +280,48 @@ def _is_backbone(weights: Iterable[str], state: Iterable[str]) -> bool:
     return all(name.startswith("backbone.") for name in weights) or not set(weights) & set(state)
 
 
-def _backbone_prefix(names: Iterable[str], keys: Mapping[str, Tensor]) -> str:
-    """Return what most keys need in front to be names of the model's backbone."""
+def _renamed_as_backbone(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give the entries of a backbone's file the model's names.
+
+    Returns:
+        The renamed entries, and the names of those that the model has no place for: the classifier.
+    """
     prefixes: Counter[str] = Counter()
-    for name in names:
+    for name in state:
         parts = name.split(".")
         if parts[0] == "backbone":
             for end in range(1, len(parts)):
-                if ".".join(parts[end:]) in keys:
+                if ".".join(parts[end:]) in weights:
                     prefixes[".".join(parts[:end]) + "."] += 1
-    return prefixes.most_common(1)[0][0] if prefixes else "backbone."
+    prefix = prefixes.most_common(1)[0][0] if prefixes else "backbone."
+    renamed = {k if k in state else prefix + k: v for k, v in weights.items()}
+    unused = _without(renamed.keys() - state.keys(), OPTIONAL)
+    return {k: v for k, v in renamed.items() if k not in unused}, unused
 
 
-def _without(names: Any, patterns: Iterable[str]) -> Any:
-    """Drop the names that match a pattern, from a dict or else into a sorted list."""
-    kept = sorted(name for name in names if not any(re.search(p, name) for p in patterns))
-    return {name: names[name] for name in kept} if isinstance(names, dict) else kept
+def _misfits(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor], optional: Iterable[str]
+) -> list[str]:
+    """Say how a state dict differs from a model's, but for names that match ``optional``."""
+    findings = {
+        "parameters of the model are missing in it": _without(
+            state.keys() - weights.keys(), optional
+        ),
+        "of its parameters are not in the model": _without(weights.keys() - state.keys(), optional),
+        "have another shape": [
+            f"{name} {tuple(weights[name].shape)}, in the model {tuple(state[name].shape)}"
+            for name in sorted(state.keys() & weights.keys())
+            if weights[name].shape != state[name].shape
+        ],
+    }
+    return [f"{len(names)} {kind}: {_listed(names)}" for kind, names in findings.items() if names]
+
+
+def _without(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Drop the names that match a pattern, and sort the others."""
+    return sorted(name for name in names if not any(re.search(p, name) for p in patterns))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,0 +1,444 @@
+"""Checkpoints: what can be read, what is refused, and a kill in the middle of saving."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ovformer.engine.checkpoint import Checkpointer, VocabularyError, read_weights
+from ovformer.modeling.backbone.swin import D2SwinTransformer
+from ovformer.modeling.backbone.timm import TimmBackbone
+
+SEED_VALUE = 0.25
+
+
+class Head(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.class_embed = nn.Linear(2, 2)
+        self.class_embed.register_buffer("zs_weight", torch.full((2, num_classes + 1), 7.0))
+
+
+class Model(nn.Module):
+    """The names of the real model, in small."""
+
+    VOCABULARY_KEYS = ("sem_seg_head.class_embed.zs_weight", "criterion.freq_weight")
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.base = nn.ModuleDict({"conv1": nn.Conv2d(1, 1, 1), "bn": nn.BatchNorm2d(1)})
+        self.backbone.norm0 = nn.LayerNorm(1)
+        self.sem_seg_head = Head(num_classes)
+        self.criterion = nn.Module()
+        self.criterion.register_buffer("freq_weight", torch.full((num_classes,), 9.0))
+
+
+def filled(model: nn.Module, value: float = SEED_VALUE) -> dict[str, Tensor]:
+    """A state dict of the model's shapes, all of one value."""
+    return {name: torch.full_like(v, value) for name, v in model.state_dict().items()}
+
+
+def load(path: Path, model: nn.Module | None = None, **options) -> nn.Module:
+    model = model or Model()
+    Checkpointer(model, **options).load(str(path))
+    return model
+
+
+def trained_parameters(model: nn.Module) -> set[float]:
+    return {p.flatten()[0].item() for p in model.parameters()}
+
+
+def write_pth(path: Path, weights: dict) -> None:
+    torch.save({"model": weights, "iteration": 9}, path)
+
+
+def write_bare_pth(path: Path, weights: dict) -> None:
+    torch.save(weights, path)
+
+
+def write_state_dict(path: Path, weights: dict) -> None:
+    torch.save({"state_dict": weights}, path)
+
+
+def write_pickle(path: Path, weights: dict) -> None:
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test"}))
+
+
+def write_pickled_tensors(path: Path, weights: dict) -> None:
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "test"}))
+
+
+def write_data_parallel(path: Path, weights: dict) -> None:
+    write_pth(path, {f"module.{name}": value for name, value in weights.items()})
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [
+        (write_pth, "pth"),
+        (write_bare_pth, "pth"),
+        (write_state_dict, "bin"),
+        (write_data_parallel, "pth"),
+        (write_pickle, "pkl"),
+        (write_pickled_tensors, "pkl"),
+        (lambda path, weights: save_file(weights, path), "safetensors"),
+    ],
+)
+def test_formats(tmp_path: Path, write: Callable, suffix: str) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    write(path, filled(Model()))
+    assert trained_parameters(load(path)) == {SEED_VALUE}
+
+
+def test_own_checkpoint(tmp_path: Path) -> None:
+    model = Model()
+    model.load_state_dict(filled(model))
+    Checkpointer(model, str(tmp_path)).save("model_final", iteration=3)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert trained_parameters(load(tmp_path / "model_final.pth")) == {SEED_VALUE}
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 3
+
+
+def test_the_vocabulary_is_the_configs(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "model.pth"
+    for num_classes in (3, 5):  # the same number silently replaced it in the published code
+        write_pth(path, filled(Model(num_classes)))
+        with caplog.at_level("INFO", "fvcore"):
+            model = load(path)
+        assert trained_parameters(model) == {SEED_VALUE}
+        assert model.sem_seg_head.class_embed.zs_weight.unique().tolist() == [7]
+        assert model.criterion.freq_weight.unique().tolist() == [9]
+        assert f"text embeddings of {num_classes} classes in the checkpoint are not" in caplog.text
+
+
+def test_the_vocabulary_may_be_absent(tmp_path: Path) -> None:
+    weights = {k: v for k, v in filled(Model()).items() if k not in Model.VOCABULARY_KEYS}
+    write_pth(tmp_path / "model.pth", weights)
+    assert trained_parameters(load(tmp_path / "model.pth")) == {SEED_VALUE}
+
+
+def test_constants_may_be_absent_or_too_many(tmp_path: Path) -> None:
+    weights = filled(Model())
+    del weights["backbone.base.bn.num_batches_tracked"]
+    for name in ("pixel_mean", "backbone.layers.0.attn_mask"):
+        weights[name] = torch.zeros(1)
+    weights["backbone.layers.0.attn.relative_position_index"] = torch.zeros(1)
+    write_pth(tmp_path / "model.pth", weights)
+    assert trained_parameters(load(tmp_path / "model.pth")) == {SEED_VALUE}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda w: w.pop("sem_seg_head.class_embed.bias"),
+            "1 parameters of the model are missing in it: sem_seg_head.class_embed.bias",
+        ),
+        (
+            lambda w: w.update({f"other.{i}": torch.zeros(1) for i in range(9)}),
+            "9 of its parameters are not in the model: other.0, other.1, other.2, other.3, other.4 "
+            "and 4 more",
+        ),
+        (
+            lambda w: w.update({"backbone.base.conv1.weight": torch.zeros(2, 2)}),
+            r"1 have another shape: backbone.base.conv1.weight \(2, 2\), in the model "
+            r"\(1, 1, 1, 1\)",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_model(tmp_path: Path, change: Callable, words: str) -> None:
+    weights = filled(Model())
+    change(weights)
+    path = tmp_path / "model.pth"
+    write_pth(path, weights)
+    model = Model()
+    before = trained_parameters(model)
+    with pytest.raises(ValueError, match=rf"model\.pth does not fit the model\. {words}"):
+        load(path, model)
+    assert trained_parameters(model) == before
+
+
+def test_a_model_without_backbone_is_not_taken_for_one(tmp_path: Path) -> None:
+    write_pth(tmp_path / "model.pth", {"weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="1 parameters of the model are missing in it: bias"):
+        load(tmp_path / "model.pth", nn.Linear(1, 1))
+
+
+BACKBONE = ("conv1.weight", "conv1.bias", "bn.weight", "bn.bias", "bn.running_mean")
+BACKBONE += ("bn.running_var",)
+
+
+def backbone_weights(prefix: str = "", **extra: Tensor) -> dict[str, Tensor]:
+    state = filled(Model())
+    weights = {prefix + name: state[f"backbone.base.{name}"] for name in BACKBONE}
+    return {**weights, **extra}
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.base.", "base."])
+def test_a_backbone_alone(tmp_path: Path, caplog, prefix: str) -> None:
+    """As timm and detectron2 write it; the classifier of its pre-training is left out."""
+    extra = {f"{prefix}fc.weight": torch.zeros(5, 1)} if not prefix else {}
+    write_bare_pth(tmp_path / "resnet.pth", backbone_weights(prefix, **extra))
+    torch.manual_seed(0)
+    model = Model()
+    before = model.sem_seg_head.class_embed.weight.clone()
+    with caplog.at_level("INFO", "fvcore"):
+        load(tmp_path / "resnet.pth", model)
+    assert model.backbone.base["conv1"].weight.item() == SEED_VALUE
+    assert model.backbone.base["bn"].running_mean.item() == SEED_VALUE
+    assert torch.equal(model.sem_seg_head.class_embed.weight, before)
+    assert "holds a backbone only" in caplog.text
+    assert ("Not used: backbone.base.fc.weight" in caplog.text) is not bool(prefix)
+
+
+def test_a_file_that_says_that_it_is_a_backbone(tmp_path: Path) -> None:
+    """What tools/convert-thirdparty-pretrained-model-to-d2.py writes."""
+    content = {"model": backbone_weights(), "__author__": "x", "matching_heuristics": True}
+    (tmp_path / "resnet.pkl").write_bytes(pickle.dumps(content))
+    assert load(tmp_path / "resnet.pkl").backbone.base["conv1"].weight.item() == SEED_VALUE
+
+
+class Backboned(nn.Module):
+    """A model of a backbone and something else."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = nn.Linear(1, 1)
+
+
+def test_timms_own_file(tmp_path: Path) -> None:
+    arguments = {"layers": [1, 1, 1, 1], "channels": [2, 2, 2, 2], "stem_width": 2}
+    source = timm.create_model("resnet18", num_classes=3, **arguments)
+    torch.save(source.state_dict(), tmp_path / "resnet.pth")
+    model = Backboned(TimmBackbone("resnet18", (2, 3, 4, 5), kwargs=arguments))
+    load(tmp_path / "resnet.pth", model)
+    expected = source.state_dict()
+    for name, value in model.backbone.base.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_swins_own_file(tmp_path: Path) -> None:
+    """The norms of the outputs are new, the classifier and what can be computed are not needed."""
+    arguments = {"embed_dim": 4, "depths": (1, 2), "num_heads": (1, 2), "window_size": 2}
+    arguments["out_features"] = ("res2", "res3")
+    torch.manual_seed(0)
+    source, model = D2SwinTransformer(**arguments), Backboned(D2SwinTransformer(**arguments))
+    new = ("norm0.", "norm1.")
+    weights = {k: v for k, v in source.state_dict().items() if not k.startswith(new)}
+    weights = {k: v for k, v in weights.items() if "relative_position_index" not in k}
+    expected = dict(weights)
+    weights |= {"norm.weight": torch.ones(8), "head.weight": torch.zeros(5, 8)}
+    weights["layers.0.blocks.0.attn_mask"] = torch.zeros(1, 4, 4)
+    torch.save({"model": weights}, tmp_path / "swin.pth")
+    load(tmp_path / "swin.pth", model)
+    for name, value in expected.items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+
+    weights["layers.0.blocks.0.attn.relative_position_bias_table"] = torch.zeros(25, 1)
+    torch.save({"model": weights}, tmp_path / "swin.pth")
+    with pytest.raises(ValueError, match=r"relative_position_bias_table \(25, 1\), in the model"):
+        load(tmp_path / "swin.pth", model)
+
+
+def test_half_a_backbone_is_refused(tmp_path: Path) -> None:
+    weights = backbone_weights()
+    del weights["bn.bias"]
+    write_bare_pth(tmp_path / "resnet.pth", weights)
+    with pytest.raises(ValueError, match=r"missing in it: backbone\.base\.bn\.bias\."):
+        load(tmp_path / "resnet.pth")
+
+
+def test_something_else_is_no_backbone(tmp_path: Path) -> None:
+    write_bare_pth(tmp_path / "clip.pth", {"visual.proj": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"\d parameters of the model are missing in it"):
+        load(tmp_path / "clip.pth")
+
+
+class Attack:
+    def __reduce__(self) -> tuple:
+        return (eval, ("__import__('pathlib').Path('attacked').touch()",))
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pth"])
+def test_code_in_a_file_does_not_run(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"model": {"weight": Attack()}, "__author__": "x"}
+    if name.endswith(".pkl"):
+        Path(name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, name)
+    with pytest.raises(ValueError, match=rf"{name} can't be read: .* that could run code.*eval"):
+        read_weights(name)
+    assert not Path("attacked").exists()
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pth", "model.safetensors"])
+def test_a_truncated_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    writers = {".pkl": write_pickle, ".pth": write_pth}
+    writers.get(path.suffix, lambda p, w: save_file(w, p))(path, filled(Model()))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=rf"{name} can't be read: it is damaged"):
+        read_weights(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{name} can't be read: it is damaged"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
+def test_no_weights_in_it(tmp_path: Path, content) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="holds no weights. Expected a state dict, got"):
+        read_weights(tmp_path / "model.pth")
+
+
+def test_numbers_of_numpy_are_harmless(tmp_path: Path) -> None:
+    """Old detectron2 checkpoints have them in the optimizer's state."""
+    numbers = [np.float32(1), np.float64(2), np.int64(3)]
+    torch.save({"model": filled(Model()), "trainer": numbers}, tmp_path / "model.pth")
+    assert read_weights(tmp_path / "model.pth")["trainer"] == [1, 2, 3]
+
+
+def test_missing_file() -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth not found. MODEL\.WEIGHTS names it"):
+        load(Path("nowhere.pth"))
+
+
+def test_relative_to_the_dataset_root(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_pth(tmp_path / "model.pth", filled(Model()))
+    assert trained_parameters(load(Path("datasets/model.pth"))) == {SEED_VALUE}
+
+
+class Counter:
+    """Something to save along with the model."""
+
+    value = 0
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
+
+def saved_with(folder: Path, names: list[str]) -> Path:
+    Checkpointer(Model(), str(folder), class_names=names, trainer=Counter()).save("model_final")
+    return folder / "model_final.pth"
+
+
+@pytest.mark.parametrize(
+    ("names", "difference"),
+    [
+        (["cat", "dog", "owl"], "class 2 is 'cow' instead of 'owl'"),
+        (["cat", "dog"], "3 classes instead of 2"),
+    ],
+)
+def test_another_vocabulary(tmp_path: Path, caplog, names: list[str], difference: str) -> None:
+    """May be used with the weights, but a training is not resumed with it."""
+    saved_with(tmp_path, ["cat", "dog", "cow"])
+    options = {"save_dir": str(tmp_path), "class_names": names}
+    with caplog.at_level("INFO", "fvcore"):
+        Checkpointer(Model(), **options).resume_or_load("", resume=True)
+    assert f"was trained with another vocabulary: {difference}" in caplog.text
+
+    resuming = Checkpointer(Model(), **options, trainer=Counter())
+    with pytest.raises(VocabularyError, match=rf"--resume: .*{difference}.*MODEL\.WEIGHTS"):
+        resuming.resume_or_load("", resume=True)
+    fresh = Checkpointer(Model(), **options, trainer=Counter())
+    fresh.resume_or_load(str(tmp_path / "model_final.pth"), resume=False)
+
+
+def test_the_same_vocabulary_resumes(tmp_path: Path) -> None:
+    counter = Counter()
+    counter.value = 5
+    Checkpointer(Model(), str(tmp_path), class_names=["a"], trainer=counter).save("model_0")
+    other = Counter()
+    checkpointer = Checkpointer(Model(), str(tmp_path), class_names=["a"], trainer=other)
+    checkpointer.resume_or_load("not used", resume=True)
+    assert other.value == 5
+
+
+def save_and_die(folder: Path, moment: str, name: str) -> None:
+    """Save weights of 1, then be killed while saving weights of 2."""
+    model = nn.Linear(1, 1)
+    checkpointer = Checkpointer(model, str(folder))
+    nn.init.constant_(model.weight, 1.0)
+    checkpointer.save("model_0000001")
+    nn.init.constant_(model.weight, 2.0)
+
+    def die_in_the_middle(content: object, file: BinaryIO) -> None:
+        file.write(b"half a file")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_at_last_checkpoint(old: Path, new: Path) -> None:
+        if new.name == "last_checkpoint":
+            os.kill(os.getpid(), signal.SIGKILL)
+        old.rename(new)
+
+    if moment == "model":
+        torch.save = die_in_the_middle
+    else:
+        os.replace = die_at_last_checkpoint
+    checkpointer.save(name)
+
+
+@pytest.mark.parametrize("moment", ["model", "last_checkpoint"])
+@pytest.mark.parametrize("name", ["model_0000001", "model_final"])
+def test_killed_while_saving(tmp_path: Path, moment: str, name: str) -> None:
+    """Whichever file was being written, and also when it had the name of an older one."""
+    process = multiprocessing.get_context("fork").Process(
+        target=save_and_die, args=(tmp_path, moment, name)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    model = nn.Linear(1, 1)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    checkpointer.resume_or_load("", resume=True)
+    replaced = moment == "last_checkpoint" and name == "model_0000001"
+    assert model.weight.item() == (2 if replaced else 1)
+    checkpointer.save("model_final")  # the leftovers are in nobody's way
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_only_the_main_process_saves(tmp_path: Path) -> None:
+    Checkpointer(Model(), str(tmp_path), save_to_disk=False).save("model_final")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ovformer_lvis_R50", "ovformer_lvis_SwinB"])
+def test_published_names_are_accepted(reference, tmp_path: Path, name: str) -> None:
+    """The names of the released files, which lack num_batches_tracked, in a model of such names."""
+    shapes = json.loads(reference(f"{name}_state_dict.json").read_text())["shapes"]
+    # One number stands for each array, so that the test is quick.
+    state = {key: torch.ones(1 if "zs_weight" not in key else (1, 2)) for key in shapes}
+
+    class Named(nn.Module):
+        VOCABULARY_KEYS = tuple(k for k in shapes if k.endswith("zs_weight") or "criterion" in k)
+
+        def state_dict(self) -> dict:
+            return {key: torch.zeros_like(value) for key, value in state.items()}
+
+        def load_state_dict(self, weights: dict, strict: bool) -> None:
+            self.loaded = weights
+
+    released = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    write_pth(tmp_path / "model.pth", released)
+    model = load(tmp_path / "model.pth", Named())
+    assert model.loaded.keys() == released.keys() - set(Named.VOCABULARY_KEYS)

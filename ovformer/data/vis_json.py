@@ -134,9 +134,9 @@ def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | 
     elif isinstance(segmentation["counts"], list):
         segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
     counts = segmentation["counts"]
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    return {"size": [int(side) for side in segmentation["size"]], "counts": counts}
+    if isinstance(counts, str):
+        return segmentation
+    return {"size": [int(side) for side in segmentation["size"]], "counts": counts.decode("ascii")}
 
 
 def category_groups(
@@ -204,6 +204,7 @@ def _encode(place: str, annotation: dict, video: dict) -> None:
     size = video["height"], video["width"]
     try:
         annotation["segmentations"] = tube = [to_rle(mask, *size) for mask in masks]
+        # A sample: a tool that writes masks of another size than it says does so everywhere.
         check_rle(next((mask for mask in tube if mask), None))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{place} has a mask that is not valid: {error}.") from error

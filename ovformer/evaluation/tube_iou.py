@@ -13,6 +13,9 @@ from pycocotools import mask as coco_mask
 
 Tube = Sequence[dict | None]
 
+# With numpy 2, pycocotools cannot measure more masks in one call.
+_MOST_AREAS = 255
+
 
 def tube_areas(tubes: Sequence[Tube], num_frames: int) -> np.ndarray:
     """Count the pixels of tubes in each frame.
@@ -25,10 +28,14 @@ def tube_areas(tubes: Sequence[Tube], num_frames: int) -> np.ndarray:
         int64 (N, T); 0 in a frame where the tube is ``None`` or empty.
     """
     areas = np.zeros((len(tubes), num_frames), dtype=np.int64)
-    present = [(n, t) for n, tube in enumerate(tubes) for t, rle in enumerate(tube) if rle]
-    if present:
-        rows, columns = np.array(present).T
-        areas[rows, columns] = coco_mask.area([tubes[n][t] for n, t in present])
+    for row, tube in zip(areas, tubes, strict=True):
+        if num_frames <= _MOST_AREAS and None not in tube:
+            row[:] = coco_mask.area(tube)
+            continue
+        visible = np.flatnonzero([mask is not None for mask in tube])
+        for start in range(0, len(visible), _MOST_AREAS):
+            frames = visible[start : start + _MOST_AREAS]
+            row[frames] = coco_mask.area([tube[t] for t in frames])
     return areas
 
 
@@ -74,10 +81,16 @@ def tube_iou(
     if target_areas is None:
         target_areas = tube_areas(targets, num_frames)
     ratio = np.zeros((num_frames, len(predictions), len(targets)))
-    for t in np.flatnonzero(prediction_areas.any(axis=0) & target_areas.any(axis=0)):
-        rows, columns = prediction_areas[:, t].nonzero()[0], target_areas[:, t].nonzero()[0]
-        masks, true_masks = [predictions[d][t] for d in rows], [targets[g][t] for g in columns]
-        ratio[t, rows[:, None], columns] = coco_mask.iou(masks, true_masks, [0] * len(columns))
+    seen, true_seen = prediction_areas > 0, target_areas > 0
+    complete = seen.all(axis=0) & true_seen.all(axis=0)
+    for t in np.flatnonzero(seen.any(axis=0) & true_seen.any(axis=0)):
+        masks, true_masks = [tube[t] for tube in predictions], [tube[t] for tube in targets]
+        if complete[t]:
+            ratio[t] = coco_mask.iou(masks, true_masks, [0] * len(targets))
+        else:
+            rows, columns = np.flatnonzero(seen[:, t]), np.flatnonzero(true_seen[:, t])
+            masks, true_masks = [masks[d] for d in rows], [true_masks[g] for g in columns]
+            ratio[t, rows[:, None], columns] = coco_mask.iou(masks, true_masks, [0] * len(columns))
     if (ratio < 0).any():
         t, d, g = np.argwhere(ratio < 0)[0]
         raise ValueError(

@@ -87,8 +87,8 @@ class _Targets:
 
     tubes: list[Tube]
     areas: np.ndarray  # int64 (G, T)
-    mean_areas: np.ndarray  # float64 (G,)
     crowd: np.ndarray  # bool (G,)
+    counted: np.ndarray  # bool (A, G): in the area range and no crowd
     ids: np.ndarray  # int64 (G,)
 
 
@@ -185,11 +185,12 @@ class VisMetric:
             given = [area for area in annotation.get("areas") or () if area]
             if given:
                 mean[index] = np.mean(given)
+        crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
         return _Targets(
             tubes=tubes,
             areas=areas,
-            mean_areas=mean * (not self.protocol.all_small),
-            crowd=np.array([bool(annotation.get("iscrowd")) for annotation in annotations]),
+            crowd=crowd,
+            counted=~(_outside(mean * (not self.protocol.all_small)) | crowd),
             ids=np.array([annotation["id"] for annotation in annotations]),
         )
 
@@ -214,73 +215,70 @@ class VisMetric:
             self._predictions[category_id, video_id].append((scores, means[members], overlaps))
 
     def _score_category(self, category_id: int, video_ids: list[int]) -> np.ndarray:
-        """Compute the rows of :data:`ovformer.evaluation.vis_scores.ROWS`, NaN without targets."""
-        scores, ranks, matches = [], [], []
+        """Compute the values of :data:`ovformer.evaluation.vis_scores.ROWS` for one class."""
         num_targets = np.zeros(len(AREAS), dtype=np.int64)
+        parts = []
         for video_id in video_ids:
             targets = self._targets.get((category_id, video_id))
             if targets is not None:
-                ignored = _outside(targets.mean_areas) | targets.crowd
-                num_targets += np.count_nonzero(~ignored, axis=1)
+                num_targets += targets.counted.sum(axis=1)
             blocks = self._predictions.get((category_id, video_id))
             if blocks:
-                ordered = _best_first(blocks)
-                scores.append(ordered[0])
-                ranks.append(np.arange(len(ordered[0])))
-                matched, ignored = match_tubes(*ordered[1:], targets, self.protocol)
-                if (category_id, video_id) in self._partial:
-                    ignored |= ~matched
-                matches.append((matched, ignored))
-        if not scores:
-            matched = ignored = np.zeros((len(AREAS), len(IOU_THRESHOLDS), 0), dtype=bool)
-            return class_rows(matched, ignored, np.zeros(0), num_targets)
-        order = np.argsort(-np.concatenate(scores), kind="stable")
-        matched, ignored = (
-            np.concatenate(parts, axis=2)[..., order] for parts in zip(*matches, strict=True)
+                parts.append((video_id, *_best_first(blocks)))
+        scores, areas, ranks = (
+            np.concatenate([np.zeros(0), *arrays])
+            for arrays in (
+                [part[1] for part in parts],
+                [part[2] for part in parts],
+                [np.arange(len(part[1])) for part in parts],
+            )
         )
-        return class_rows(matched, ignored, np.concatenate(ranks)[order], num_targets)
+        # Unmatched predictions out of the area range are neither right nor wrong.
+        ignored = np.repeat(_outside(areas)[:, None], len(IOU_THRESHOLDS), axis=1)
+        matched = np.zeros_like(ignored)
+        stop = 0
+        for video_id, part_scores, _, overlaps in parts:
+            start, stop = stop, stop + len(part_scores)
+            views = matched[..., start:stop], ignored[..., start:stop]
+            if overlaps is not None:
+                match_tubes(overlaps, self._targets[category_id, video_id], self.protocol, *views)
+            if (category_id, video_id) in self._partial:
+                views[1][~views[0]] = True
+        order = np.argsort(-scores, kind="stable")
+        return class_rows(matched[..., order], ignored[..., order], ranks[order], num_targets)
 
 
 def match_tubes(
-    areas: np.ndarray,
-    overlaps: np.ndarray | None,
-    targets: _Targets | None,
+    overlaps: np.ndarray,
+    targets: _Targets,
     protocol: Protocol,
-) -> tuple[np.ndarray, np.ndarray]:
+    matched: np.ndarray,
+    ignored: np.ndarray,
+) -> None:
     """Match the predictions of one class in one video, best first, each with its best free target.
 
-    Targets that do not count (crowds, tubes out of the area range) are taken only where no other is
-    left; of equally good ones the last is taken.
+    Targets that do not count are taken only where no other is left; of equally good ones the last
+    is taken. A prediction that is matched with a target that does not count is ignored.
 
     Args:
-        areas: (D,) mean areas of the predictions in pixels, best prediction first.
-        overlaps: (D, G) tube IoU, ``None`` where there are no targets.
-        targets: the G targets, or ``None``.
+        overlaps: (D, G) tube IoU, best prediction first.
+        targets: the G targets.
         protocol: whether a target may be taken again.
-
-    Returns:
-        matched and ignored, bool (A, I, D). Ignored predictions are neither right nor wrong: those
-        matched with a target that does not count, and unmatched ones out of the area range.
+        matched: bool (A, I, D), all False; gets True where a prediction is matched.
+        ignored: bool (A, I, D), which unmatched predictions are ignored; gets the matched ones.
     """
-    outside = _outside(areas)
-    ignored = np.repeat(outside[:, None], len(IOU_THRESHOLDS), axis=1)
-    matched = np.zeros_like(ignored)
-    if targets is None:
-        return matched, ignored
-    counted = ~(_outside(targets.mean_areas) | targets.crowd)
     reusable = targets.crowd | protocol.reuse_targets
-    free = np.ones((*ignored.shape[:2], len(targets.tubes)), dtype=bool)
+    free = np.ones((*matched.shape[:2], len(targets.tubes)), dtype=bool)
     for d in np.flatnonzero((overlaps >= _THRESHOLDS[0]).any(axis=1)):
         possible = free & (overlaps[d] >= _THRESHOLDS)
-        preferred = possible & counted[:, None]
+        preferred = possible & targets.counted[:, None]
         candidates = np.where(preferred.any(axis=2, keepdims=True), preferred, possible)
         reverse = np.where(candidates, overlaps[d], -1)[..., ::-1]
         a, i = candidates.any(axis=2).nonzero()
-        g = candidates.shape[2] - 1 - reverse.argmax(axis=2)[a, i]
+        g = len(targets.tubes) - 1 - reverse.argmax(axis=2)[a, i]
         matched[a, i, d] = (targets.ids[g] != 0) | (not protocol.lose_id_zero)
-        ignored[a, i, d] = ~counted[a, g]
+        ignored[a, i, d] = ~targets.counted[a, g]
         free[a, i, g] = reusable[g]
-    return matched, ignored
 
 
 def _best_first(blocks: list) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

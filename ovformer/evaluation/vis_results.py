@@ -17,6 +17,7 @@ from ovformer.data.vis_json import check_rle
 
 FIELDS = ("video_id", "score", "category_id", "segmentations")
 
+_FIELDS = set(FIELDS)
 _CHUNK = 1 << 22  # characters read at a time
 _BLANKS = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
@@ -70,15 +71,18 @@ def read_results(path: Path) -> Iterator[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"Results file {path} not found.")
     decode = json.JSONDecoder().raw_decode
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         text = file.read(_CHUNK)
         position = _BLANKS.match(text).end()
         if not text.startswith("[", position):
             raise ValueError(f"{path}: expected a JSON list of predictions, found {text[:40]!r}.")
         position += 1
-        number = 0
+        number = longest = 0
         while True:
-            position = _SEPARATOR.match(text, position).end()
+            # A prediction that is cut off by the end of the chunk would be decoded twice.
+            if len(text) - position < 2 * longest:
+                text, position = text[position:] + file.read(_CHUNK), 0
+            start = position = _SEPARATOR.match(text, position).end()
             if text.startswith("]", position):
                 break
             try:
@@ -92,11 +96,12 @@ def read_results(path: Path) -> Iterator[dict]:
                     ) from None
                 text, position = text[position:] + chunk, 0
                 continue
-            if not isinstance(prediction, dict) or any(key not in prediction for key in FIELDS):
+            if not isinstance(prediction, dict) or not prediction.keys() >= _FIELDS:
                 raise ValueError(
                     f"{path}: prediction {number} has to be an object with {', '.join(FIELDS)}; "
                     f"found {str(prediction)[:80]}."
                 )
+            longest = max(longest, position - start)
             yield prediction
             number += 1
         if (text[position + 1 :] + file.read(_CHUNK)).strip():
@@ -139,7 +144,7 @@ class ResultsChecker:
                 "These are results of another data set or split."
             )
         place = f"A prediction for video {video_id}"
-        length, sizes = self._lengths[video_id], set()
+        length, sizes = self._lengths[video_id], set[tuple]()
         for entry in entries:
             tube, score, category_id = (entry[k] for k in ("segmentations", "score", "category_id"))
             if category_id not in self._categories:
@@ -156,21 +161,24 @@ class ResultsChecker:
                     f"{place} has {found} segmentations, but the video has {length} frames. "
                     "Predictions need one per frame, in the order of its file_names."
                 )
-            for mask in tube:
-                if mask:
-                    if not isinstance(mask, dict) or type(mask.get("counts")) not in (str, bytes):
-                        raise ValueError(f"{place} has a mask that is not a compressed COCO RLE.")
-                    sizes.add(tuple(mask["size"]))
+            try:
+                sizes.update(tuple(mask["size"]) for mask in tube if mask is not None)
+            except (KeyError, TypeError):
+                raise ValueError(f"{place} has a mask that is not a compressed COCO RLE.") from None
         if not sizes <= self._sizes[video_id]:
             wrong, right = (sizes - self._sizes[video_id]).pop(), min(self._sizes[video_id])
             raise ValueError(
-                f"{place} has a mask of {wrong[0]} x {wrong[1]} pixels (height x width), but the "
-                f"video has {right[0]} x {right[1]}."
+                f"{place} has a mask of size {list(wrong)} (height, width), but the video has "
+                f"{right[0]} x {right[1]} pixels."
             )
-        # A sample: a model that writes masks of another size than it says does so everywhere.
-        check_rle(
-            next((mask for entry in entries for mask in entry["segmentations"] if mask), None)
-        )
+        # A sample: a model that writes masks of another form or size does so everywhere.
+        masks = (mask for entry in entries for mask in entry["segmentations"] if mask is not None)
+        try:
+            check_rle(next(masks, None))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place} has a mask that is not a compressed COCO RLE: {error}"
+            ) from error
 
 
 def to_results(prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:

@@ -181,12 +181,16 @@ def _average_precision(right: np.ndarray, wrong: np.ndarray, num_targets: np.nda
     precision[..., :-1] = true / (true + false + np.spacing(1))
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     average = np.zeros((num_areas, num_ious))
+    rows = np.arange(num_ious)[:, None]
     for a in num_targets.nonzero()[0]:
         # How many targets have to be found for each recall, and after which prediction they are.
+        # Rows are looked up all at once: each gets a range of numbers of its own.
         recalls = np.arange(num_targets[a] + 1) / num_targets[a]
-        needed = np.searchsorted(recalls, RECALL_THRESHOLDS)
-        for i in range(num_ious):
-            average[a, i] = precision[a, i, np.searchsorted(true[a, i], needed)].mean()
+        needed = np.minimum(np.searchsorted(recalls, RECALL_THRESHOLDS), length + 1)
+        places = np.searchsorted(
+            (true[a] + rows * (length + 2)).ravel(), needed + rows * (length + 2)
+        )
+        average[a] = precision[a][rows, places - rows * length].mean(axis=1)
     return average
 
 

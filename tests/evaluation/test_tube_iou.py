@@ -62,6 +62,11 @@ def test_areas_count_visible_frames_only() -> None:
     assert tube_areas([], 3).shape == (0, 3)
 
 
+def test_any_number_of_masks() -> None:
+    masks = [[encode(np.ones((1, n + 1))) for n in range(300)], [None] * 300]
+    np.testing.assert_array_equal(tube_areas(masks, 300)[0], np.arange(1, 301))
+
+
 def test_masks_of_different_size_are_an_error() -> None:
     a, b = np.ones((3, 4), dtype=bool), np.ones((4, 3), dtype=bool)
     with pytest.raises(ValueError, match=r"Frame 1: a predicted mask of size \[3, 4\]"):

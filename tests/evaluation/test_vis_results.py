@@ -150,7 +150,7 @@ def test_results_of_a_prediction() -> None:
         ({"segmentations": [[[1, 1, 2, 2, 3, 3]]] * 5}, "not a compressed COCO RLE"),
         (
             {"segmentations": [{"size": [64, 48], "counts": "PP3"}] * 5},
-            "64 x 48 pixels .* but the video has 48 x 64",
+            r"size \[64, 48\] .* but the video has 48 x 64 pixels",
         ),
         ({"segmentations": [{"size": [48, 64], "counts": "PP1"}] * 5}, "does not cover a frame"),
     ],

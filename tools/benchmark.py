@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Measure parts of OVFormer against plain ways of computing the same, and check that both agree.
+
+    python tools/benchmark.py eval
+
+Each benchmark is a module of tools/benchmarks with ``add_arguments(parser)`` and ``run(args)``,
+which returns the figures; its docstring says what is compared. Timings are only worth something on
+a machine with nothing else to do: the load is printed with them.
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import video_scoring
+
+BENCHMARKS = {"eval": video_scoring}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one benchmark, print its figures and write them on demand."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, module in BENCHMARKS.items():
+        summary = module.__doc__.splitlines()[0]
+        command = commands.add_parser(name, help=summary, description=summary)
+        module.add_arguments(command)
+        command.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    args = parser.parse_args(argv)
+    load = os.getloadavg()[0]
+    figures = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "load": load,
+        **BENCHMARKS[args.benchmark].run(args),
+    }
+    for name, value in figures.items():
+        print(
+            f"{name + ':':<24} {value:.3f}"
+            if isinstance(value, float)
+            else f"{name + ':':<24} {value}"
+        )
+    if load > 0.5 * (os.cpu_count() or 1):
+        print("The machine was busy: repeat this when it is calm.")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """A tiny data set and model, to run the training script as a user does within seconds."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ovformer.d2 import setup_logger
 from ovformer.data.clip_features import ClipFeatureWriter
 from ovformer.data.dataset_spec import load_categories
+from ovformer.engine.cli import main
+from ovformer.engine.stages import IMAGE
 from ovformer.modeling.text_classifier import save_text_classifier
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +33,9 @@ MODEL = {
         "BACKBONE": {"NAME": "build_timm_backbone"},
         "TIMM": {
             "BASE_NAME": "resnet18",
-            "KWARGS": "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], stem_width: 8}",
+            # Without weights, blocks that start as the identity would get no gradient.
+            "KWARGS": "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], stem_width: 8, "
+            "zero_init_last: false}",
         },
         "SEM_SEG_HEAD": {
             "NUM_CLASSES": 36,
@@ -122,7 +128,7 @@ class TinyRun:
         root: the dataset root.
         config: the config file.
         output: OUTPUT_DIR.
-        env: environment of the script.
+        env: environment variables to add.
     """
 
     root: Path
@@ -137,6 +143,11 @@ class TinyRun:
         config = ["--config-file", str(self.config)]
         return [*config, *options, "OUTPUT_DIR", str(self.output), *opts]
 
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the script."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **self.env}
+
     def __call__(self, *words: str, processes: int = 1) -> subprocess.CompletedProcess:
         """Run ``train_net.py``, under torchrun for several processes."""
         script = [str(ROOT / "train_net.py"), *self.command(*words)]
@@ -145,11 +156,24 @@ class TinyRun:
             script = [*launcher, str(processes), *script]
         return subprocess.run(
             [sys.executable, *script],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **self.env},
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=300,
         )
+
+
+def run_here(run: TinyRun, *words: str) -> None:
+    """Run the script in this process, which saves the seconds that imports take."""
+    loggers = [logging.getLogger(name) for name in ("ovformer", "detectron2", "fvcore")]
+    before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
+    try:
+        main(IMAGE, run.command(*words))
+    finally:
+        for log, level, propagate, handlers in before:
+            log.setLevel(level)
+            log.propagate, log.handlers = propagate, handlers
+        getattr(setup_logger, "cache_clear", lambda: None)()  # of detectron2's
 
 
 def make_run(folder: Path) -> TinyRun:

@@ -125,7 +125,7 @@ def _training(cfg: CfgNode) -> Iterator[str]:
 
 def _batch(cfg: CfgNode, processes: int) -> Iterator[str]:
     total, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
-    if total > 0 and steps > 0 and total % (processes * steps):
+    if min(total, steps, processes) > 0 and total % (processes * steps):
         yield (
             f"SOLVER.IMS_PER_BATCH: {total} images can't be split evenly into {processes} "
             f"process(es) x {steps} SOLVER.ACCUMULATION_STEPS. Expected a multiple of "

@@ -1,0 +1,208 @@
+"""``train_net.py`` as a user runs it, on a tiny data set with a tiny model."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_shapes import FILES, ROOT, TinyRun, make_run, run_here, tiny_run  # noqa: F401
+
+from ovformer.d2 import BACKEND, DatasetCatalog, MetadataCatalog
+from ovformer.data.clip_features import ClipFeatureStore, ClipFeatureWriter
+from ovformer.data.dataset_spec import register_dataset
+from ovformer.data.datasets import shapes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A finished training, by the command of the README."""
+    run = make_run(tmp_path_factory.mktemp("trained"))
+    process = run()
+    assert process.returncode == 0, process.stderr
+    (run.output / "stdout").write_text(process.stdout)
+    return run
+
+
+@pytest.fixture
+def second(trained: TinyRun, tmp_path: Path, monkeypatch) -> TinyRun:
+    """A copy of the finished training's output to go on from."""
+    shutil.copytree(trained.output, tmp_path / "output")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.root))
+    return TinyRun(trained.root, trained.config, tmp_path / "output", trained.env)
+
+
+def metrics(run: TinyRun) -> list[dict]:
+    lines = (run.output / "metrics.json").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+def weights(run: TinyRun, name: str = "model_final.pth") -> dict[str, torch.Tensor]:
+    return torch.load(run.output / name, weights_only=True)["model"]
+
+
+def test_files(trained: TinyRun) -> None:
+    names = {path.name for path in trained.output.iterdir() if "tfevents" not in path.name}
+    assert names - {"stdout"} == {
+        "config.yaml",
+        "inference",
+        "last_checkpoint",
+        "log.txt",
+        "metrics.json",
+        "model_0000001.pth",
+        "model_0000003.pth",
+        "model_final.pth",
+    }
+    assert len(list(trained.output.glob("*tfevents*"))) == 1
+    assert (trained.output / "last_checkpoint").read_text() == "model_final.pth"
+    assert yaml.safe_load((trained.output / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 4
+    folder = trained.output / "inference" / "shapes_val"
+    assert {path.name for path in folder.iterdir()} == {"results.json", "scores.json"}
+
+
+def test_first_log_line_and_console(trained: TinyRun) -> None:
+    first = (trained.output / "log.txt").read_text().splitlines()[0]
+    assert f"detectron2's names come from: {BACKEND}; Python 3." in first
+    assert f"torch {torch.__version__}, cpu; process 0 of 1" in first
+    (line,) = (x for x in (trained.output / "stdout").read_text().splitlines() if "eta: " in x)
+    for word in ("iter: 3", "total_loss: ", "loss_mask: ", "data_time: ", "lr: ", "max_rss_mb: "):
+        assert word in line
+
+
+def test_metrics(trained: TinyRun) -> None:
+    training, scores = metrics(trained)
+    assert training["iteration"] == 3
+    losses = [v for k, v in training.items() if k.startswith("loss_")]
+    assert len(losses) == 4 * 3  # the last layer, and two auxiliary outputs
+    assert {"lr", "time", "data_time", "grad_norm", "eta_seconds"} <= training.keys()
+    assert 0 <= scores["shapes_val/segm/AP"] <= 100
+    assert "shapes_val/segm/AP50_novel" in scores
+
+
+def test_results_have_the_data_sets_own_ids(trained: TinyRun) -> None:
+    path = trained.output / "inference" / "shapes_val" / "results.json"
+    results = json.loads(path.read_text())
+    assert len(results) == 4 * 5
+    assert {result["image_id"] for result in results} == {1, 2, 3, 4}
+    assert {result["category_id"] for result in results} <= set(range(1, 37))
+    assert results[0]["segmentation"]["size"] == [64, 64]
+    assert isinstance(results[0]["segmentation"]["counts"], str)
+
+
+def test_resume_ends_with_the_same_weights(second: TinyRun) -> None:
+    expected = weights(second)
+    (second.output / "model_final.pth").unlink()
+    (second.output / "last_checkpoint").write_text("model_0000001.pth")
+    run_here(second, "--resume")
+    for name, value in weights(second).items():
+        assert torch.equal(value, expected[name]), name
+    assert [line["iteration"] for line in metrics(second)] == [3, 4, 3, 4]
+
+
+def test_resume_with_another_vocabulary(second: TinyRun) -> None:
+    checkpoint = torch.load(second.output / "model_0000001.pth", weights_only=True)
+    assert checkpoint["class_names"][:2] == ["red circle", "red square"]
+    checkpoint["class_names"][1] = "red box"
+    torch.save(checkpoint, second.output / "model_0000001.pth")
+    (second.output / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(ValueError, match=r"class 1 is 'red box' instead of 'red square'"):
+        run_here(second, "--resume")
+
+
+def test_eval_only_gives_the_same_results(trained: TinyRun, second: TinyRun) -> None:
+    folder = second.output / "inference"
+    shutil.rmtree(folder)
+    config = (second.output / "config.yaml").read_text()
+    model = str(trained.output / "model_final.pth")
+    run_here(second, "--eval-only", "MODEL.WEIGHTS", model, "SEED", "99")
+    for name in ("results.json", "scores.json"):
+        expected = trained.output / "inference" / "shapes_val" / name
+        assert (folder / "shapes_val" / name).read_bytes() == expected.read_bytes()
+    # An evaluation leaves the training's own record alone.
+    assert (second.output / "config.yaml").read_text() == config
+
+
+def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:  # noqa: F811
+    """Of different sizes; the CLIP features are those of all images together."""
+    register_dataset(replace(shapes.SPECS[0], name="shapes_other"))
+    folder = tiny_run.root / "shapes"
+    stores = [ClipFeatureStore.open(folder / f"clip_{split}.safetensors") for split in FILES]
+    with ClipFeatureWriter(folder / "clip_all.safetensors", {}) as writer:
+        for store in stores:
+            writer.add(store.keys, torch.stack([store.get(key) for key in store.keys]))
+    opts = ["DATASETS.TEST", "('shapes_val', 'shapes_other')"]
+    opts += ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/shapes/clip_all.safetensors"]
+    try:
+        run_here(tiny_run, "SOLVER.MAX_ITER", "1", *opts)
+    finally:
+        DatasetCatalog.remove("shapes_other")
+        MetadataCatalog.remove("shapes_other")
+    for name, num_images in (("shapes_val", 4), ("shapes_other", 8)):
+        results = json.loads((tiny_run.output / "inference" / name / "results.json").read_text())
+        assert {result["image_id"] for result in results} == set(range(1, num_images + 1))
+        assert f"{name}/segm/AP" in metrics(tiny_run)[-1]
+
+
+def test_two_processes(trained: TinyRun, tmp_path: Path) -> None:
+    """torchrun on the CPU: the same stream of images, merged results, one set of files."""
+    run = TinyRun(trained.root, trained.config, tmp_path / "output", trained.env)
+    process = run(processes=2)
+    assert process.returncode == 0, process.stderr
+    assert "process 0 of 2" in (run.output / "log.txt").read_text().splitlines()[0]
+    assert "process 1 of 2" in (run.output / "log.txt.rank1").read_text().splitlines()[0]
+    results = json.loads((run.output / "inference" / "shapes_val" / "results.json").read_text())
+    assert len(results) == 4 * 5
+    assert sorted({result["image_id"] for result in results}) == [1, 2, 3, 4]
+    states = torch.load(run.output / "model_final.pth", weights_only=True)["trainer"]
+    assert len(states["random_states"]) == 2
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_mixed_precision(tiny_run: TinyRun, precision: str) -> None:  # noqa: F811
+    run_here(
+        tiny_run,
+        "SOLVER.AMP.ENABLED",
+        "True",
+        "SOLVER.AMP.PRECISION",
+        precision,
+        "SOLVER.MAX_ITER",
+        "2",
+        "DATASETS.TEST",
+        "()",
+    )
+    assert metrics(tiny_run)[0]["total_loss"] > 0
+
+
+def test_workers_give_the_same_images(tiny_run: TinyRun, trained: TinyRun) -> None:  # noqa: F811
+    run_here(tiny_run, "DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "()")
+    expected = weights(trained)
+    for name, value in weights(tiny_run).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_scaling_is_logged(tiny_run: TinyRun) -> None:  # noqa: F811
+    run_here(
+        tiny_run, "SOLVER.REFERENCE_WORLD_SIZE", "2", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"
+    )
+    log = (tiny_run.output / "log.txt").read_text()
+    assert "SOLVER.IMS_PER_BATCH 2 -> 1" in log
+    assert "SOLVER.MAX_ITER 1 -> 2" in log
+    assert yaml.safe_load((tiny_run.output / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 2
+
+
+def test_a_drawn_seed_is_logged_and_resumed(tiny_run: TinyRun) -> None:  # noqa: F811
+    run_here(tiny_run, "SEED", "-1", "DATASETS.TEST", "()")
+    log = (tiny_run.output / "log.txt").read_text()
+    seed = int(log.split("SEED: drew ")[1].split()[0])
+    expected = weights(tiny_run)
+    (tiny_run.output / "last_checkpoint").write_text("model_0000001.pth")
+    assert torch.load(tiny_run.output / "model_final.pth")["trainer"]["seed"] == seed
+    run_here(tiny_run, "--resume", "SEED", "-1", "DATASETS.TEST", "()")
+    for name, value in weights(tiny_run).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_script_is_short() -> None:
+    assert 20 <= len((ROOT / "train_net.py").read_text().splitlines()) <= 60

@@ -6,7 +6,8 @@ or after the import.
 
 The dataset dict
 ----------------
-``DatasetCatalog.get(name)`` gives a list of dicts, one per image, in detectron2's format:
+``DatasetCatalog.get(name)`` gives a list of dicts, one per image, in detectron2's format (data sets
+of videos: see below):
 
 file_name
     path of the image
@@ -23,6 +24,22 @@ neg_category_ids
     LVIS: the data set's own ids of the categories that were looked for and not found
 not_exhaustive_category_ids
     LVIS: own ids of the categories of which not every object is annotated
+
+Of a data set of videos, one dict per video. T frames:
+
+video_id
+    int, unique in the data set
+length
+    T
+height, width
+    pixels
+file_names, clip_keys
+    T str each, as above
+annotations
+    T lists of dicts, one for each instance that is visible in the frame: as above, and "id", which
+    an instance has in all frames
+neg_category_ids, not_exhaustive_category_ids
+    BURST: the same of the video
 
 The batch dict
 --------------
@@ -47,8 +64,27 @@ instance_counts
     training only, added by the trainer where it cuts a batch into micro-batches: list of int, the
     number of instances of each image of the whole batch
 
+A video's differs in:
+
+image
+    training: list of T frames, the sampled ones, which are augmented alike; evaluation: an iterator
+    of all T frames in order, which are read and decoded in the background while it is used, so that
+    a long video is never in memory as a whole. All frames of a video have one size
+video_id, length, file_names
+    length is the number of frames in "image"
+clip_features
+    float32 (T, D)
+clip_image
+    where no store is configured: list of T uint8 (3, S, S); evaluation: an iterator of them, to be
+    taken in step with "image" (what one is behind the other is kept)
+instances
+    training only: list of T ``Instances`` with the same N instances in the same order: gt_classes,
+    gt_ids int64 (N,), which are -1 where an instance is absent, gt_masks (empty there), gt_boxes
+
 The prediction dict of an image is ``{"instances": Instances}`` with pred_masks bool
-(N, height, width), scores, pred_classes (contiguous) and pred_boxes.
+(N, height, width), scores, pred_classes (contiguous) and pred_boxes. That of a video is
+``{"video_id", "image_size": (height, width), "pred_scores": N floats, highest first, "pred_labels":
+N ints, contiguous, "segmentations": N lists of T compressed RLEs}``.
 """
 
 from ovformer.data.datasets import register_all

@@ -1,9 +1,10 @@
-"""The transforms of images: large-scale jitter for training, a plain resize for evaluation."""
+"""The transforms: large-scale jitter of images, those of clips, a plain resize for evaluation."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
 
 # INPUT.AUGMENTATIONS, on RGB images.
@@ -38,22 +39,37 @@ def train_augmentations(
     Raises:
         ValueError: a name is not known.
     """
-    if flip not in FLIPS:
-        raise ValueError(f"INPUT.RANDOM_FLIP: unknown flip {flip!r}. Known: {', '.join(FLIPS)}.")
-    unknown = [name for name in extra if name not in EXTRA_AUGMENTATIONS]
-    if unknown:
-        raise ValueError(
-            f"INPUT.AUGMENTATIONS: unknown augmentation {unknown[0]!r}. "
-            f"Known: {', '.join(EXTRA_AUGMENTATIONS)}."
-        )
-    flips = []
-    if flip != "none":
-        flips.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     return [
-        *flips,
-        *(EXTRA_AUGMENTATIONS[name]() for name in extra),
+        *_flips(flip),
+        *_extra(extra),
         T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size),
         T.FixedSizeCrop((image_size, image_size), pad=False),
+    ]
+
+
+def clip_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """Return the augmentations of training on clips; the frames of a clip share what is drawn.
+
+    Args:
+        cfg: ``INPUT`` is read. The published names "flip_by_clip", "choice_by_clip" and
+            "range_by_clip" mean "horizontal", "choice" and "range".
+
+    Raises:
+        ValueError: a name is not known.
+    """
+    style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING.removesuffix("_by_clip")
+    if style not in ("choice", "range"):
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING: unknown {cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING!r}. "
+            "Known: choice, range, choice_by_clip, range_by_clip."
+        )
+    flip = "horizontal" if cfg.INPUT.RANDOM_FLIP == "flip_by_clip" else cfg.INPUT.RANDOM_FLIP
+    crop = cfg.INPUT.CROP
+    return [
+        *_flips(flip),
+        *_extra(cfg.INPUT.AUGMENTATIONS),
+        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style),
+        *([T.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []),
     ]
 
 
@@ -72,3 +88,21 @@ def pad(array: np.ndarray, size: int, value: int) -> np.ndarray:
     height, width = array.shape[:2]
     rest = [(0, 0)] * (array.ndim - 2)
     return np.pad(array, [(0, size - height), (0, size - width), *rest], constant_values=value)
+
+
+def _flips(flip: str) -> list[T.Augmentation]:
+    if flip not in FLIPS:
+        raise ValueError(f"INPUT.RANDOM_FLIP: unknown flip {flip!r}. Known: {', '.join(FLIPS)}.")
+    if flip == "none":
+        return []
+    return [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
+
+
+def _extra(names: Sequence[str]) -> list[T.Augmentation]:
+    unknown = [name for name in names if name not in EXTRA_AUGMENTATIONS]
+    if unknown:
+        raise ValueError(
+            f"INPUT.AUGMENTATIONS: unknown augmentation {unknown[0]!r}. "
+            f"Known: {', '.join(EXTRA_AUGMENTATIONS)}."
+        )
+    return [EXTRA_AUGMENTATIONS[name]() for name in names]

@@ -50,8 +50,7 @@ class ImageMapper:
             clip_image_size: side in pixels of "clip_image".
             clip_features: where "clip_features" come from; without it there is "clip_image".
         """
-        if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT: unknown format {image_format!r}. Known: RGB, BGR.")
+        check_image_format(image_format)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.pad_to = pad_to
@@ -81,7 +80,7 @@ class ImageMapper:
             "pad_to": cfg.INPUT.IMAGE_SIZE if is_train else 0,
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": _open_store(cfg, key),
+            "clip_features": open_store(cfg, key),
         }
 
     def __call__(self, record: dict) -> dict:
@@ -108,15 +107,26 @@ class ImageMapper:
         frame = image.shape[:2]
         if self.pad_to:
             image = pad(image, self.pad_to, PAD_VALUE)
-        if self.image_format == "BGR":
-            image = image[:, :, ::-1]
-        sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        sample["image"] = to_tensor(image, self.image_format)
         if self.is_train:
             annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
             masks = [transform_mask(a["segmentation"], transforms, frame) for a in annotations]
             labels = [a["category_id"] for a in annotations]
             sample["instances"] = _instances(masks, labels, image.shape[:2])
         return sample
+
+
+def check_image_format(image_format: str) -> None:
+    """Raise ValueError if ``INPUT.FORMAT`` is not known."""
+    if image_format not in ("RGB", "BGR"):
+        raise ValueError(f"INPUT.FORMAT: unknown format {image_format!r}. Known: RGB, BGR.")
+
+
+def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
+    """Turn RGB pixels (H, W, 3) into a tensor (3, H, W) with channels in the order of a format."""
+    if image_format == "BGR":
+        image = image[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def read_rgb(file_name: str) -> np.ndarray:
@@ -183,8 +193,13 @@ def _instances(
     return filter_empty_instances(instances)
 
 
-def _open_store(cfg: CfgNode, key: str) -> ClipFeatureStore | None:
-    """Open the store that a key of ``MODEL.MASK_FORMER`` names, if it names one."""
+def open_store(cfg: CfgNode, key: str) -> ClipFeatureStore | None:
+    """Open the feature store that a key of ``MODEL.MASK_FORMER`` names, if it names one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no store, or not one of the configured CLIP model's width.
+    """
     path = cfg.MODEL.MASK_FORMER[key]
     if not path:
         return None

@@ -1,16 +1,16 @@
-"""Batches for training and evaluation.
+"""Batches of images for training and evaluation, and the stream of samples of any training.
 
 Training is the same stream of samples however many processes and workers read it: sample p is
-image ``order[p]``, augmented with random numbers that depend on the seed and p only. With B images
-per iteration, iteration i is made of the samples i*B to (i+1)*B - 1, dealt out to the processes in
-turn. A run that is resumed goes on at its place in the stream.
+image (or video) ``order[p]``, augmented with random numbers that depend on the seed and p only.
+With B images per iteration, iteration i is made of the samples i*B to (i+1)*B - 1, dealt out to the
+processes in turn. A run that is resumed goes on at its place in the stream.
 """
 
 import itertools
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import cv2
@@ -27,6 +27,7 @@ from ovformer.d2 import (
     TrainingSampler,
     comm,
 )
+from ovformer.data.clip_features import clip_key
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.image_mapper import ImageMapper
 
@@ -58,11 +59,21 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
         FileNotFoundError: annotations, images or CLIP features are missing.
         KeyError: the CLIP features of some images are missing.
     """
+    return stream_loader(cfg, _mapper_class(cfg)(cfg, is_train=True), start_iteration)
+
+
+def stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict], start_iteration: int) -> DataLoader:
+    """Return the endless loader of ``DATASETS.TRAIN`` for a mapper of images or of videos.
+
+    Args:
+        cfg: see :func:`build_train_loader`.
+        mapper: turns a dataset dict into a training sample; has ``clip_features``.
+        start_iteration: number of iterations that were trained already.
+    """
     batch_size = _batch_size_per_process(cfg)
-    mapper = _mapper_class(cfg)(cfg, is_train=True)
     records = load_training_records(cfg)
     if mapper.clip_features is not None:
-        mapper.clip_features.require(records)
+        mapper.clip_features.require(image_entries(records))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = StreamSampler(_build_sampler(cfg, records, seed), skip=start_iteration * batch_size)
     return DataLoader(
@@ -102,10 +113,13 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 def load_training_records(cfg: CfgNode) -> list[dict]:
-    """Return the dataset dicts of all training sets, without images that have nothing to learn.
+    """Return the dataset dicts of all training sets.
+
+    Images or videos that have nothing to learn are left out if
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
 
     Raises:
-        ValueError: a set is unknown, the sets have different classes, or no image remains.
+        ValueError: a set is unknown, the sets have different classes, or nothing remains.
         FileNotFoundError: annotations or images are missing.
     """
     names = cfg.DATASETS.TRAIN
@@ -125,14 +139,35 @@ def load_training_records(cfg: CfgNode) -> list[dict]:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = len(records)
         records = [r for r in records if _has_objects(r)]
-        logger.info("%d of %d images have annotated objects", len(records), before)
+        logger.info("%d of %d images or videos have annotated objects", len(records), before)
         if not records:
-            raise ValueError(f"DATASETS.TRAIN: no image of {', '.join(names)} has an annotation.")
+            raise ValueError(f"DATASETS.TRAIN: nothing in {', '.join(names)} has an annotation.")
     return records
 
 
-def check_images_exist(name: str, records: Sequence[dict]) -> None:
-    """Check that all images of a data set are there, by listing each folder once.
+def image_entries(records: Iterable[dict]) -> Iterator[dict]:
+    """Yield "file_name" and "clip_key" of each image of a data set: of videos, each frame.
+
+    Args:
+        records: dataset dicts. Of an image its own is yielded; of a frame also "video_id" and its
+            number "frame".
+    """
+    for record in records:
+        if "file_names" not in record:
+            yield record
+            continue
+        keys = record.get("clip_keys") or map(clip_key, record["file_names"])
+        for t, (file_name, key) in enumerate(zip(record["file_names"], keys, strict=True)):
+            yield {
+                "file_name": file_name,
+                "clip_key": key,
+                "video_id": record["video_id"],
+                "frame": t,
+            }
+
+
+def check_images_exist(name: str, records: Iterable[dict]) -> None:
+    """Check that all images or frames of a data set are there, by listing each folder once.
 
     Args:
         name: the data set, for the error message.
@@ -143,18 +178,23 @@ def check_images_exist(name: str, records: Sequence[dict]) -> None:
     """
     folders: dict[str, set[str]] = {}
     missing = []
-    for record in records:
-        folder, file_name = os.path.split(record["file_name"])
+    count = 0
+    for entry in image_entries(records):
+        count += 1
+        folder, file_name = os.path.split(entry["file_name"])
         if "://" in folder:
             continue
         if folder not in folders:
             folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if file_name not in folders[folder]:
-            missing.append(record["file_name"])
+            missing.append(entry)
     if missing:
+        first = missing[0]["file_name"]
+        if "frame" in missing[0]:
+            first += " (frame {frame} of video {video_id})".format(**missing[0])
         raise FileNotFoundError(
-            f"{name}: {len(missing)} of {len(records)} images not found, the first is "
-            f"{missing[0]}. datasets/README.md says how the folders are laid out."
+            f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
+            "datasets/README.md says how the folders are laid out."
         )
 
 
@@ -196,17 +236,17 @@ class MappedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        """Return an element of the batch. Any error names the image."""
+        """Return an element of the batch. Any error names the image or video."""
         record = self.records[index]
         try:
             return self.mapper(record)
         except Exception as error:
-            if record["file_name"] in str(error):
+            if any(entry["file_name"] in str(error) for entry in image_entries([record])):
                 raise
-            raise RuntimeError(
-                f"{record['file_name']} (image id {record['image_id']}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            name = f"Video {record.get('video_id')}"
+            if "file_name" in record:
+                name = f"{record['file_name']} (image id {record['image_id']})"
+            raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 class StreamDataset(MappedDataset):
@@ -264,8 +304,14 @@ def _mapper_class(cfg: CfgNode) -> type:
     return TRAIN_MAPPERS[name]
 
 
+def _annotations(record: dict) -> list[dict]:
+    """Return all annotations of an image, or of all frames of a video."""
+    annotations = record.get("annotations", [])
+    return list(itertools.chain(*annotations)) if "file_names" in record else annotations
+
+
 def _has_objects(record: dict) -> bool:
-    return any(not annotation.get("iscrowd", 0) for annotation in record.get("annotations", ()))
+    return any(not annotation.get("iscrowd", 0) for annotation in _annotations(record))
 
 
 def _build_sampler(cfg: CfgNode, records: list[dict], seed: int) -> Sampler:
@@ -274,7 +320,9 @@ def _build_sampler(cfg: CfgNode, records: list[dict], seed: int) -> Sampler:
         return TrainingSampler(len(records), seed=seed)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+            [{"annotations": _annotations(record)} for record in records],
+            cfg.DATALOADER.REPEAT_THRESHOLD,
+            sqrt=cfg.DATALOADER.REPEAT_SQRT,
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
     raise ValueError(

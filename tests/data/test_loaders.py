@@ -242,7 +242,7 @@ WRONG = [
         FileNotFoundError,
         "no.safetensors not found",
     ),
-    (without_annotations, (), ValueError, "no image of lvis_v1_train has an annotation"),
+    (without_annotations, (), ValueError, "nothing in lvis_v1_train has an annotation"),
     (without_images, (), FileNotFoundError, "2 of 5 images not found, the first is .*00002.png"),
     (without_a_folder, (), FileNotFoundError, "1 of 5 images not found"),
 ]

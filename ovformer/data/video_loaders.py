@@ -85,7 +85,10 @@ class VideoLoader:
         return len(self.records)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        """Yield one batch per video; the first frames of the next one are read meanwhile."""
+        """Yield one batch per video; the first frames of the next one are read meanwhile.
+
+        The frames of a video have to be taken before the loop goes on.
+        """
         executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="frames")
         try:
             following = None

@@ -15,7 +15,9 @@ from ovformer.engine.stages import Stage
 logger = logging.getLogger(__name__)
 
 
-def evaluate(cfg: CfgNode, stage: Stage, model: nn.Module) -> OrderedDict[str, dict]:
+def evaluate(
+    cfg: CfgNode, stage: Stage, model: nn.Module, resume: bool = False
+) -> OrderedDict[str, dict]:
     """Run a model over all of ``DATASETS.TEST`` and score it. All processes take part.
 
     Predictions of a data set are in ``OUTPUT_DIR/inference/<data set>/results.json`` before they
@@ -25,6 +27,7 @@ def evaluate(cfg: CfgNode, stage: Stage, model: nn.Module) -> OrderedDict[str, d
         cfg: the config.
         stage: gives loaders and metrics.
         model: not wrapped.
+        resume: leave out the videos that an interrupted evaluation finished.
 
     Returns:
         Data set -> task -> metric -> value, in percent; in the order of the config. Values are
@@ -33,10 +36,12 @@ def evaluate(cfg: CfgNode, stage: Stage, model: nn.Module) -> OrderedDict[str, d
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
         folder = inference_folder(cfg, name)
-        evaluator = stage.build_evaluator(name, folder)
+        evaluator = stage.build_evaluator(name, folder, resume)
+        skip = {"skip": evaluator.finished} if stage.can_resume else {}
         # A loader draws a number to seed its workers. Training must not notice.
         with torch.random.fork_rng(devices=[]):
-            scores = inference_on_dataset(model, stage.build_test_loader(cfg, name), evaluator)
+            loader = stage.build_test_loader(cfg, name, **skip)
+            scores = inference_on_dataset(model, loader, evaluator)
         results[name] = scores
         if comm.is_main_process():
             logger.info("Scores of %s, in %s:", name, folder)

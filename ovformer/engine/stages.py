@@ -7,7 +7,9 @@ from pathlib import Path
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.d2 import CfgNode, DatasetEvaluator, MetadataCatalog
 from ovformer.data.loaders import build_test_loader, build_train_loader
+from ovformer.data.video_loaders import build_video_test_loader, build_video_train_loader
 from ovformer.evaluation.lvis_evaluator import LvisEvaluator
+from ovformer.evaluation.vis_evaluator import VisEvaluator
 
 
 @dataclass(frozen=True)
@@ -17,26 +19,31 @@ class Stage:
     Attributes:
         build_train_loader: from a config and the number of iterations that are done to endless
             batches, of each of which this process gets its share.
-        build_test_loader: from a config and the name of a data set to this process's part of it.
+        build_test_loader: from a config and the name of a data set to this process's part of it;
+            called with ``skip``, ids that are done, where an evaluator knows such ids.
         evaluators: ``evaluator_type`` of a data set -> from its name and a folder to what scores it
             and writes ``results.json`` into the folder.
+        can_resume: whether evaluators take ``resume`` and keep ``finished``, ids that are done.
     """
 
     build_train_loader: Callable[[CfgNode, int], Iterable[list[dict]]]
-    build_test_loader: Callable[[CfgNode, str], Iterable[list[dict]]]
-    evaluators: dict[str, Callable[[str, Path], DatasetEvaluator]]
+    build_test_loader: Callable[..., Iterable[list[dict]]]
+    evaluators: dict[str, Callable[..., DatasetEvaluator]]
+    can_resume: bool = False
 
-    def build_evaluator(self, dataset_name: str, folder: Path) -> DatasetEvaluator:
+    def build_evaluator(self, dataset_name: str, folder: Path, resume: bool) -> DatasetEvaluator:
         """Return what scores a data set.
 
         Args:
             dataset_name: one of ``DATASETS.TEST``.
             folder: where it writes.
+            resume: go on with an evaluation that was interrupted, in a stage that can.
 
         Raises:
             ValueError: this stage can't score it.
         """
-        return self.evaluators[self.evaluator_type(dataset_name)](dataset_name, folder)
+        options = {"resume": resume} if self.can_resume else {}
+        return self.evaluators[self.evaluator_type(dataset_name)](dataset_name, folder, **options)
 
     def evaluator_type(self, dataset_name: str) -> str:
         """Return the metric of a data set, or raise ValueError if this stage does not have it."""
@@ -50,3 +57,9 @@ class Stage:
 
 
 IMAGE = Stage(build_train_loader, build_test_loader, {"lvis": LvisEvaluator})
+VIDEO = Stage(
+    build_video_train_loader,
+    build_video_test_loader,
+    {"vis": VisEvaluator, "burst": VisEvaluator},
+    can_resume=True,
+)

@@ -8,10 +8,28 @@ import yaml
 
 from ovformer.config import _WITHOUT_EFFECT, FIXED_KEYS, UnknownKeyError, get_ovformer_cfg
 from ovformer.d2 import CfgNode
+from ovformer.data.dataset_spec import check_class_count
+from ovformer.engine.stages import VIDEO
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MODELS = [path for path in CONFIGS if not path.name.startswith("base_")]
+
+
+VIDEO_SETS = ("youtubevis_2019", "youtubevis_2021", "ovis", "burst", "lvvis")
+# Of the published video configs: how images were trained, which says nothing about videos, and
+# stored CLIP features, without which ours compute them.
+NOT_OF_VIDEOS = (
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATASETS.TRAIN",
+    "MODEL.MASK_FORMER.CLIP_IMAGE_PATH",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "TEST.EVAL_PERIOD",
+)
 
 
 def lookup(cfg: CfgNode, key: str):
@@ -34,6 +52,20 @@ def published(reference, name: str) -> dict:
     """Key -> value of a published file and its bases; Swin-B's only hold what differs from R50."""
     values = json.loads(reference("published_image_configs.json").read_text())
     return {**values["ovformer_R50_bs8"], **values[name]}
+
+
+def published_video(reference, folder: str, name: str) -> dict:
+    """Key -> value of a published file; LV-VIS has none for Swin-B, and R50's adds to LVIS's."""
+    values = json.loads(reference("published_video_configs.json").read_text())
+    r50 = {**published(reference, "ovformer_R50_bs8"), **values[f"{folder}/ovformer_R50_bs8"]}
+    return {**r50, **values.get(f"{folder}/{name}", {})}
+
+
+def assert_same_value(got: object, value: object, key: str) -> None:
+    expected = CfgNode._decode_cfg_value(value)
+    assert (list(got) if isinstance(got, tuple | list) else got) == (
+        list(expected) if isinstance(expected, tuple | list) else expected
+    ), key
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -62,11 +94,34 @@ def test_published_values(reference, name: str) -> None:
     cfg = get_ovformer_cfg(str(ROOT / "configs" / "lvis" / f"{name}.yaml"))
     for key, value in published(reference, name).items():
         if key not in _WITHOUT_EFFECT:
-            expected = CfgNode._decode_cfg_value(value)
-            got = lookup(cfg, key)
-            assert (list(got) if isinstance(got, tuple | list) else got) == (
-                list(expected) if isinstance(expected, tuple | list) else expected
-            ), key
+            assert_same_value(lookup(cfg, key), value, key)
+
+
+@pytest.mark.parametrize("folder", VIDEO_SETS)
+@pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])
+def test_published_values_of_videos(reference, folder: str, name: str) -> None:
+    cfg = get_ovformer_cfg(str(ROOT / "configs" / folder / f"{name}.yaml"))
+    if folder == "lvvis" and name == "ovformer_SwinB_bs8":
+        # Not published: as the Swin-B of the other data sets.
+        expected = published_video(reference, "ovis", name)
+        of_lvvis = published_video(reference, "lvvis", name)
+        expected.update({key: of_lvvis[key] for key in of_lvvis if key.startswith("DATASETS")})
+        for key in ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.MASK_FORMER.CLIP_TEXT_PATH"):
+            expected[key] = of_lvvis[key]
+        expected["TEST.DETECTIONS_PER_IMAGE"] = of_lvvis["TEST.DETECTIONS_PER_IMAGE"]
+    else:
+        expected = published_video(reference, folder, name)
+    for key, value in expected.items():
+        if key not in (*_WITHOUT_EFFECT, *NOT_OF_VIDEOS):
+            assert_same_value(lookup(cfg, key), value, key)
+
+
+@pytest.mark.parametrize("folder", VIDEO_SETS)
+def test_data_sets_of_a_video_config_fit_its_classes(folder: str) -> None:
+    cfg = get_ovformer_cfg(str(ROOT / "configs" / folder / "ovformer_R50_bs8.yaml"))
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    check_class_count(names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS")
+    assert {VIDEO.evaluator_type(name) for name in cfg.DATASETS.TEST} <= {"vis", "burst"}
 
 
 @pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])

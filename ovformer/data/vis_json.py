@@ -71,6 +71,12 @@ def load_vis_json(path: Path) -> dict:
                 f"file's {len(categories)} categories."
             )
         _encode(place, annotation, videos[annotation["video_id"]])
+    for track in {annotation["video_id"]: annotation for annotation in annotations}.values():
+        # A sample: a tool that writes masks of another size than it says does so everywhere.
+        try:
+            check_rle(next((mask for mask in track["segmentations"] if mask), None))
+        except ValueError as error:
+            raise ValueError(f"{path}: annotation {track['id']}: {error}.") from error
     return content
 
 
@@ -203,9 +209,7 @@ def _encode(place: str, annotation: dict, video: dict) -> None:
         )
     size = video["height"], video["width"]
     try:
-        annotation["segmentations"] = tube = [to_rle(mask, *size) for mask in masks]
-        # A sample: a tool that writes masks of another size than it says does so everywhere.
-        check_rle(next((mask for mask in tube if mask), None))
+        annotation["segmentations"] = [to_rle(mask, *size) for mask in masks]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{place} has a mask that is not valid: {error}.") from error
 

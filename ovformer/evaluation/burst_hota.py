@@ -55,7 +55,7 @@ def burst_hota(
     Args:
         ground_truth: from :func:`ovformer.data.vis_json.load_vis_json`. Where it has "cate_ori",
             TAO's categories in the order of "categories", TrackEval gets those; otherwise its own.
-        predictions: entries of results.json, ordered by video.
+        predictions: entries of results.json.
         groups: name of a group -> its category ids.
         workers: processes.
 
@@ -150,7 +150,7 @@ def _burst_ground_truth(ground_truth: Mapping, original: Mapping[int, int]) -> d
             "track_category_ids": {},
             "segmentations": [{} for _ in range(video["length"])],
             **{
-                key: [original[number] for number in video.get(key, ())]
+                key: [original[number] for number in video.get(key, ()) if number in original]
                 for key in ("neg_category_ids", "not_exhaustive_category_ids")
             },
         }

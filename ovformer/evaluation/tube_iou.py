@@ -28,11 +28,15 @@ def tube_areas(tubes: Sequence[Tube], num_frames: int) -> np.ndarray:
         int64 (N, T); 0 in a frame where the tube is ``None`` or empty.
     """
     areas = np.zeros((len(tubes), num_frames), dtype=np.int64)
+    # A model that takes the best pairs of query and class gives a tube once for each class.
+    measured: dict[tuple, np.ndarray] = {}
     for row, tube in zip(areas, tubes, strict=True):
-        if num_frames <= _MOST_AREAS and None not in tube:
-            row[:] = coco_mask.area(tube)
+        key = tuple([mask and mask["counts"] for mask in tube])
+        if key in measured:
+            row[:] = measured[key]
             continue
-        visible = np.flatnonzero([mask is not None for mask in tube])
+        measured[key] = row
+        visible = [t for t, counts in enumerate(key) if counts is not None]
         for start in range(0, len(visible), _MOST_AREAS):
             frames = visible[start : start + _MOST_AREAS]
             row[frames] = coco_mask.area([tube[t] for t in frames])

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,6 +82,16 @@ def get_protocol(name: str, evaluator: str) -> Protocol:
     return Protocol(name)
 
 
+class _Ranked(NamedTuple):
+    """All predictions sorted by category, best first."""
+
+    categories: np.ndarray  # int64 (N,)
+    areas: np.ndarray  # float64 (N,)
+    partial: np.ndarray  # bool (N,): not all instances of the category in the video are annotated
+    ranks: np.ndarray  # int64 (N,), among the predictions of one class in one video, from 0
+    places: np.ndarray  # int64: of each prediction in the order of update; -1 beyond the limit
+
+
 @dataclass
 class _Targets:
     """The true tubes of one class in one video."""
@@ -122,9 +133,12 @@ class VisMetric:
         self.groups = dict(groups or {})
         self._lengths = {video["id"]: video["length"] for video in ground_truth["videos"]}
         self._checker = ResultsChecker(ground_truth)
-        # Both by (category id, video id); predictions as (scores (D,), areas (D,), IoU (D, G)).
+        # By (category id, video id); overlaps as (numbers of the predictions (D,), IoU (D, G)).
         self._targets = self._index_targets(ground_truth["annotations"])
-        self._predictions = defaultdict(list)
+        self._overlaps = defaultdict(list)
+        # For each call of _add_video: category ids, video ids, scores, areas, partial, all (N,).
+        self._predictions: list[tuple[np.ndarray, ...]] = []
+        self._num_predictions = 0
         self._scored = {category_id for category_id, _ in self._targets}
         # Videos that were not searched for all categories, and pairs not annotated to the end.
         self._searched: dict[int, set[int]] = {}
@@ -147,15 +161,18 @@ class VisMetric:
 
     def compute(self) -> VisScores:
         """Score all predictions added so far."""
+        predictions = self._rank_predictions()
         videos = defaultdict(list)
-        for category_id, video_id in sorted(self._targets.keys() | self._predictions.keys()):
+        for category_id, video_id in sorted(self._targets):
             videos[category_id].append(video_id)
+        values = [
+            self._score_category(category["id"], videos[category["id"]], predictions)
+            for category in self.categories
+        ]
         return VisScores(
             categories=self.categories,
             groups=self.groups,
-            values=np.stack(
-                [self._score_category(c["id"], videos[c["id"]]) for c in self.categories], axis=1
-            ),
+            values=np.stack(values, axis=1),
             protocol=self.protocol.name,
             note=self.protocol.note,
         )
@@ -200,52 +217,74 @@ class VisMetric:
         entries = [entry for entry in entries if entry["category_id"] in scored]
         tubes = [entry["segmentations"] for entry in entries]
         areas = tube_areas(tubes, self._lengths[video_id])
+        categories = np.array([entry["category_id"] for entry in entries], dtype=np.int64)
+        scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
         means = mean_areas(areas) * (not self.protocol.all_small)
-        rows = defaultdict(list)
-        for row, entry in enumerate(entries):
-            rows[entry["category_id"]].append(row)
-        for category_id, members in rows.items():
+        present = {entry["category_id"] for entry in entries}
+        partial = [
+            category_id for category_id in present if (category_id, video_id) in self._partial
+        ]
+        columns = categories, np.full(len(entries), video_id), scores, means
+        self._predictions.append((*columns, np.isin(categories, partial)))
+        for category_id in present:
             targets = self._targets.get((category_id, video_id))
-            overlaps = None
             if targets is not None:
+                rows = np.flatnonzero(categories == category_id)
                 overlaps = tube_iou(
-                    [tubes[row] for row in members], targets.tubes, areas[members], targets.areas
+                    [tubes[row] for row in rows], targets.tubes, areas[rows], targets.areas
                 )
-            scores = np.array([entries[row]["score"] for row in members], dtype=np.float64)
-            self._predictions[category_id, video_id].append((scores, means[members], overlaps))
+                numbers = self._num_predictions + rows
+                self._overlaps[category_id, video_id].append((numbers, overlaps))
+        self._num_predictions += len(entries)
 
-    def _score_category(self, category_id: int, video_ids: list[int]) -> np.ndarray:
-        """Compute the values of :data:`ovformer.evaluation.vis_scores.ROWS` for one class."""
-        num_targets = np.zeros(len(AREAS), dtype=np.int64)
-        parts = []
-        for video_id in video_ids:
-            targets = self._targets.get((category_id, video_id))
-            if targets is not None:
-                num_targets += targets.counted.sum(axis=1)
-            blocks = self._predictions.get((category_id, video_id))
-            if blocks:
-                parts.append((video_id, *_best_first(blocks)))
-        scores, areas, ranks = (
-            np.concatenate([np.zeros(0), *arrays])
-            for arrays in (
-                [part[1] for part in parts],
-                [part[2] for part in parts],
-                [np.arange(len(part[1])) for part in parts],
-            )
-        )
+    def _rank_predictions(self) -> _Ranked:
+        """Sort all predictions by category, best first, and leave out what is beyond the limit."""
+        nothing = tuple(np.zeros(0, dtype) for dtype in (int, int, float, float, bool))
+        columns = zip(nothing, *self._predictions, strict=True)
+        categories, videos, scores, areas, partial = map(np.concatenate, columns)
+        # Rank among the predictions of one class in one video; lexsort's last key comes first.
+        order = np.lexsort((-scores, videos, categories))
+        pairs = np.stack([categories, videos])[:, order]
+        first = np.flatnonzero(np.diff(pairs, prepend=-1).any(axis=0))
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
+        order = np.lexsort((videos, -scores, categories))
+        order = order[ranks[order] < MAX_PREDICTIONS]
+        places = np.full(len(scores), -1)
+        places[order] = np.arange(len(order))
+        return _Ranked(categories[order], areas[order], partial[order], ranks[order], places)
+
+    def _score_category(
+        self, category_id: int, video_ids: list[int], predictions: _Ranked
+    ) -> np.ndarray:
+        """Compute the values of :data:`ovformer.evaluation.vis_scores.ROWS` for one class.
+
+        Args:
+            category_id: the class.
+            video_ids: the videos that have targets of it.
+            predictions: of all classes.
+        """
+        start, stop = np.searchsorted(predictions.categories, [category_id, category_id + 1])
         # Unmatched predictions out of the area range are neither right nor wrong.
-        ignored = np.repeat(_outside(areas)[:, None], len(IOU_THRESHOLDS), axis=1)
+        ignored = np.repeat(
+            _outside(predictions.areas[start:stop])[:, None], len(IOU_THRESHOLDS), axis=1
+        )
         matched = np.zeros_like(ignored)
-        stop = 0
-        for video_id, part_scores, _, overlaps in parts:
-            start, stop = stop, stop + len(part_scores)
-            views = matched[..., start:stop], ignored[..., start:stop]
-            if overlaps is not None:
-                match_tubes(overlaps, self._targets[category_id, video_id], self.protocol, *views)
-            if (category_id, video_id) in self._partial:
-                views[1][~views[0]] = True
-        order = np.argsort(-scores, kind="stable")
-        return class_rows(matched[..., order], ignored[..., order], ranks[order], num_targets)
+        num_targets = np.zeros(len(AREAS), dtype=np.int64)
+        for video_id in video_ids:
+            targets = self._targets[category_id, video_id]
+            num_targets += targets.counted.sum(axis=1)
+            blocks = self._overlaps.get((category_id, video_id))
+            if blocks:
+                numbers, overlaps = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+                places = predictions.places[numbers]
+                rows = np.argsort(places)
+                rows = rows[places[rows] >= 0]
+                match_tubes(
+                    overlaps[rows], targets, self.protocol, matched, ignored, places[rows] - start
+                )
+        ignored |= predictions.partial[start:stop] & ~matched
+        return class_rows(matched, ignored, predictions.ranks[start:stop], num_targets)
 
 
 def match_tubes(
@@ -254,6 +293,7 @@ def match_tubes(
     protocol: Protocol,
     matched: np.ndarray,
     ignored: np.ndarray,
+    places: np.ndarray,
 ) -> None:
     """Match the predictions of one class in one video, best first, each with its best free target.
 
@@ -264,8 +304,9 @@ def match_tubes(
         overlaps: (D, G) tube IoU, best prediction first.
         targets: the G targets.
         protocol: whether a target may be taken again.
-        matched: bool (A, I, D), all False; gets True where a prediction is matched.
-        ignored: bool (A, I, D), which unmatched predictions are ignored; gets the matched ones.
+        matched: bool (A, I, N), False for all D; gets True where a prediction is matched.
+        ignored: bool (A, I, N), which unmatched predictions are ignored; gets the matched ones.
+        places: (D,) where the D predictions are among the N of the class.
     """
     reusable = targets.crowd | protocol.reuse_targets
     free = np.ones((*matched.shape[:2], len(targets.tubes)), dtype=bool)
@@ -276,18 +317,9 @@ def match_tubes(
         reverse = np.where(candidates, overlaps[d], -1)[..., ::-1]
         a, i = candidates.any(axis=2).nonzero()
         g = len(targets.tubes) - 1 - reverse.argmax(axis=2)[a, i]
-        matched[a, i, d] = (targets.ids[g] != 0) | (not protocol.lose_id_zero)
-        ignored[a, i, d] = ~targets.counted[a, g]
+        matched[a, i, places[d]] = (targets.ids[g] != 0) | (not protocol.lose_id_zero)
+        ignored[a, i, places[d]] = ~targets.counted[a, g]
         free[a, i, g] = reusable[g]
-
-
-def _best_first(blocks: list) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Join what :meth:`VisMetric.update` kept of one class in one video and sort it by score."""
-    scores, areas, overlaps = zip(*blocks, strict=True)
-    scores = np.concatenate(scores)
-    order = np.argsort(-scores, kind="stable")[:MAX_PREDICTIONS]
-    overlaps = None if overlaps[0] is None else np.concatenate(overlaps)[order]
-    return scores[order], np.concatenate(areas)[order], overlaps
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:

@@ -192,6 +192,19 @@ def test_crowds_match_many_and_count_for_none(make_video_set, load) -> None:
     assert np.isnan(score(truth, hits).values[0]).all()
 
 
+@pytest.mark.parametrize(("wrong", "recall"), [(99, 1), (100, 0)])
+def test_only_the_best_hundred_of_a_class_and_video_count(
+    make_video_set, load, wrong, recall
+) -> None:
+    truth = load(make_video_set(1, num_videos=1)[0])
+    target = truth["annotations"][0]
+    truth["annotations"] = [target]
+    miss = {**target, "score": 0.9, "segmentations": [None] * 5}
+    values = score(truth, [{**target, "score": 0.1}, *[miss] * wrong]).values
+    assert np.nanmax(values[8]) == recall
+    assert np.nanmax(values[7]) == 0  # not among the best ten
+
+
 def test_unsearched_categories_do_not_count(make_video_set, load) -> None:
     truth = load(make_video_set(1, num_videos=2)[0])
     first = truth["annotations"][0]

@@ -26,7 +26,10 @@ from ovformer.evaluation.vis_results import read_results
 
 HEIGHT, WIDTH = 360, 640
 OBJECTS = 4  # true tubes in a video
-HITS = 4  # predictions of each with the right class; all others have a random one
+HITS = 4  # predictions of each with the right class
+STRAYS = (
+    4  # further predicted tubes; all other predictions are one of these tubes, of another class
+)
 TEMPLATES = 24  # different objects; each is drawn once and once more for each hit, with other edges
 
 
@@ -166,9 +169,11 @@ def _generate(args: argparse.Namespace, truth: Path, results: Path) -> None:
                 }
             )
             tubes += [(label, templates[number][1 + hit]) for hit in range(HITS)]
+        # The best pairs of query and class: queries come up again with other classes.
+        queries = [tube for _, tube in tubes]
+        queries += [templates[number][1] for number in rng.integers(TEMPLATES, size=STRAYS)]
         while len(tubes) < args.predictions:
-            number, variant = rng.integers(TEMPLATES), rng.integers(HITS + 1)
-            tubes.append((rng.integers(1, args.classes + 1), templates[number][variant]))
+            tubes.append((rng.integers(1, args.classes + 1), queries[rng.integers(len(queries))]))
         predictions += [
             {
                 "video_id": video_id,

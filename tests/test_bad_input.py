@@ -11,6 +11,7 @@ from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run  # noqa: F401
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.engine import cli
+from ovformer.engine.stages import IMAGE
 from ovformer.modeling.text_classifier import save_text_classifier
 
 
@@ -266,6 +267,12 @@ def test_num_gpus_under_torchrun(refused, monkeypatch) -> None:
 
 def test_no_processes(refused) -> None:
     assert "--num-gpus 0 --num-machines 1: expected at least 1" in refused("--num-gpus=0")
+
+
+def test_no_config_file(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(IMAGE, ["--eval-only"])
+    assert "--config-file is missing" in capsys.readouterr().err
 
 
 def test_nothing_to_evaluate(refused) -> None:

@@ -36,7 +36,8 @@ def second(trained: TinyRun, tmp_path: Path, monkeypatch) -> TinyRun:
 
 def metrics(run: TinyRun) -> list[dict]:
     lines = (run.output / "metrics.json").read_text().splitlines()
-    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    return sorted(lines, key=lambda line: line["iteration"])
 
 
 def weights(run: TinyRun, name: str = "model_final.pth") -> dict[str, torch.Tensor]:
@@ -72,8 +73,9 @@ def test_first_log_line_and_console(trained: TinyRun) -> None:
 
 
 def test_metrics(trained: TinyRun) -> None:
-    training, scores = metrics(trained)
-    assert training["iteration"] == 3
+    in_between, training, scores = metrics(trained)
+    assert [in_between["iteration"], training["iteration"], scores["iteration"]] == [1, 3, 4]
+    assert "shapes_val/segm/AP" in in_between
     losses = [v for k, v in training.items() if k.startswith("loss_")]
     assert len(losses) == 4 * 3  # the last layer, and two auxiliary outputs
     assert {"lr", "time", "data_time", "grad_norm", "eta_seconds"} <= training.keys()
@@ -92,13 +94,14 @@ def test_results_have_the_data_sets_own_ids(trained: TinyRun) -> None:
 
 
 def test_resume_ends_with_the_same_weights(second: TinyRun) -> None:
+    """Although the first run had an evaluation after the checkpoint, and this one has not."""
     expected = weights(second)
     (second.output / "model_final.pth").unlink()
     (second.output / "last_checkpoint").write_text("model_0000001.pth")
     run_here(second, "--resume")
     for name, value in weights(second).items():
         assert torch.equal(value, expected[name]), name
-    assert [line["iteration"] for line in metrics(second)] == [3, 4, 3, 4]
+    assert [line["iteration"] for line in metrics(second)] == [1, 3, 3, 4, 4]
 
 
 def test_resume_with_another_vocabulary(second: TinyRun) -> None:
@@ -122,6 +125,21 @@ def test_eval_only_gives_the_same_results(trained: TinyRun, second: TinyRun) -> 
         assert (folder / "shapes_val" / name).read_bytes() == expected.read_bytes()
     # An evaluation leaves the training's own record alone.
     assert (second.output / "config.yaml").read_text() == config
+    assert "random weights" not in (second.output / "log.txt").read_text()
+
+
+def test_evaluating_random_weights_is_said(tiny_run: TinyRun) -> None:  # noqa: F811
+    run_here(tiny_run, "--eval-only")
+    assert "has random weights. Name a checkpoint" in (tiny_run.output / "log.txt").read_text()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tiny_run: TinyRun) -> None:  # noqa: F811
+    run_here(tiny_run, "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True")
+    assert metrics(tiny_run)[0]["total_loss"] > 0
+    process = tiny_run("--resume", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "6", processes=1)
+    assert process.returncode == 0, process.stderr
+    assert metrics(tiny_run)[-2]["iteration"] == 5
 
 
 def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:  # noqa: F811

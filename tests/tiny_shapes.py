@@ -68,7 +68,7 @@ MODEL = {
         "AMP": {"ENABLED": False},
     },
     "INPUT": {"IMAGE_SIZE": SIDE, "MIN_SIZE_TEST": SIDE, "MAX_SIZE_TEST": SIDE},
-    "TEST": {"EVAL_PERIOD": 0, "DETECTIONS_PER_IMAGE": 5},
+    "TEST": {"EVAL_PERIOD": 2, "DETECTIONS_PER_IMAGE": 5},
     "DATALOADER": {"NUM_WORKERS": 0},
     "SEED": 3,
 }
@@ -95,7 +95,8 @@ def draw_split(root: Path, split: str, num_images: int) -> None:
                 "not_exhaustive_category_ids": [],
             }
         )
-        for number in range(image_id % 3 + 1):  # different numbers of instances
+        # Different numbers of instances; in training also none.
+        for number in range(image_id % 4 if split == "train" else image_id % 3 + 1):
             x, y, w, h = (int(v) for v in rng.integers(4, 30, 4))
             mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
             mask[y : y + h, x : x + w] = 1

@@ -60,7 +60,11 @@ class VocabularyError(ValueError):
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with strict checks, safe reading and atomic writing."""
+    """detectron2's checkpointer with strict checks, safe reading and atomic writing.
+
+    Attributes:
+        has_loaded_all: whether the whole model has been loaded, not its backbone alone.
+    """
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **others)
         self.class_names = list(class_names)
+        self.has_loaded_all = False
         self._path = ""
         self._is_resuming = False
 
@@ -148,7 +153,8 @@ class Checkpointer(DetectionCheckpointer):
         state = {k: v for k, v in self.model.state_dict().items() if k not in vocabulary}
 
         optional = OPTIONAL
-        if checkpoint.get("matching_heuristics") or _is_backbone(weights, state):
+        is_backbone = checkpoint.get("matching_heuristics") or _is_backbone(weights, state)
+        if is_backbone:
             weights, unused = _renamed_as_backbone(weights, state)
             state = {k: v for k, v in state.items() if k.startswith("backbone.")}
             optional += NEW_IN_BACKBONE
@@ -165,6 +171,7 @@ class Checkpointer(DetectionCheckpointer):
                 "with."
             )
         self.model.load_state_dict({k: v for k, v in weights.items() if k in state}, strict=False)
+        self.has_loaded_all = not is_backbone
 
     def _report_vocabulary(
         self, keys: Sequence[str], weights: Mapping[str, Tensor], names: list[str] | None

@@ -52,6 +52,8 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
     """
     parser = default_argument_parser()
     args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("--config-file is missing; the repository's are under configs/")
     try:
         cfg = get_ovformer_cfg(args.config_file, args.opts)
         scaled = scale_to_world_size(cfg, world_size(args.num_gpus, args.num_machines))
@@ -94,6 +96,12 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        if not checkpointer.has_loaded_all:
+            logger.warning(
+                "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
+                "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
+                cfg.MODEL.WEIGHTS,
+            )
         evaluate(cfg, stage, model)
         return
     trainer = build_trainer(cfg, stage, model, seed)

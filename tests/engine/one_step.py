@@ -18,6 +18,8 @@ from ovformer.engine.stages import IMAGE
 
 OPTS = ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 4]
 OPTS += ["INPUT.MIN_SCALE", 1.0, "INPUT.MAX_SCALE", 1.0]
+# With this seed the four images have 1, 2, 0 and 3 instances.
+OPTS += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "SEED", 5]
 # All 27 base classes are in the federated loss, so that no class is drawn at random.
 OPTS += ["MODEL.MASK_FORMER.FED_LOSS_NUM_CLASSES", 36]
 
@@ -45,9 +47,12 @@ def work(config: str, folder: str, cases: list[str]) -> None:
         trainer._hooks.clear()  # neither a checkpoint nor an evaluation
         torch.rand = same_for_each_instance
         trainer.train()
+        batch = next(iter(IMAGE.build_train_loader(cfg, 0)))
+        counts = comm.gather([len(record["instances"]) for record in batch])
         if comm.is_main_process():
             latest = trainer.storage.latest()
             content = {
+                "counts": sorted(sum(counts, [])),
                 "gradients": {name: p.grad for name, p in model.named_parameters()},
                 "losses": {name: value for name, (value, _) in latest.items() if "loss" in name},
             }

@@ -34,6 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 )
 def test_same_gradient(results: dict[str, dict], case: str) -> None:
     parts, whole = results[case], results[f"1:1:{case.split(':')[2]}"]
+    assert parts["counts"] == whole["counts"] == [0, 1, 2, 3]
     assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-5)
     for name, expected in whole["gradients"].items():
         difference = (parts["gradients"][name] - expected).norm() / expected.norm().clamp(min=1e-3)

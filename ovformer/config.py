@@ -42,11 +42,13 @@ def add_ovformer_config(cfg: CfgNode) -> None:
     """Add OVFormer's keys, in place, to a config made by detectron2's ``get_cfg``."""
     for key in _WITHOUT_EFFECT:
         cfg.register_deprecated_key(key)
+    _add_dataset_keys(cfg)
     _add_input_keys(cfg)
     _add_solver_keys(cfg)
     _add_backbone_keys(cfg)
     _add_head_keys(cfg)
     _add_mask_former_keys(cfg)
+    _add_video_keys(cfg)
     _add_clip_keys(cfg)
 
 
@@ -114,6 +116,12 @@ def _check_keys(cfg: CfgNode, keys: Iterable[str], source: str) -> None:
         raise UnknownKeyError(
             "\n".join(lines) + "\nAll keys: ovformer/config.py, and detectron2's own."
         )
+
+
+def _add_dataset_keys(cfg: CfgNode) -> None:
+    # Data sets of your own, each a dict with name, annotations (JSON in the format of YouTube-VIS,
+    # COCO or LVIS), images (folder) and, to be scored apart, novel (names or ids of categories).
+    cfg.DATASETS.CUSTOM = []
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
@@ -254,6 +262,19 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     for key, value in FIXED_KEYS.items():
         if ".TEST." in key:
             node.TEST[key.rsplit(".", 1)[1]] = value
+
+
+def _add_video_keys(cfg: CfgNode) -> None:
+    # Videos frame by frame (published values).
+    test = cfg.MODEL.MASK_FORMER.TEST
+    # Frames that go through the network together. The result does not depend on it.
+    test.WINDOW_SIZE = 10
+    # Queries of a frame are matched with a memory: so much of the current frame's queries, and
+    # the rest of the memory before.
+    test.MEMORY_MOMENTUM = 0.7
+    # An object's mask is left out of the frames in which its score is below so many times its
+    # score in the whole video. 0 leaves out none.
+    test.FRAME_SCORE_RATIO = 0.1
 
 
 def _add_clip_keys(cfg: CfgNode) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ovformer.data.category_counts import count_categories
 from ovformer.data.json_file import read_json, write_json
 from ovformer.paths import dataset_root, resolve_path
 
@@ -50,22 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = Counter(category.get("frequency", "none") for category in categories)
     counts = ", ".join(f"{name}: {count}" for name, count in sorted(groups.items()))
     print(f"{target}: {len(categories)} categories; frequency {counts}")
-
-
-def count_categories(content: dict) -> list[dict]:
-    """Return the categories of an LVIS annotation file with "image_count" and "instance_count"."""
-    annotations = content["annotations"]
-    instances = Counter(annotation["category_id"] for annotation in annotations)
-    pairs = {(annotation["category_id"], annotation["image_id"]) for annotation in annotations}
-    images = Counter(category_id for category_id, _ in pairs)
-    return [
-        {
-            **category,
-            "image_count": images[category["id"]],
-            "instance_count": instances[category["id"]],
-        }
-        for category in content["categories"]
-    ]
 
 
 def frequency(image_count: int, rare_below: int, common_below: int) -> str:

@@ -3,8 +3,11 @@
 
     python tools/save_clip_features.py --dataset lvis_v1_train lvis_v1_val \
         --output datasets/metadata/lvis_clip_features.safetensors
+    python tools/save_clip_features.py --dataset ytvis_2019_val ovis_val burst_val lvvis_val \
+        --output datasets/metadata/video_clip_features.safetensors
 
-An interrupted run goes on where it was; images that the output has already are not computed again.
+Of videos, the features of every frame are stored. An interrupted run goes on where it was; images
+that the output has already are not computed again.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.data.clip_features import ClipFeatureWriter, clip_image, clip_key
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.image_mapper import read_rgb
-from ovformer.data.loaders import check_images_exist
+from ovformer.data.loaders import check_images_exist, image_entries
 from ovformer.modeling.clip_encoder import ClipEncoder
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
@@ -68,7 +71,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def dataset_images(names: Iterable[str]) -> dict[str, str]:
-    """Return key -> file of all images of registered data sets.
+    """Return key -> file of all images, or frames of videos, of registered data sets.
 
     Raises:
         ValueError: a data set is not known.
@@ -78,9 +81,9 @@ def dataset_images(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         records = load_dataset(name, "--dataset")
         check_images_exist(name, records)
-        for record in records:
-            file = record["file_name"]
-            images[record.get("clip_key") or clip_key(file)] = file
+        for entry in image_entries(records):
+            file = entry["file_name"]
+            images[entry.get("clip_key") or clip_key(file)] = file
     return images
 
 

@@ -2,12 +2,13 @@
 
 import difflib
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
+from ovformer.data.category_counts import count_categories
+from ovformer.data.json_file import read_json
 from ovformer.paths import dataset_root
 
 CATEGORY_FOLDER = Path(__file__).parent / "categories"
@@ -95,14 +96,16 @@ def load_categories(name: str) -> list[dict]:
 
     Args:
         name: name of a file in ``ovformer/data/categories`` without ``.json``, or an absolute path,
-            also without ``.json``.
+            also without ``.json``, of such a table or of an annotation file.
 
     Returns:
-        The categories by contiguous index, that is sorted by "id". Each has "id" and "name".
+        The categories by contiguous index, that is sorted by "id". Each has "id" and "name"; those
+        of an annotation file also have the counts of that file, and "frequency" where it has none:
+        "b" for those that occur, "n" for the others.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: an id occurs twice.
+        ValueError: an id occurs twice, or the file has no categories.
     """
     path = CATEGORY_FOLDER / f"{name}.json"
     if not path.is_file():
@@ -111,12 +114,23 @@ def load_categories(name: str) -> list[dict]:
             f"Category table {path} not found. Known: {known}. A table is a JSON list of "
             'objects with "id" and "name".'
         )
-    categories = json.loads(path.read_text(encoding="utf-8"))
+    categories = read_json(path)
+    if isinstance(categories, dict):
+        categories = _annotated_categories(path, categories)
     categories.sort(key=lambda category: category["id"])
     ids = [category["id"] for category in categories]
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"{path}: category id {twice} occurs twice; ids have to be unique.")
+    return categories
+
+
+def _annotated_categories(path: Path, content: dict) -> list[dict]:
+    if not content.get("categories"):
+        raise ValueError(f'{path} has no "categories"; it is no annotation file.')
+    categories = count_categories(content)
+    for category in categories:
+        category.setdefault("frequency", "b" if category["image_count"] else "n")
     return categories
 
 
@@ -149,7 +163,8 @@ def check_dataset_name(name: str, key: str) -> None:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"{key}: unknown dataset {name!r}.{hint} Known: {', '.join(known)}. "
-            "To add one, create ovformer/data/datasets/<name>.py (see datasets/README.md)."
+            "To add one, describe it in DATASETS.CUSTOM, or create "
+            "ovformer/data/datasets/<name>.py (see datasets/README.md)."
         )
 
 

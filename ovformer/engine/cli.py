@@ -28,6 +28,7 @@ from ovformer.d2 import (
     seed_all_rng,
     setup_logger,
 )
+from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.evaluate import defined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
@@ -56,6 +57,7 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
         parser.error("--config-file is missing; the repository's are under configs/")
     try:
         cfg = get_ovformer_cfg(args.config_file, args.opts)
+        register_custom(cfg.DATASETS.CUSTOM)
         scaled = scale_to_world_size(cfg, world_size(args.num_gpus, args.num_machines))
         validate_config(scaled, stage, args)
     except (FileNotFoundError, UnknownKeyError, ValueError) as error:
@@ -80,6 +82,7 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
         args: the command line.
     """
     start_logging(cfg, args)
+    register_custom(cfg.DATASETS.CUSTOM)  # this may be another process than main's
     cfg = scale_to_world_size(cfg, comm.get_world_size())
     seed = choose_seed(cfg)
     seed_all_rng(seed + comm.get_rank())
@@ -102,7 +105,7 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
                 "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
                 cfg.MODEL.WEIGHTS,
             )
-        evaluate(cfg, stage, model)
+        evaluate(cfg, stage, model, resume=args.resume)
         return
     trainer = build_trainer(cfg, stage, model, seed)
     trainer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

@@ -6,9 +6,9 @@ both, so losses that are means over images (the class loss per query) come out a
 batch. Losses that are sums over instances are divided by a number of instances; that has to be the
 one of the whole batch. The criterion averages it over processes; over micro-batches it can't, so
 with several of them each record carries ``instance_counts``: the number of instances of each image
-of the whole batch. Then the gradient is that of one process with all images, as far as images are
-padded to the same size. What is random (the points of masks, the classes of the federated loss) is
-drawn for each micro-batch.
+or frame of the whole batch. Then the gradient is that of one process with all images, as far as
+images are padded to the same size. What is random (the points of masks, the classes of the
+federated loss) is drawn for each micro-batch.
 """
 
 import contextlib
@@ -159,7 +159,7 @@ class Trainer(TrainerBase):
         steps = self._accumulation_steps
         if steps == 1:
             return [batch]
-        counts = [len(record["instances"]) for record in batch if "instances" in record]
+        counts = [count for record in batch for count in instance_counts(record)]
         counts = [count for part in comm.all_gather(counts) for count in part]
         batch = [{**record, "instance_counts": counts} for record in batch]
         size = len(batch) // steps
@@ -267,6 +267,14 @@ class Trainer(TrainerBase):
             )
             return
         set_random_state(self._random_states[comm.get_rank()])
+
+
+def instance_counts(record: dict) -> list[int]:
+    """Return the number of instances of an image, or of those in each frame of a clip."""
+    instances = record.get("instances", [])
+    if isinstance(instances, list):
+        return [int((frame.gt_ids >= 0).sum()) for frame in instances]
+    return [len(instances)]
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,132 @@
+#!/usr/bin/env python
+"""Convert BURST's annotations to the format of YouTube-VIS.
+
+    python tools/burst2ytvis.py --ann datasets/burst/val/all_classes.json \
+        --split datasets/burst/info/class_split.json --out datasets/burst/b2y_val.json
+
+Categories are numbered from 1 in BURST's order. As in files of the published tool, the videos'
+lists of categories that are absent or not exhaustively annotated keep BURST's own ids, to which
+"cate_ori" is the key.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ovformer.data.json_file import read_json, write_json
+from ovformer.paths import resolve_path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read, convert, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--ann",
+        default="datasets/burst/val/all_classes.json",
+        help="BURST's annotation file of all classes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        default="datasets/burst/info/class_split.json",
+        help="BURST's lists of common and uncommon classes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        default="datasets/burst/b2y_val.json",
+        help="file to write (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    keys = ("sequences", "categories", "split")
+    content = read_json(resolve_path(args.ann), keys)
+    split = read_json(resolve_path(args.split), ("common", "uncommon"))
+    converted = convert(content, split)
+    target = Path(resolve_path(args.out))
+    write_json(target, converted)
+    print(
+        f"{target}: {len(converted['videos'])} videos, {len(converted['annotations'])} tracks, "
+        f"{len(converted['categories'])} categories"
+    )
+
+
+def convert(content: Mapping, split: Mapping[str, Sequence[int]]) -> dict:
+    """Return an annotation file in the format of YouTube-VIS.
+
+    Args:
+        content: BURST's annotation file.
+        split: BURST's ids of the "common" and "uncommon" categories.
+
+    Raises:
+        ValueError: a video or track is not complete.
+    """
+    own_ids = {category["id"]: number for number, category in enumerate(content["categories"], 1)}
+    groups = {number: name for name in ("common", "uncommon") for number in split[name]}
+    categories = [
+        {**category, "id": own_ids[category["id"]]}
+        | ({"split": groups[category["id"]]} if category["id"] in groups else {})
+        for category in content["categories"]
+    ]
+    videos, annotations, track_ids = [], [], {}
+    for sequence in tqdm(content["sequences"], unit="video"):
+        videos.append(_video(sequence))
+        track_ids[str(sequence["id"])] = of_video = {}
+        for track, annotation in _tracks(sequence, own_ids):
+            of_video[track] = len(annotations) + 1
+            annotations.append({"id": len(annotations) + 1, **annotation})
+    return {
+        "videos": videos,
+        "annotations": annotations,
+        "categories": categories,
+        "cate_ori": content["categories"],
+        "track_id_mapping": track_ids,
+        "split": content["split"],
+    }
+
+
+def _video(sequence: Mapping) -> dict:
+    frames = sequence["annotated_image_paths"]
+    if len(sequence["segmentations"]) != len(frames):
+        raise ValueError(
+            f"BURST video {sequence['id']} ({sequence['seq_name']}) has {len(frames)} annotated "
+            f"images, but segmentations of {len(sequence['segmentations'])}."
+        )
+    folder = f"{sequence['dataset']}/{sequence['seq_name']}"
+    return {
+        "id": sequence["id"],
+        "width": sequence["width"],
+        "height": sequence["height"],
+        "length": len(frames),
+        "neg_category_ids": sequence["neg_category_ids"],
+        "not_exhaustive_category_ids": sequence["not_exhaustive_category_ids"],
+        "file_names": [f"{folder}/{frame}" for frame in frames],
+        "metadata": {"dataset": sequence["dataset"]},
+    }
+
+
+def _tracks(sequence: Mapping, own_ids: Mapping[int, int]) -> Iterator[tuple[str, dict]]:
+    """Yield BURST's number of each track of a video, and the annotation without its id."""
+    size = [sequence["height"], sequence["width"]]
+    for track, category in sequence["track_category_ids"].items():
+        if int(category) not in own_ids:
+            raise ValueError(
+                f"BURST video {sequence['id']}: track {track} has category {category}, which is "
+                f"not among the file's {len(own_ids)} categories."
+            )
+        yield (
+            track,
+            {
+                "video_id": sequence["id"],
+                "category_id": own_ids[int(category)],
+                "width": sequence["width"],
+                "height": sequence["height"],
+                "segmentations": [
+                    {"size": size, "counts": frame[track]["rle"]} if track in frame else None
+                    for frame in sequence["segmentations"]
+                ],
+            },
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+#!/usr/bin/env python
+"""Pack results for the servers of YouTube-VIS and OVIS, after checking them against their rules.
+
+    python tools/ytvis_json.py --dataset ytvis_2019_val \
+        --results output/inference/ytvis_2019_val/results.json
+
+writes all.zip, base.zip and novel.zip next to the results. The server's AP of the last two are those
+of the paper once they are scaled to the number of classes: 40 * AP = 33 * base + 7 * novel for
+YouTube-VIS 2019, and 34 * base + 6 * novel for 2021. OVIS has no novel classes, so only all.zip.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import MetadataCatalog
+from ovformer.data.custom import register_custom
+from ovformer.data.dataset_spec import check_dataset_name
+from ovformer.data.vis_json import category_groups, load_vis_json
+from ovformer.evaluation.vis_results import ResultsChecker, find_results, read_results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check and pack."""
+    args = parse_args(argv)
+    register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
+    check_dataset_name(args.dataset, "--dataset")
+    metadata = MetadataCatalog.get(args.dataset)
+    if metadata.evaluator_type not in ("vis", "burst"):
+        raise ValueError(f"--dataset: {args.dataset} is not a data set of videos.")
+    videos = load_vis_json(args.ann or Path(metadata.json_file))
+    groups = {"all": {category["id"] for category in videos["categories"]}}
+    groups |= category_groups(videos["categories"], metadata.spec.groups, metadata.category_info)
+    results = find_results(args.results, args.dataset)
+    counts = pack(results, videos, groups, args.out or results.parent, args.max_per_video)
+    for path, count in counts.items():
+        print(f"{path}: {count} predictions")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("output"),
+        help="a results.json, or the folder of a run (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="for example ytvis_2019_val or ovis_val"
+    )
+    parser.add_argument(
+        "--ann", type=Path, help="its list of videos and categories (default: the data set's own)"
+    )
+    parser.add_argument(
+        "--config-file", help="config whose DATASETS.CUSTOM describes a data set of your own"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the .zip files (default: that of the results)"
+    )
+    parser.add_argument(
+        "--max-per-video",
+        type=int,
+        default=100,
+        help="predictions of a video that the server takes (default: %(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+def pack(
+    results: Path,
+    videos: Mapping,
+    groups: Mapping[str, Collection[int]],
+    folder: Path,
+    max_per_video: int,
+) -> dict[Path, int]:
+    """Write one .zip with a results.json for each group of categories.
+
+    Args:
+        results: the results file.
+        videos: from :func:`ovformer.data.vis_json.load_vis_json`.
+        groups: name of a .zip -> its category ids.
+        folder: where they are written; what is there is replaced only if all is well.
+        max_per_video: more predictions of a video are an error.
+
+    Returns:
+        How many predictions are in each file.
+
+    Raises:
+        ValueError: the results break a rule.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.zip" for name in groups}
+    counts = dict.fromkeys(groups, 0)
+    partial = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
+    try:
+        with contextlib.ExitStack() as stack:
+            writers = {name: stack.enter_context(_JsonZip(path)) for name, path in partial.items()}
+            for entry in checked(results, videos, max_per_video):
+                for name, members in groups.items():
+                    if entry["category_id"] in members:
+                        writers[name].add(entry)
+                        counts[name] += 1
+    except ValueError:
+        for path in partial.values():
+            path.unlink()
+        raise
+    for name, path in paths.items():
+        os.replace(partial[name], path)
+    return {path: counts[name] for name, path in paths.items()}
+
+
+def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict]:
+    """Yield the predictions of a results file, of which each keeps the rules of the server.
+
+    Raises:
+        ValueError: a prediction has an unknown video or category, the wrong number of masks, masks
+            of another size, a score that is no number, or is one too many.
+    """
+    checker = ResultsChecker(videos)
+    per_video = Counter()
+    predictions = tqdm(read_results(results), unit=" predictions")
+    for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
+        entries = list(entries)
+        checker.check(video_id, entries)
+        per_video[video_id] += len(entries)
+        if per_video[video_id] > max_per_video:
+            raise ValueError(
+                f"{results}: more than {max_per_video} predictions for video {video_id}. Evaluate "
+                "again with a smaller TEST.DETECTIONS_PER_IMAGE, or set --max-per-video."
+            )
+        yield from entries
+    without = len(videos["videos"]) - len(per_video)
+    if without:
+        print(f"Note: no prediction for {without} of {len(videos['videos'])} videos.")
+
+
+class _JsonZip:
+    """A .zip file that holds a list of predictions as results.json, written one by one."""
+
+    def __init__(self, path: Path):
+        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
+        self._file = self._zip.open("results.json", "w", force_zip64=True)
+        self._separator = "["
+
+    def __enter__(self) -> "_JsonZip":
+        return self
+
+    def add(self, entry: dict) -> None:
+        """Append a prediction."""
+        self._file.write((self._separator + json.dumps(entry)).encode())
+        self._separator = ",\n"
+
+    def __exit__(self, *_: object) -> None:
+        self._file.write(b"]" if self._separator != "[" else b"[]")
+        self._file.close()
+        self._zip.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,6 @@ arguments on the same number of threads give the same weights.
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs/quickstart/tiny_clip.
 TEMPLATES = ("{}", "a {}", "a picture of a {}", "there is a {}")
 CROP_RADIUS = (8.0, 30.0)
 SCENE_SIZE = 128
-WARMUP_STEPS = 30
+SIGMOID_WEIGHT = 0.3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,8 +69,8 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         parameters, args.lr, betas=(0.9, 0.98), weight_decay=0.05, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, args.steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, args.steps, pct_start=0.05, cycle_momentum=False
     )
     batches = draw_batches(args.seed, args.scenes, args.crops_per_name, preprocess["size"])
     progress = tqdm(range(args.steps), desc="training CLIP", mininterval=2)
@@ -88,11 +87,6 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     save_file(model.state_dict(), args.output / "open_clip_model.safetensors")
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Return the factor of the learning rate: linear warm-up and half a cosine."""
-    return min(1, (step + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def draw_batches(
@@ -149,7 +143,10 @@ def caption(rng: np.random.Generator, categories: frozenset[int]) -> str:
 
 
 def contrastive_loss(logits: Tensor, names: Sequence[frozenset[int]]) -> Tensor:
-    """Return CLIP's loss; captions that name the same things are positives of each other.
+    """Return CLIP's loss and some of SigLIP's; captions that name the same things are positives.
+
+    The second one, without a bias, makes the cosine of pictures and wrong captions negative. A
+    segmenter that scores a name by the sigmoid of a multiple of the cosine needs that.
 
     Args:
         logits: (N, N), images by texts.
@@ -157,7 +154,9 @@ def contrastive_loss(logits: Tensor, names: Sequence[frozenset[int]]) -> Tensor:
     """
     positive = torch.tensor([[a == b for b in names] for a in names], dtype=logits.dtype)
     target = positive / positive.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    softmax = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    sigmoid = F.binary_cross_entropy_with_logits(logits, positive, reduction="sum") / len(names)
+    return softmax + SIGMOID_WEIGHT * sigmoid
 
 
 def evaluate(folder: Path, seed: int, count: int = 20) -> None:

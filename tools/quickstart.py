@@ -1,0 +1,233 @@
+#!/usr/bin/env python
+"""Train and evaluate OVFormer from nothing on two CPU cores, with nothing to download.
+
+    python tools/quickstart.py --output output/quickstart
+
+Prints and runs the commands of the real workflow on a drawn data set, then writes report.html. Run
+the same command again after an interruption: finished steps are skipped, and the training goes on
+from its last checkpoint. With --fast every step is run on a few images, to see that all is well.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ovformer.data.dataset_spec import load_categories
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/quickstart/ovformer_shapes.yaml"
+# Paths below the dataset root, as the config has them.
+SHAPES = "datasets/shapes"
+CLIP = f"local-dir:{SHAPES}/clip"
+PROMPTS = ("{}", "a {}", "a picture of a {}", "there is a {}")
+# Not among the packages that are always installed; name to import -> what installs it.
+NEEDED = {"faster_coco_eval": "eval", "matplotlib": "demo"}
+# More threads than this make so small a model slower.
+MAX_THREADS = 4
+
+
+@dataclass
+class Step:
+    """One command of the workflow.
+
+    Attributes:
+        title: what it does, for a reader.
+        command: arguments of the Python interpreter.
+        output: the file or folder that it writes.
+    """
+
+    title: str
+    command: list[str]
+    output: Path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all steps that are not finished."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fast", action="store_true", help="a few images and iterations only")
+    args = parser.parse_args(argv)
+    missing = {extra for name, extra in NEEDED.items() if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(sorted(missing))
+        parser.exit(2, f"{parser.prog}: error: run this first: pip install -e '.[{extras}]'\n")
+
+    # Commands run in the repository's root, as a reader would run them.
+    output = args.output if Path.cwd() == ROOT else args.output.absolute()
+    settings = {
+        "DETECTRON2_DATASETS": str(output / "datasets"),
+        "OMP_NUM_THREADS": str(min(MAX_THREADS, torch.get_num_threads())),
+        # timm's and open_clip's own business.
+        "PYTHONWARNINGS": "ignore:`torch.jit.script` is deprecated:FutureWarning",
+    }
+    for name, value in settings.items():
+        print(f"export {name}={shlex.quote(value)}")
+    output.mkdir(parents=True, exist_ok=True)
+    run_steps(make_steps(output, args.seed, args.fast), output / "steps.json", settings)
+    print(f"\nOpen {output / 'report.html'}")
+
+
+def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
+    """Return the workflow.
+
+    Args:
+        output: folder of all files.
+        seed: of everything that is random.
+        fast: make everything tiny.
+    """
+    data = output / "datasets" / "shapes"
+    train, control = output / "train", output / "control"
+    random = ["--seed", str(seed)]
+    small = {
+        "data": ["--train-images", "40", "--val-images", "8"],
+        "clip": ["--steps", "6", "--crops-per-name", "2"],
+        "backbone": ["--iterations", "6", "--batch-size", "16"],
+        "train": ["SOLVER.MAX_ITER", "6", "SOLVER.WARMUP_ITERS", "2"],
+    }
+    less = small if fast else dict.fromkeys(small, [])
+    classifier = ["tools/build_text_classifier.py", "--clip", CLIP, "--pretrained", ""]
+    classifier += ["--templates", *PROMPTS]
+    net = ["train_net.py", "--config-file", CONFIG]
+    text, swapped_text = data / "text_classifier.safetensors", data / "swapped.safetensors"
+    swapped_names = write_swapped_names(output / "swapped_names.txt")
+    report = output / "report.html"
+    steps = [
+        Step(
+            "Draw the shapes data set, in LVIS format. Novel combinations are only in its val set",
+            ["tools/make_shapes.py", *random, *less["data"]],
+            data,
+        ),
+        Step(
+            "Train a tiny CLIP model, in place of one from the internet",
+            ["tools/train_tiny_clip.py", *random, *less["clip"]],
+            data / "clip",
+        ),
+        Step(
+            "Text classifier: CLIP's embeddings of the class names",
+            [*classifier, "--vocabulary", str(data / "shapes_val.json")],
+            text,
+        ),
+        Step(
+            "The same with the names of shapes swapped inside each colour, as a control",
+            [*classifier, "--vocabulary", str(swapped_names)],
+            swapped_text,
+        ),
+        Step(
+            "CLIP's image features, which the model would compute in each iteration otherwise",
+            ["tools/save_clip_features.py", "--clip", CLIP, "--pretrained", ""]
+            + ["--dataset", "shapes_train", "shapes_val", "--num-workers", "1"],
+            data / "clip_features.safetensors",
+        ),
+        Step(
+            "Pre-train the backbone on crops of the training images, in place of ImageNet",
+            ["tools/pretrain_backbone.py", "--config-file", CONFIG, *random, *less["backbone"]],
+            data / "backbone.pth",
+        ),
+        Step(
+            "Convert it as one converts a backbone from timm",
+            ["tools/convert-thirdparty-pretrained-model-to-d2.py"]
+            + ["--path", str(data / "backbone.pth")],
+            data / "backbone.pkl",
+        ),
+    ]
+    for step in steps:
+        step.command += ["--output", str(step.output)]
+    steps += [
+        Step(
+            "Train OVFormer, and evaluate it on base and novel classes",
+            [*net, "--resume", "OUTPUT_DIR", str(train), "SEED", str(seed), *less["train"]],
+            train,
+        ),
+        Step(
+            "Control: evaluate it with the swapped names",
+            [*net, "--eval-only", "OUTPUT_DIR", str(control), "MODEL.WEIGHTS"]
+            + [str(train / "model_final.pth"), "MODEL.MASK_FORMER.CLIP_TEXT_PATH"]
+            + [str(swapped_text)],
+            control,
+        ),
+        Step(
+            "Write the report",
+            ["tools/make_report.py", "--dataset", "shapes_val", "--run", str(train)]
+            + ["--control", str(control), "--steps", str(output / "steps.json")]
+            + ["--output", str(report)],
+            report,
+        ),
+    ]
+    return steps
+
+
+def write_swapped_names(path: Path) -> Path:
+    """Write the class names in an order that gives each class another shape of its own colour."""
+    names = [category["name"] for category in load_categories("shapes")]
+    by_colour: dict[str, list[str]] = {}
+    for name in names:
+        by_colour.setdefault(name.split()[0], []).append(name)
+    swapped = {
+        name: group[(index + 1) % len(group)]
+        for group in by_colour.values()
+        for index, name in enumerate(group)
+    }
+    path.write_text("".join(f"{swapped[name]}\n" for name in names))
+    return path
+
+
+def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> None:
+    """Run the steps from the first one that is not finished.
+
+    Args:
+        steps: the workflow.
+        record: JSON file of the finished steps: title, command and seconds of each.
+        settings: environment variables for the commands.
+
+    Raises:
+        SystemExit: a step failed.
+    """
+    finished = json.loads(record.read_text()) if record.is_file() else []
+    for number, step in enumerate(steps):
+        print(f"\n[{number + 1}/{len(steps)}] {step.title}\n$ python {shlex.join(step.command)}")
+        if number < len(finished) and finished[number]["command"] == step.command:
+            print(f"finished already, in {finished[number]['seconds']:.0f} s")
+            continue
+        if number < len(finished):
+            # What comes later was made from what is made anew now.
+            for later in steps[number:]:
+                remove(later.output)
+            del finished[number:]
+        sys.stdout.flush()
+        start = time.time()
+        result = subprocess.run(
+            [sys.executable, *step.command], cwd=ROOT, env={**os.environ, **settings}
+        )
+        if result.returncode:
+            sys.exit(
+                f"Step {number + 1} of {len(steps)} failed. To go on from here once its cause is "
+                "mended, run the same command again."
+            )
+        seconds = time.time() - start
+        finished.append({"title": step.title, "command": step.command, "seconds": seconds})
+        record.write_text(json.dumps(finished, indent=1))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, and what a tool left beside it when it was interrupted."""
+    for found in path.parent.glob(f"{path.name}*"):
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,19 @@
 """The network. Importing this package registers its parts: backbones, heads, meta-architectures."""
 
-from ovformer.modeling import backbone, head, ovformer_model, pixel_decoder, query_decoder
+from ovformer.modeling import (
+    backbone,
+    head,
+    ovformer_model,
+    ovformer_model_video,
+    pixel_decoder,
+    query_decoder,
+)
 
-__all__ = ["backbone", "head", "ovformer_model", "pixel_decoder", "query_decoder"]
+__all__ = [
+    "backbone",
+    "head",
+    "ovformer_model",
+    "ovformer_model_video",
+    "pixel_decoder",
+    "query_decoder",
+]

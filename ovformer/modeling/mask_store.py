@@ -1,0 +1,201 @@
+"""Masks of all queries of a video, kept until it is known which queries are wanted.
+
+That is known at the end of the video only. Until then a float32 mask of 1/4 of the image's
+resolution for each of 100 queries is 5.8 MB per frame of 360 x 640 pixels, too much for a long
+video. So this is kept, in a temporary file:
+
+* which logits are positive, one bit each;
+* the logits, in float32, near the boundary of the mask: where a logit of the other sign is at most
+  two places away in both directions.
+
+No more is needed to get the mask at another resolution exactly. Resizing a mask to the padded and
+then to the original image (:func:`ovformer.ops.mask_resize.restore_masks`) is bilinear twice, and
+makes a pixel from at most 3 x 3 neighbouring logits with weights that are not negative. Where those
+have one sign, so has the pixel, whatever their values; where they do not, all of them are stored.
+
+Legend: Q queries, N masks, T frames, h w resolution of the mask features, H W pixels.
+"""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovformer.ops.mask_resize import restore_masks
+from ovformer.ops.mask_rle import encode_masks
+
+logger = logging.getLogger(__name__)
+
+_LARGE_FILE = 1 << 30  # bytes from which on the log mentions the file
+_PIXELS_AT_ONCE = 1 << 24  # masks of so many pixels in all are resized together
+
+
+class SpillFile:
+    """Arrays in a temporary file that vanishes with this object, or when it is closed."""
+
+    def __init__(self) -> None:
+        """Make the file, in ``$TMPDIR`` or else where the system keeps such files."""
+        self._file = tempfile.TemporaryFile(prefix="ovformer_")
+        self.size = 0
+
+    def write(self, array: np.ndarray) -> int:
+        """Append an array.
+
+        Returns:
+            Where it is, in bytes from the beginning of the file.
+
+        Raises:
+            OSError: there is no space left.
+        """
+        offset = self.size
+        try:
+            self._file.seek(offset)
+            self._file.write(np.ascontiguousarray(array).data)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {tempfile.gettempdir()} holds {offset / 1e6:.0f} MB of the "
+                "current video's masks and needs more. Set TMPDIR to a folder with more space",
+            ) from error
+        self.size += array.nbytes
+        if offset < _LARGE_FILE <= self.size:
+            logger.info(
+                "A long video: over 1 GiB of its masks is kept in %s", tempfile.gettempdir()
+            )
+        return offset
+
+    def read(self, offset: int, count: int, dtype: type) -> np.ndarray:
+        """Return ``count`` numbers of a type from a place in the file."""
+        array = np.empty(count, dtype)
+        self._file.seek(offset)
+        self._file.readinto(array.data)
+        return array
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class MaskSizes(NamedTuple):
+    """Heights and widths in pixels, in the order in which masks go through them.
+
+    Attributes:
+        padded: the network input with its padding.
+        image: without the padding, which is at the bottom and on the right.
+        output: the original frames.
+    """
+
+    padded: tuple[int, int]
+    image: tuple[int, int]
+    output: tuple[int, int]
+
+
+class MaskStore:
+    """Mask logits of each frame, exact as far as the masks at another resolution go."""
+
+    def __init__(self, file: SpillFile) -> None:
+        """Start without frames.
+
+        Args:
+            file: where they will be kept.
+        """
+        self._file = file
+        self._frames: list[tuple[int, np.ndarray]] = []
+        self._shape = (0, 0, 0)
+
+    def append(self, logits: Tensor) -> None:
+        """Keep the masks of the next frame.
+
+        Args:
+            logits: (Q, h, w), the same shape for all frames.
+        """
+        self._shape = tuple(logits.shape)
+        inside = logits > 0
+        near = _near_boundary(inside)
+        ends = near.flatten(1).sum(1).cumsum(0).cpu().numpy()
+        offset = self._file.write(np.packbits(inside.flatten(1).cpu().numpy(), axis=1))
+        self._file.write(logits[near].float().cpu().numpy())
+        self._frames.append((offset, ends))
+
+    def read(self, items: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+        """Return masks.
+
+        Args:
+            items: frame and query of each of N masks.
+            device: where they are wanted.
+
+        Returns:
+            (N, h, w) float32: the logits near boundaries, and else 1 or -1 by their sign.
+        """
+        num_queries, height, width = self._shape
+        row = -(-height * width // 8)
+        bits, values = [], []
+        for frame, query in items:
+            offset, ends = self._frames[frame]
+            bits.append(self._file.read(offset + query * row, row, np.uint8))
+            begin = ends[query - 1] if query else 0
+            place = offset + num_queries * row + 4 * begin
+            values.append(self._file.read(place, ends[query] - begin, np.float32))
+        inside = np.unpackbits(np.stack(bits), axis=1, count=height * width)
+        inside = torch.from_numpy(inside.view(bool)).to(device).unflatten(1, (height, width))
+        logits = inside.float() * 2 - 1
+        logits[_near_boundary(inside)] = torch.from_numpy(np.concatenate(values)).to(device)
+        return logits
+
+
+def encode_tubes(
+    store: MaskStore,
+    queries: Sequence[int],
+    visible: np.ndarray,
+    sizes: MaskSizes,
+    device: torch.device,
+) -> list[list[dict]]:
+    """Return the run-length codes of the masks of some queries, at the original resolution.
+
+    Args:
+        store: the masks.
+        queries: the query of each prediction. Several predictions may share one.
+        visible: bool (N, T), false where a prediction's mask is left empty.
+        sizes: of the frames.
+        device: where masks are resized.
+
+    Returns:
+        For each prediction T COCO codes. Equal masks may be the same object.
+    """
+    empty = encode_masks(torch.zeros(1, *sizes.output, dtype=torch.bool))[0]
+    items = sorted({(int(t), queries[n]) for n, t in np.argwhere(visible)})
+    pixels = max(height * width for height, width in (sizes.padded, sizes.output))
+    step = max(1, _PIXELS_AT_ONCE // pixels)
+    codes = {}
+    for start in range(0, len(items), step):
+        chunk = items[start : start + step]
+        logits = restore_masks(store.read(chunk, device), *sizes)
+        codes.update(zip(chunk, encode_masks(logits > 0), strict=True))
+    return [
+        [codes[t, query] if shown else empty for t, shown in enumerate(row)]
+        for query, row in zip(queries, visible.tolist(), strict=True)
+    ]
+
+
+def _near_boundary(inside: Tensor) -> Tensor:
+    """Tell where the 5 x 5 neighbourhood is not all inside or all outside: bool (N, h, w)."""
+    return _grow(inside) & _grow(~inside)
+
+
+def _grow(masks: Tensor) -> Tensor:
+    """Grow masks (N, h, w) by two places in both directions. Faster than pooling."""
+    for dim in (1, 1, 2, 2):
+        length = masks.shape[dim] - 1
+        grown = masks.clone()
+        grown.narrow(dim, 1, length).bitwise_or_(masks.narrow(dim, 0, length))
+        grown.narrow(dim, 0, length).bitwise_or_(masks.narrow(dim, 1, length))
+        masks = grown
+    return masks

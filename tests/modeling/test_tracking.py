@@ -1,0 +1,167 @@
+"""Tracks of queries: the recorded ones, and the edges."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from ovformer.modeling.mask_store import MaskSizes, encode_tubes
+from ovformer.modeling.postprocess import class_scores
+from ovformer.modeling.tracking import QueryTracker, VideoTracks
+
+CPU = torch.device("cpu")
+# Largest difference of a score. Measured: 2e-7.
+TOLERANCE = 1e-5
+
+
+def track(arrays, prefix, num_frames):
+    """Run recorded outputs of the network through tracking: assignments, and tracks."""
+    frames = {
+        key: torch.from_numpy(arrays[f"{prefix}pred_{key}"][:num_frames])
+        for key in ("embds", "logits", "object_logits", "masks")
+    }
+    tracker, tracks, orders = QueryTracker(0.7), VideoTracks(), []
+    for t in range(num_frames):
+        orders.append(tracker(frames["embds"][t]))
+        tracks.append(*(frames[key][t][orders[-1]] for key in ("logits", "object_logits", "masks")))
+    return torch.stack(orders), tracks
+
+
+def assert_same_results(best, tracks, sizes, results) -> None:
+    """Compare predictions with entries of results.json, whose order is arbitrary."""
+    results = sorted(results, key=lambda entry: -entry["score"])
+    assert best.scores.tolist() == pytest.approx([x["score"] for x in results], abs=TOLERANCE)
+    assert [c + 1 for c in best.classes.tolist()] == [x["category_id"] for x in results]
+    tubes = encode_tubes(tracks.masks, best.queries.tolist(), best.visible.numpy(), sizes, CPU)
+    assert tubes == [x["segmentations"] for x in results]
+
+
+def test_recorded_tracks_whose_queries_change_places(reference) -> None:
+    recorded = dict(np.load(reference("tracker.npz")))
+    orders, tracks = track(recorded, "in.", 9)
+    with tracks:
+        assert orders[0].tolist() == list(range(20))
+        assert orders[1:].tolist() == recorded["frame.perms"].tolist()
+        assert (orders[1:] != orders[0]).any()
+        for got, key in ((tracks._logits, "logits"), (tracks._object_logits, "obj_logits")):
+            expected = torch.from_numpy(recorded[f"frame.pred_{key}"][0])
+            torch.testing.assert_close(got / 9, expected, rtol=0, atol=TOLERANCE)
+        best = tracks.select(10, 0.1)
+
+        by_score = np.argsort(-recorded["frame.scores"])
+        np.testing.assert_allclose(best.scores, recorded["frame.scores"][by_score], atol=TOLERANCE)
+        assert best.classes.tolist() == recorded["frame.pred_classes"][by_score].tolist()
+        masks = recorded["frame.inst_masks"][by_score]
+        left_out = (masks == -1).all((2, 3))
+        assert 0 < left_out.sum() < left_out.size
+        assert (~best.visible.numpy()).tolist() == left_out.tolist()
+
+        results = json.loads(reference("tracker_frame_results.json").read_text())
+        assert_same_results(best, tracks, MaskSizes((32, 40), (30, 38), (45, 57)), results)
+
+
+@pytest.mark.parametrize("num_frames", [7, 13])
+def test_results_from_the_recorded_outputs_of_the_network(reference, num_frames) -> None:
+    recorded = dict(np.load(reference("ovformervideo_small.npz")))
+    orders, tracks = track(recorded, "eval13.frame.", num_frames)
+    with tracks:
+        assert orders[1:].tolist() == recorded[f"eval{num_frames}.perms"].tolist()
+        best = tracks.select(10, 0.1)
+        results = reference(f"ovformervideo_small_T{num_frames}_results.json").read_text()
+        sizes = MaskSizes((128, 160), (118, 150), (177, 225))
+        assert_same_results(best, tracks, sizes, json.loads(results))
+
+
+def test_the_memory_bridges_a_frame_in_which_a_query_is_lost() -> None:
+    a, b, noise = torch.eye(3)
+    frames = [torch.stack(pair) for pair in ((a, b), (noise, b), (b, a))]
+    follow = QueryTracker(0.7)
+    assert [follow(frame).tolist() for frame in frames] == [[0, 1], [0, 1], [1, 0]]
+    expected = 0.7 * a + 0.3 * (0.7 * noise + 0.3 * a)
+    torch.testing.assert_close(follow.memory[0], expected)
+
+
+def test_length_and_precision_of_embeddings_do_not_matter() -> None:
+    torch.manual_seed(0)
+    first, order = torch.randn(6, 8), torch.randperm(6)
+    follow = QueryTracker(1.0)
+    follow(first)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert follow((100 * first[order]).bfloat16()).tolist() == order.argsort().tolist()
+    assert follow(torch.zeros(6, 8)).sort().values.tolist() == list(range(6))
+
+
+def test_embeddings_that_are_not_finite_are_explained() -> None:
+    follow = QueryTracker(0.7)
+    follow(torch.ones(2, 3))
+    with pytest.raises(FloatingPointError, match="query embeddings are NaN or infinite"):
+        follow(torch.full((2, 3), torch.nan))
+
+
+def random_tracks(num_frames, queries=4, classes=3, seed=0):
+    """Tracks of random frames, and the frames."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((queries, classes + 1), (queries, 2), (queries, 6, 8))
+    frames = [
+        [4 * torch.randn(shape, generator=generator) for shape in shapes] for _ in range(num_frames)
+    ]
+    tracks = VideoTracks()
+    for frame in frames:
+        tracks.append(*frame)
+    return tracks, frames
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_scores_of_all_pairs_by_hand(num_frames) -> None:
+    """With more predictions asked for than there are pairs, all pairs are predicted."""
+    tracks, frames = random_tracks(num_frames)
+    with tracks:
+        best = tracks.select(100, 0.5)
+    assert len(best.scores) == 12 and best.visible.shape == (12, num_frames)
+    assert best.scores.equal(best.scores.sort(descending=True).values)
+    mean = [torch.stack([frame[i] for frame in frames]).mean(0) for i in range(2)]
+    video_scores = class_scores(*mean)
+    for score, query, label, visible in zip(*best, strict=True):
+        video_score = video_scores[query, label]
+        total = pixels = 0.0
+        for frame, shown in zip(frames, visible.tolist(), strict=True):
+            frame_score = class_scores(*frame[:2])[query, label]
+            assert shown == bool(frame_score >= 0.5 * video_score)
+            mask = frame[2][query] * shown
+            total += (mask.sigmoid() * (mask > 0)).sum()
+            pixels += (mask > 0).sum()
+        assert score.item() == pytest.approx((video_score * total / (pixels + 1e-6)).item())
+
+
+def test_no_frame_is_left_out_at_ratio_zero() -> None:
+    tracks, _ = random_tracks(5)
+    with tracks:
+        assert tracks.select(100, 0.0).visible.all()
+        assert not tracks.select(100, 0.9).visible.all()
+
+
+def test_empty_masks_have_score_zero_and_empty_codes() -> None:
+    with VideoTracks() as tracks:
+        for _ in range(3):
+            tracks.append(torch.zeros(2, 4), torch.zeros(2, 2), torch.full((2, 5, 5), -2.0))
+        best = tracks.select(4, 0.1)
+        assert best.scores.tolist() == [0.0] * 4 and not best.visible.any()
+        sizes = MaskSizes((20, 20), (18, 20), (9, 11))
+        tubes = encode_tubes(tracks.masks, best.queries.tolist(), best.visible.numpy(), sizes, CPU)
+    assert [len(tube) for tube in tubes] == [3] * 4
+    assert all(code["size"] == [9, 11] and not coco_mask.area(code) for code in sum(tubes, []))
+
+
+def test_half_precision_is_scored_in_float32() -> None:
+    with VideoTracks() as tracks:
+        tracks.append(torch.randn(2, 4).half(), torch.randn(2, 2).half(), torch.randn(2, 5, 5))
+        assert tracks.select(4, 0.1).scores.dtype == torch.float32
+
+
+def test_the_file_is_closed_at_the_end() -> None:
+    tracks, _ = random_tracks(2)
+    with tracks:
+        assert tracks.num_frames == 2 and tracks._file.size > 0
+    assert tracks._file._file.closed

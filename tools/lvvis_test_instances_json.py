@@ -55,9 +55,7 @@ def list_videos(folder: Path) -> list[dict]:
         FileNotFoundError: there is no video, or one without frames.
         ValueError: the first frame of a video is no image.
     """
-    names = (
-        sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    )
+    names = sorted(path.name for path in folder.glob("*") if path.is_dir())
     if not names:
         raise FileNotFoundError(
             f"--images: no folder of a video in {folder}. datasets/README.md says how LV-VIS is "

@@ -4,9 +4,9 @@
     python tools/ytvis_json.py --dataset ytvis_2019_val \
         --results output/inference/ytvis_2019_val/results.json
 
-writes all.zip, base.zip and novel.zip next to the results. The server's AP of the last two are those
-of the paper once they are scaled to the number of classes: 40 * AP = 33 * base + 7 * novel for
-YouTube-VIS 2019, and 34 * base + 6 * novel for 2021. OVIS has no novel classes, so only all.zip.
+writes all.zip, base.zip and novel.zip next to the results. Of 40 classes 33 are base and 7 novel in
+YouTube-VIS 2019 (AP = (33 * base + 7 * novel) / 40), and 34 and 6 in 2021. OVIS has no novel
+classes, so only all.zip is written.
 """
 
 import argparse

@@ -1,0 +1,358 @@
+"""The tools of the video data sets."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mini_videos import VIDEOS, MiniVideos, mini_videos  # noqa: F401
+from PIL import Image
+from video_fixture import encode
+
+from ovformer.d2 import DatasetCatalog
+from ovformer.data.vis_json import load_vis_json
+
+TOOLS = (
+    "burst2ytvis",
+    "get_lvvis_cat_info",
+    "lvvis_test_instances_json",
+    "remove_lvvis_novel",
+    "save_clip_features",
+    "vis_results",
+    "ytvis_json",
+)
+LVVIS = [
+    {"id": 1, "name": "accordion", "partition": 3},
+    {"id": 3, "name": "aerosol_can", "partition": 1},
+    {"id": 6, "name": "airplane", "partition": 0},
+]
+
+
+@pytest.fixture
+def lvvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The training annotations of LV-VIS: two videos, of 3 and 5 frames, in a dataset root."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    videos = [
+        {
+            "id": number,
+            "height": 8,
+            "width": 10,
+            "length": length,
+            "file_names": [f"{number:05d}/{t}.jpg" for t in range(length)],
+        }
+        for number, length in ((4, 3), (9, 5))
+    ]
+    mask = encode(np.eye(8, 10, dtype=bool))
+    annotations = [
+        {"id": i, "video_id": v, "category_id": c, "segmentations": [mask] * n, "length": n}
+        for i, (v, c, n) in enumerate([(4, 3, 3), (4, 3, 3), (9, 3, 5), (9, 1, 5)], start=1)
+    ]
+    path = tmp_path / "LVVIS" / "train" / "train_instances_.json"
+    path.parent.mkdir(parents=True)
+    content = {"videos": videos, "annotations": annotations, "categories": LVVIS}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def burst() -> tuple[dict, dict]:
+    """BURST's annotation file and class split: one video of two frames with two tracks."""
+    mask = encode(np.eye(8, 10, dtype=bool))["counts"]
+    sequence = {
+        "id": 12,
+        "dataset": "YFCC100M",
+        "seq_name": "v_1",
+        "width": 10,
+        "height": 8,
+        "annotated_image_paths": ["frame0001.jpg", "frame0031.jpg"],
+        "neg_category_ids": [81],
+        "not_exhaustive_category_ids": [95],
+        "track_category_ids": {"1": 95, "4": 4},
+        "segmentations": [
+            {"1": {"rle": mask, "is_gt": True}},
+            {"1": {"rle": mask, "is_gt": True}, "4": {"rle": mask, "is_gt": True}},
+        ],
+    }
+    categories = [{"id": number, "name": f"class {number}"} for number in (4, 81, 95)]
+    content = {"sequences": [sequence], "categories": categories, "split": "val"}
+    return content, {"common": [4], "uncommon": [81, 95]}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help(tool: str, load_tool: Callable, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        load_tool(tool).main(["--help"])
+    assert end.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_novel_annotations_go(
+    lvvis: Path, load_tool: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    load_tool("remove_lvvis_novel").main([])
+    assert "3 of 4 annotations kept" in capsys.readouterr().out
+    before = json.loads(lvvis.read_text())
+    after = json.loads((lvvis.parent / "train_instances_nonovel.json").read_text())
+    assert after == {**before, "annotations": before["annotations"][:3]}
+    before["categories"][0].pop("partition")
+    lvvis.write_text(json.dumps(before))
+    with pytest.raises(ValueError, match="Category 1 .'accordion'. has the partition None"):
+        load_tool("remove_lvvis_novel").main(["--ann", str(lvvis)])
+
+
+def test_counts_of_videos(lvvis: Path, load_tool: Callable, tmp_path: Path) -> None:
+    load_tool("remove_lvvis_novel").main([])
+    load_tool("get_lvvis_cat_info").main(["--add_freq"])
+    found = json.loads((tmp_path / "metadata" / "lvvis_train_cat_info.json").read_text())
+    counts = {c["id"]: (c["image_count"], c["instance_count"], c["frequency"]) for c in found}
+    # A video counts once for a category, with all its frames.
+    assert counts == {1: (0, 0, "n"), 3: (8, 11, "b"), 6: (0, 0, "n")}
+    out = tmp_path / "out.json"
+    load_tool("get_lvvis_cat_info").main(["--ann", str(lvvis), "--out", str(out)])
+    assert [c["image_count"] for c in json.loads(out.read_text())] == [5, 8, 0]
+    assert "frequency" not in json.loads(out.read_text())[0]
+
+
+def test_a_list_of_test_videos(
+    tmp_path: Path, load_tool: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    tool = load_tool("lvvis_test_instances_json")
+    images = tmp_path / "LVVIS" / "test" / "JPEGImages"
+    (tmp_path / "LVVIS" / "val").mkdir(parents=True)
+    categories = tmp_path / "LVVIS" / "val" / "val_instances_.json"
+    categories.write_text(json.dumps({"categories": LVVIS}))
+    with pytest.raises(FileNotFoundError, match="no folder of a video in"):
+        tool.main([])
+    for name, times in (("00007", (2, 0, 1)), ("00002", (0,))):
+        (images / name).mkdir(parents=True)
+        for t in times:
+            Image.new("RGB", (30, 20)).save(images / name / f"{t:05d}.jpg")
+    (images / "00007" / "notes.txt").write_text("no frame")
+    tool.main([])
+    path = tmp_path / "LVVIS" / "test" / "test_instances.json"
+    names = [["00002/00000.jpg"], [f"00007/{t:05d}.jpg" for t in range(3)]]
+    assert json.loads(path.read_text())["categories"] == LVVIS
+    videos = load_vis_json(path)["videos"]
+    assert [(v["id"], v["length"], v["height"], v["width"]) for v in videos] == [
+        (0, 1, 20, 30),
+        (1, 3, 20, 30),
+    ]
+    assert [video["file_names"] for video in videos] == names
+    assert len(DatasetCatalog.get("lvvis_test")) == 2
+    (images / "00002" / "00000.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="00000.jpg: no image"):
+        tool.main([])
+    (images / "00002" / "00000.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="00002 holds no frame"):
+        tool.main([])
+
+
+def test_burst(tmp_path: Path, load_tool: Callable) -> None:
+    content, split = burst()
+    (tmp_path / "all_classes.json").write_text(json.dumps(content))
+    (tmp_path / "class_split.json").write_text(json.dumps(split))
+    options = {"ann": "all_classes.json", "split": "class_split.json", "out": "new/b2y_val.json"}
+    tool = load_tool("burst2ytvis")
+    arguments = [
+        word for key, name in options.items() for word in (f"--{key}", str(tmp_path / name))
+    ]
+    tool.main(arguments)
+    path = tmp_path / "new" / "b2y_val.json"
+    raw = json.loads(path.read_text())
+    assert raw["cate_ori"] == content["categories"] and raw["split"] == "val"
+    assert raw["track_id_mapping"] == {"12": {"1": 1, "4": 2}}
+    converted = load_vis_json(path)
+    (video,) = converted["videos"]
+    assert video["file_names"] == [f"YFCC100M/v_1/frame00{t}1.jpg" for t in ("0", "3")]
+    assert (video["id"], video["length"], video["height"], video["width"]) == (12, 2, 8, 10)
+    assert (video["neg_category_ids"], video["not_exhaustive_category_ids"]) == ([2], [3])
+    found = {c["id"]: (c["name"], c["split"]) for c in converted["categories"]}
+    assert found == {
+        1: ("class 4", "common"),
+        2: ("class 81", "uncommon"),
+        3: ("class 95", "uncommon"),
+    }
+    tracks = [
+        (a["id"], a["category_id"], [m is not None for m in a["segmentations"]])
+        for a in converted["annotations"]
+    ]
+    assert tracks == [(1, 3, [True, True]), (2, 1, [False, True])]
+    content["sequences"][0]["track_category_ids"]["4"] = 5
+    with pytest.raises(ValueError, match="video 12: track 4 has category 5"):
+        tool.convert(content, split)
+    del content["sequences"][0]["segmentations"][1]
+    with pytest.raises(ValueError, match=r"video 12 \(v_1\) has 2 annotated images"):
+        tool.convert(content, split)
+
+
+def prediction(video_id: int, category_id: int, score: float = 0.9) -> dict:
+    length, height, width = VIDEOS[video_id]
+    mask = np.zeros((height, width), bool)
+    mask[5:20, 10:30] = True
+    tube = [encode(mask)] * length
+    return {
+        "video_id": video_id,
+        "score": score,
+        "category_id": category_id,
+        "segmentations": tube,
+    }
+
+
+def write_results(folder: Path, entries: list[dict]) -> Path:
+    path = folder / "inference" / "ytvis_2019_val" / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def unpacked(folder: Path, name: str) -> list[dict]:
+    with zipfile.ZipFile(folder / f"{name}.zip") as file:
+        assert file.namelist() == ["results.json"]
+        return json.loads(file.read("results.json"))
+
+
+def test_packed_results(
+    mini_videos: MiniVideos,  # noqa: F811
+    tmp_path: Path,
+    load_tool: Callable,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    entries = [prediction(3, 1), prediction(3, 6, 0.4), prediction(8, 39)]
+    path = write_results(tmp_path / "run", entries)
+    tool = load_tool("ytvis_json")
+    tool.main(["--results", str(tmp_path / "run"), "--dataset", "ytvis_2019_val"])
+    assert unpacked(path.parent, "all") == entries
+    assert unpacked(path.parent, "base") == entries[:1]
+    assert unpacked(path.parent, "novel") == entries[1:]
+    out = capsys.readouterr().out
+    assert "no prediction for 1 of 3 videos" in out and "novel.zip: 2 predictions" in out
+    # The labels are not needed.
+    without = mini_videos.write("val", annotations=None)
+    options = ["--ann", str(without), "--out", str(tmp_path / "packed")]
+    write_results(tmp_path / "run", [])
+    tool.main(["--results", str(path), "--dataset", "ytvis_2019_val", *options])
+    assert unpacked(tmp_path / "packed", "all") == unpacked(tmp_path / "packed", "novel") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.update(video_id=4), "for video 4, which the ground truth does not have"),
+        (lambda e: e.update(category_id=41), "category_id 41"),
+        (lambda e: e.update(score=float("nan")), "score nan"),
+        (lambda e: e["segmentations"].pop(), "5 segmentations, but the video has 6 frames"),
+        (
+            lambda e: e.update(segmentations=[encode(np.ones((60, 40), bool))] * 6),
+            r"size \[60, 40\]",
+        ),
+    ],
+)
+def test_results_that_the_server_would_refuse(
+    mini_videos: MiniVideos,  # noqa: F811
+    tmp_path: Path,
+    load_tool: Callable,
+    change: Callable,
+    message: str,
+) -> None:
+    entries = [prediction(3, 1), prediction(3, 6)]
+    path = write_results(tmp_path, entries)
+    arguments = ["--results", str(path), "--dataset", "ytvis_2019_val"]
+    load_tool("ytvis_json").main(arguments)
+    before = (path.parent / "all.zip").read_bytes()
+    change(entries[1])
+    write_results(tmp_path, entries)
+    with pytest.raises(ValueError, match=message):
+        load_tool("ytvis_json").main(arguments)
+    assert (path.parent / "all.zip").read_bytes() == before
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_too_many_predictions_of_a_video(
+    mini_videos: MiniVideos,  # noqa: F811
+    tmp_path: Path,
+    load_tool: Callable,
+) -> None:
+    entries = [prediction(3, 1), prediction(8, 1), prediction(3, 6)]
+    path = write_results(tmp_path, entries)
+    arguments = ["--results", str(path), "--dataset", "ytvis_2019_val", "--max-per-video"]
+    load_tool("ytvis_json").main([*arguments, "2"])
+    with pytest.raises(ValueError, match="more than 1 predictions for video 3"):
+        load_tool("ytvis_json").main([*arguments, "1"])
+
+
+def test_drawn_results(
+    mini_videos: MiniVideos,  # noqa: F811
+    tmp_path: Path,
+    load_tool: Callable,
+) -> None:
+    pytest.importorskip("supervision", reason="needs the extra [demo]")
+    path = write_results(tmp_path, [prediction(3, 6, 0.8), prediction(3, 1), prediction(8, 1, 0.3)])
+    tool = load_tool("vis_results")
+    tool.main(["--results", str(path), "--dataset", "ytvis_2019_val"])
+    out = path.parent / "visualization"
+    assert sorted(p.name for p in out.iterdir()) == ["video3", "video3.mp4"]
+    frames = [cv2.imread(str(out / "video3" / f"{t:05d}.png")) for t in range(6)]
+    assert {frame.shape for frame in frames} == {(40, 60, 3)}
+    background = [frame[39, 0].tolist() for frame in frames]
+    assert background == [[0, t, 3] for t in range(6)]  # where nothing is drawn
+    assert all(np.abs(frame[19, 11].astype(int) - frame[39, 0]).max() > 20 for frame in frames)
+    film = cv2.VideoCapture(str(out / "video3.mp4"))
+    assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == 6
+    film.release()
+    tool.main(
+        ["--results", str(path), "--dataset", "ytvis_2019_val", "--score", "0.2", "--videos", "8"]
+        + ["--out", str(tmp_path / "other")]
+    )
+    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["video8", "video8.mp4"]
+
+
+def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
+    pytest.importorskip("supervision", reason="needs the extra [demo]")
+    masks = np.zeros((2, 200, 300), bool)
+    masks[0, 100:180, 20:120] = True
+    masks[1, 100:180, 160:280] = True
+    one, two = map(encode, masks)
+    painter = load_tool("vis_results").Painter({1: "cat", 6: "dog"})
+    predictions = [
+        {"score": 0.9, "category_id": 1, "segmentations": [one, one, None]},
+        {"score": 0.8, "category_id": 6, "segmentations": [None, two, two]},
+    ]
+    frame = np.full((200, 300, 3), 120, np.uint8)
+    drawn = [painter(frame.copy(), predictions, t) for t in range(3)]
+    left = [image[170, 70].tolist() for image in drawn]
+    right = [image[170, 220].tolist() for image in drawn]
+    assert left[0] == left[1] != right[1] == right[2]
+    assert left[2] == right[0] == [120, 120, 120]
+    assert not (drawn[0][60:100] == 120).all()  # its name and score
+    nothing = [{**p, "segmentations": [None] * 3} for p in predictions]
+    assert np.array_equal(painter(frame.copy(), nothing, 0), frame)
+
+
+def test_drawing_results_of_another_data_set(
+    mini_videos: MiniVideos,  # noqa: F811
+    tmp_path: Path,
+    load_tool: Callable,
+) -> None:
+    pytest.importorskip("supervision", reason="needs the extra [demo]")
+    entry = prediction(3, 1)
+    path = write_results(tmp_path, [{**entry, "video_id": 77}])
+    arguments = ["--results", str(path), "--dataset", "ytvis_2019_val"]
+    with pytest.raises(ValueError, match="video 77 is not in ytvis_2019_val"):
+        load_tool("vis_results").main(arguments)
+    write_results(tmp_path, [{**entry, "segmentations": entry["segmentations"][:2]}])
+    with pytest.raises(ValueError, match="Video 3 has 6 frames, but a prediction for it 2"):
+        load_tool("vis_results").main(arguments)
+
+
+def test_clip_features_of_frames(mini_videos: MiniVideos, load_tool: Callable) -> None:  # noqa: F811
+    images = load_tool("save_clip_features").dataset_images(["ytvis_2019_val", "ytvis_2019_train"])
+    assert len(images) == 20
+    assert images["ytvis_2019/valid/JPEGImages/video3/00005.png"] == str(
+        mini_videos.frames / "video3" / "00005.png"
+    )
+    (mini_videos.frames / "video3" / "00005.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00005\.png \(frame 5 of video 3\)"):
+        load_tool("save_clip_features").dataset_images(["ytvis_2019_val"])

@@ -1,0 +1,203 @@
+#!/usr/bin/env python
+"""Draw the results of a data set of videos on their frames.
+
+    python tools/vis_results.py --results output --dataset lvvis_val --score 0.5
+
+writes a folder of PNG frames and an mp4 for each video that has predictions, into visualization/
+next to the results. An object keeps its colour through the video. Needs the extra [demo]:
+pip install 'ovformer[demo]'.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import MetadataCatalog
+from ovformer.data.custom import register_custom
+from ovformer.data.dataset_spec import check_dataset_name, load_dataset
+from ovformer.data.video_mapper import check_frame_size, read_frame
+from ovformer.evaluation.vis_results import find_results, read_results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the results, draw the videos."""
+    args = parse_args(argv)
+    register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
+    check_dataset_name(args.dataset, "--dataset")
+    records = {record["video_id"]: record for record in load_dataset(args.dataset, "--dataset")}
+    names = {c["id"]: c["name"] for c in MetadataCatalog.get(args.dataset).category_info}
+    results = find_results(args.results, args.dataset)
+    chosen = best_of_videos(read_results(results), args.score, args.top, args.videos)
+    unknown = [number for number in chosen if number not in records]
+    if unknown:
+        raise ValueError(
+            f"{results}: video {unknown[0]} is not in {args.dataset} ({len(records)} videos). "
+            "These are results of another data set."
+        )
+    folder = args.out or results.parent / "visualization"
+    painter = Painter(names)
+    for number, predictions in tqdm(sorted(chosen.items()), unit="video"):
+        draw_video(records[number], predictions, painter, folder, args.fps)
+    print(f"{folder}: {len(chosen)} videos")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("output"),
+        help="a results.json, or the folder of a run (default: %(default)s)",
+    )
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="for example lvvis_val")
+    parser.add_argument(
+        "--config-file", help="config whose DATASETS.CUSTOM describes a data set of your own"
+    )
+    parser.add_argument("--videos", type=int, nargs="+", metavar="ID", help="only these videos")
+    parser.add_argument(
+        "--score", type=float, default=0.5, help="least score that is drawn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top", type=int, default=20, help="most objects drawn in a video (default: %(default)s)"
+    )
+    parser.add_argument("--fps", type=float, default=6, help="of the mp4 (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (default: visualization/ by the results)")
+    return parser.parse_args(argv)
+
+
+def best_of_videos(
+    predictions: Iterable[dict], least: float, top: int, videos: Sequence[int] | None
+) -> dict[int, list[dict]]:
+    """Return the best predictions of each video, best first.
+
+    Args:
+        predictions: entries of a results.json.
+        least: score from which on one is kept.
+        top: how many are kept of a video.
+        videos: ids of the videos that are wanted; None for all.
+    """
+    kept = defaultdict(list)
+    for prediction in predictions:
+        is_wanted = videos is None or prediction["video_id"] in videos
+        if is_wanted and prediction["score"] >= least:
+            kept[prediction["video_id"]].append(prediction)
+    return {
+        number: sorted(of_video, key=lambda prediction: -prediction["score"])[:top]
+        for number, of_video in kept.items()
+    }
+
+
+class Painter:
+    """Draws masks, names and scores; the colour says which object of the video it is."""
+
+    def __init__(self, names: dict[int, str]):
+        """Prepare.
+
+        Args:
+            names: category id -> name.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            if error.name != "supervision":
+                raise
+            sys.exit("tools/vis_results.py: supervision is missing: pip install 'ovformer[demo]'")
+        self.names = names
+        self._sv = supervision
+        lookup = {"color_lookup": supervision.ColorLookup.TRACK}
+        self._annotators = [
+            supervision.MaskAnnotator(opacity=0.45, **lookup),
+            supervision.PolygonAnnotator(thickness=1, **lookup),
+        ]
+        self._labels = supervision.LabelAnnotator(
+            text_scale=0.4, text_padding=3, smart_position=True, **lookup
+        )
+
+    def __call__(self, frame: np.ndarray, predictions: Sequence[dict], t: int) -> np.ndarray:
+        """Return a frame with what is predicted in it.
+
+        Args:
+            frame: uint8 (H, W, 3), BGR.
+            predictions: of the video; their places in this list are their colours.
+            t: the number of the frame.
+        """
+        rows, masks = [], []
+        for row, prediction in enumerate(predictions):
+            rle = prediction["segmentations"][t]
+            mask = coco_mask.decode(rle).astype(bool) if rle else np.zeros(0, bool)
+            if mask.any():
+                rows.append(row)
+                masks.append(mask)
+        if not rows:
+            return frame
+        masks = np.stack(masks)
+        detections = self._sv.Detections(
+            xyxy=self._sv.mask_to_xyxy(masks).astype(np.float64),
+            mask=masks,
+            tracker_id=np.array(rows),
+        )
+        for annotator in self._annotators:
+            frame = annotator.annotate(frame, detections)
+        shown = [predictions[row] for row in rows]
+        labels = [f"{self.names[p['category_id']]} {p['score']:.2f}" for p in shown]
+        return self._labels.annotate(frame, detections, labels)
+
+    def video(self, path: Path, size: tuple[int, int], fps: float):
+        """Return a context manager with ``write_frame(bgr)`` that writes an mp4.
+
+        Args:
+            path: the file.
+            size: height and width in pixels.
+            fps: frames per second.
+        """
+        info = self._sv.VideoInfo(width=size[1], height=size[0], fps=fps)
+        return self._sv.VideoSink(str(path), info)
+
+
+def draw_video(
+    record: dict, predictions: Sequence[dict], painter: Painter, folder: Path, fps: float
+) -> None:
+    """Write the frames of a video, and the film that they make.
+
+    Args:
+        record: the dataset dict of the video.
+        predictions: what is drawn.
+        painter: draws it.
+        folder: gets <video>.mp4 and <video>/<frame>.png.
+        fps: frames per second of the film.
+
+    Raises:
+        FileNotFoundError: a frame is missing.
+        ValueError: a frame can't be decoded or has not the size of the predictions, or these are of
+            another number of frames.
+    """
+    size = record["height"], record["width"]
+    for prediction in predictions:
+        if len(prediction["segmentations"]) != record["length"]:
+            raise ValueError(
+                f"Video {record['video_id']} has {record['length']} frames, but a prediction for "
+                f"it {len(prediction['segmentations'])}. Are these results of another data set?"
+            )
+    name = Path(record["file_names"][0]).parent.name
+    frames = folder / name
+    frames.mkdir(parents=True, exist_ok=True)
+    with painter.video(folder / f"{name}.mp4", size, fps) as film:
+        for t, file_name in enumerate(record["file_names"]):
+            frame = read_frame(record, t)
+            check_frame_size(record, t, frame.shape[:2], size)
+            drawn = painter(np.ascontiguousarray(frame[:, :, ::-1]), predictions, t)
+            film.write_frame(drawn)
+            cv2.imwrite(str(frames / f"{Path(file_name).stem}.png"), drawn)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from ovformer.data.datasets import shapes
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A finished training, by the command of the README."""
     run = make_run(tmp_path_factory.mktemp("trained"))
-    process = run()
+    process = run("DATALOADER.NUM_WORKERS", "1")
     assert process.returncode == 0, process.stderr
     (run.output / "stdout").write_text(process.stdout)
     return run
@@ -98,7 +98,7 @@ def test_resume_ends_with_the_same_weights(second: TinyRun) -> None:
     expected = weights(second)
     (second.output / "model_final.pth").unlink()
     (second.output / "last_checkpoint").write_text("model_0000001.pth")
-    run_here(second, "--resume")
+    run_here(second, "--resume", "DATALOADER.NUM_WORKERS", "1")
     for name, value in weights(second).items():
         assert torch.equal(value, expected[name]), name
     assert [line["iteration"] for line in metrics(second)] == [1, 3, 3, 4, 4]

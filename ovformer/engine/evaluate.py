@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ovformer.d2 import CfgNode, comm, inference_on_dataset, print_csv_format
@@ -38,10 +37,8 @@ def evaluate(
         folder = inference_folder(cfg, name)
         evaluator = stage.build_evaluator(name, folder, resume)
         skip = {"skip": evaluator.finished} if stage.can_resume else {}
-        # A loader draws a number to seed its workers. Training must not notice.
-        with torch.random.fork_rng(devices=[]):
-            loader = stage.build_test_loader(cfg, name, **skip)
-            scores = inference_on_dataset(model, loader, evaluator)
+        loader = stage.build_test_loader(cfg, name, **skip)
+        scores = inference_on_dataset(model, loader, evaluator)
         results[name] = scores
         if comm.is_main_process():
             logger.info("Scores of %s, in %s:", name, folder)

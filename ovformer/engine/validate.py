@@ -71,12 +71,13 @@ def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Non
         *_data_sets(cfg, stage, args.eval_only),
         *_classifier(cfg),
         *_model(cfg),
-        *_clip(cfg, args.eval_only),
+        *_stored_features(cfg, args.eval_only),
     ]
     if not args.eval_only:
         errors += [*_training(cfg), *_batch(cfg, processes)]
+    # These take seconds or minutes; under torchrun one process is enough.
     if not errors and int(os.environ.get("RANK", 0)) == 0:
-        errors += _test_sets(cfg, stage, args.eval_only)
+        errors += [*_clip_model(cfg, args.eval_only), *_test_sets(cfg, stage, args.eval_only)]
     if errors:
         raise ConfigError("\n  ".join([f"{len(errors)} thing(s) to mend:", *errors]))
 
@@ -241,32 +242,42 @@ def _backbone(cfg: CfgNode) -> Iterator[str]:
             )
 
 
-def _clip(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    """Open the stored features; where there are none, try the CLIP model that makes them."""
-    keys = ["CLIP_IMAGE_PATH"] if eval_only else ["CLIP_IMAGE_PATH_TRAIN", "CLIP_IMAGE_PATH"]
-    clip = cfg.MODEL.CLIP
-    widths = {}
-    for key in keys:
+def _stored_features(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    for key in _feature_keys(eval_only):
         if path := cfg.MODEL.MASK_FORMER[key]:
             try:
-                widths[f"{path} (MODEL.MASK_FORMER.{key})"] = ClipFeatureStore.open(path).dim
+                width = ClipFeatureStore.open(path).dim
             except (OSError, ValueError) as error:
                 yield f"MODEL.MASK_FORMER.{key}: {error}"
-    if not all(cfg.MODEL.MASK_FORMER[key] for key in keys):
-        try:
-            encoder = ClipEncoder.from_pretrained(clip.NAME, clip.PRETRAINED)
-        except (OSError, ValueError) as error:
-            yield str(error)
-        else:
-            widths[f"{clip.NAME} (MODEL.CLIP.NAME)"] = encoder.embed_dim
-            if encoder.image_size != clip.IMAGE_SIZE:
-                yield (
-                    f"MODEL.CLIP.IMAGE_SIZE is {clip.IMAGE_SIZE}, but {clip.NAME} takes images of "
-                    f"{encoder.image_size} pixels."
-                )
-    for source, width in widths.items():
-        if width != clip.EMBED_DIM:
-            yield f"MODEL.CLIP.EMBED_DIM is {clip.EMBED_DIM}, but {source} has width {width}."
+            else:
+                yield from _clip_width(cfg, width, f"{path} (MODEL.MASK_FORMER.{key})")
+
+
+def _clip_model(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    """Load the CLIP model if features are not stored; that may mean a download."""
+    if all(cfg.MODEL.MASK_FORMER[key] for key in _feature_keys(eval_only)):
+        return
+    clip = cfg.MODEL.CLIP
+    try:
+        encoder = ClipEncoder.from_pretrained(clip.NAME, clip.PRETRAINED)
+    except (OSError, ValueError) as error:
+        yield str(error)
+        return
+    yield from _clip_width(cfg, encoder.embed_dim, f"{clip.NAME} (MODEL.CLIP.NAME)")
+    if encoder.image_size != clip.IMAGE_SIZE:
+        yield (
+            f"MODEL.CLIP.IMAGE_SIZE is {clip.IMAGE_SIZE}, but {clip.NAME} takes images of "
+            f"{encoder.image_size} pixels."
+        )
+
+
+def _feature_keys(eval_only: bool) -> list[str]:
+    return ["CLIP_IMAGE_PATH"] if eval_only else ["CLIP_IMAGE_PATH_TRAIN", "CLIP_IMAGE_PATH"]
+
+
+def _clip_width(cfg: CfgNode, width: int, source: str) -> Iterator[str]:
+    if width != cfg.MODEL.CLIP.EMBED_DIM:
+        yield f"MODEL.CLIP.EMBED_DIM is {cfg.MODEL.CLIP.EMBED_DIM}, but {source} has width {width}."
 
 
 def _test_sets(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:

@@ -17,7 +17,7 @@ from ovformer.engine.trainer import MIN_LOSS_SCALE, Trainer, random_state, set_r
 class Regression(nn.Module):
     """One loss is a mean over images, the other one over instances, like the class and mask losses.
 
-    A record's "instances" is a list of numbers, of which each is a term of the second loss.
+    A record's "instances" are numbers, of which each is a term of the second loss.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ def record(index: int) -> dict:
     return {
         "file_name": f"image {index}",
         "image": torch.randn(2, generator=generator),
-        "instances": [0.1 * k for k in range(index % 4)],
+        "instances": 0.1 * torch.arange(index % 4),
     }
 
 

@@ -5,6 +5,8 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,17 +166,24 @@ class TinyRun:
         )
 
 
-def run_here(run: TinyRun, *words: str) -> None:
-    """Run the script in this process, which saves the seconds that imports take."""
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """Put the loggers of a script that runs in this process back as they were."""
     loggers = [logging.getLogger(name) for name in ("ovformer", "detectron2", "fvcore")]
     before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
     try:
-        main(IMAGE, run.command(*words))
+        yield
     finally:
         for log, level, propagate, handlers in before:
             log.setLevel(level)
             log.propagate, log.handlers = propagate, handlers
         getattr(setup_logger, "cache_clear", lambda: None)()  # of detectron2's
+
+
+def run_here(run: TinyRun, *words: str) -> None:
+    """Run the script in this process, which saves the seconds that imports take."""
+    with own_loggers():
+        main(IMAGE, run.command(*words))
 
 
 def make_run(folder: Path) -> TinyRun:

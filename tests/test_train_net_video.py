@@ -1,0 +1,300 @@
+"""``train_net_video.py`` as a user runs it, on a tiny data set with a tiny model."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mini_videos import VIDEOS, MiniVideos, make_videos
+from tiny_shapes import CLIP_DIM, MODEL, ROOT, own_loggers
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import DatasetCatalog, MetadataCatalog, build_model
+from ovformer.data.clip_features import ClipFeatureWriter
+from ovformer.data.dataset_spec import load_categories, load_dataset
+from ovformer.engine.cli import main
+from ovformer.engine.stages import VIDEO
+from ovformer.evaluation import vis_evaluator
+from ovformer.modeling.text_classifier import save_text_classifier
+
+DETECTIONS = 5
+
+
+@dataclass
+class VideoRun:
+    """A data set, a config file and an output folder.
+
+    Attributes:
+        data: the data set.
+        config: the config file.
+        output: OUTPUT_DIR.
+    """
+
+    data: MiniVideos
+    config: Path
+    output: Path
+
+    def command(self, *words: str) -> list[str]:
+        options = [word for word in words if word.startswith("--")]
+        opts = [word for word in words if not word.startswith("--")]
+        return ["--config-file", str(self.config), *options, "OUTPUT_DIR", str(self.output), *opts]
+
+    def script(self, *words: str, processes: int = 1) -> subprocess.CompletedProcess:
+        """Run the script, under torchrun for several processes."""
+        command = [str(ROOT / "train_net_video.py"), *self.command(*words)]
+        if processes > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+            command = [*launcher, str(processes), *command]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(self.data.root),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": path,
+        }
+        return subprocess.run(
+            [sys.executable, *command], env=env, capture_output=True, text=True, timeout=300
+        )
+
+    def here(self, *words: str) -> None:
+        """Run the script's code in this process."""
+        with own_loggers():
+            main(VIDEO, self.command(*words))
+
+    def results(self, name: str = "ytvis_2019_val") -> list[dict]:
+        path = self.output / "inference" / name / "results.json"
+        return json.loads(path.read_text())
+
+    def scores(self, name: str = "ytvis_2019_val") -> dict:
+        return json.loads((self.output / "inference" / name / "scores.json").read_text())
+
+
+def make_run(folder: Path) -> VideoRun:
+    """Write everything that a run needs, with the weights of an untrained model."""
+    data = make_videos(folder / "data sets")
+    root = data.root
+    names = [category["name"] for category in load_categories("ytvis_2019")]
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(len(names), CLIP_DIM, generator=generator)
+    save_text_classifier(root / "metadata" / "classes.safetensors", weights, names, {})
+    with ClipFeatureWriter(root / "metadata" / "frames.safetensors", {}) as writer:
+        for split in ("train", "val", "test"):
+            for record in load_dataset(f"ytvis_2019_{split}"):
+                features = torch.randn(record["length"], CLIP_DIM, generator=generator)
+                writer.add(record["clip_keys"], features)
+    counts = [
+        {**c, "image_count": 5, "frequency": "n" if c["novel"] else "b"}
+        for c in load_categories("ytvis_2019")
+    ]
+    (root / "metadata" / "counts.json").write_text(json.dumps(counts))
+    settings = copy.deepcopy(MODEL)
+    settings["_BASE_"] = str(ROOT / "configs" / "base_video.yaml")
+    settings["MODEL"]["WEIGHTS"] = str(folder / "untrained.pth")
+    settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] = len(names)
+    settings["MODEL"]["MASK_FORMER"] |= {
+        "CLIP_TEXT_PATH": "datasets/metadata/classes.safetensors",
+        "CLIP_IMAGE_PATH": "datasets/metadata/frames.safetensors",
+        "CLIP_IMAGE_PATH_TRAIN": "datasets/metadata/frames.safetensors",
+    }
+    settings["DATASETS"] = {"TRAIN": [], "TEST": ["ytvis_2019_val"]}
+    settings["INPUT"] = {"MIN_SIZE_TEST": 64, "MIN_SIZE_TRAIN": [64]}
+    settings["TEST"]["DETECTIONS_PER_IMAGE"] = DETECTIONS
+    config = folder / "tiny.yaml"
+    config.write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
+    torch.manual_seed(1)
+    model = build_model(get_ovformer_cfg(str(config)))
+    torch.save({"model": model.state_dict()}, folder / "untrained.pth")
+    return VideoRun(data, config, folder / "output")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
+    """A fresh data set and output folder."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the videos that the model ran on, in this process."""
+    ids = []
+    original = vis_evaluator.VisEvaluator.process
+
+    def process(self, inputs, outputs):
+        ids.extend(record["video_id"] for record in inputs)
+        return original(self, inputs, outputs)
+
+    monkeypatch.setattr(vis_evaluator.VisEvaluator, "process", process)
+    return ids
+
+
+def test_evaluation_by_the_command_of_the_readme(run: VideoRun) -> None:
+    process = run.script("--eval-only")
+    assert process.returncode == 0, process.stderr
+    results = run.results()
+    assert {entry["video_id"] for entry in results} == set(VIDEOS)
+    for entry in results:
+        length, height, width = VIDEOS[entry["video_id"]]
+        assert len(entry["segmentations"]) == length
+        assert all(rle["size"] == [height, width] for rle in entry["segmentations"])
+        assert 1 <= entry["category_id"] <= 40
+    assert len(results) == DETECTIONS * len(VIDEOS)
+    scores = run.scores()
+    assert set(scores["groups"]) == {"all", "base", "novel"}
+    assert scores["groups"]["all"]["AP"] is not None
+    assert "Average Precision" in process.stdout and "copypaste" in process.stdout
+    folder = run.output / "inference" / "ytvis_2019_val"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "results.json",
+        "scores.csv",
+        "scores.json",
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same(run: VideoRun) -> None:
+    run.here("--eval-only")
+    expected, scores = run.results(), run.scores()
+    process = run.script("--eval-only", "OUTPUT_DIR", str(run.output / "two"), processes=2)
+    assert process.returncode == 0, process.stderr
+    two = VideoRun(run.data, run.config, run.output / "two")
+    order = ("video_id", "score", "category_id")
+    for entries in (expected, found := two.results()):
+        entries.sort(key=lambda entry: [entry[key] for key in order])
+    assert [e["segmentations"] for e in found] == [e["segmentations"] for e in expected]
+    assert [e["score"] for e in found] == pytest.approx([e["score"] for e in expected])
+    assert two.scores()["groups"] == scores["groups"]
+
+
+def test_a_crash_in_the_last_video_loses_nothing(run: VideoRun, predicted: list[int]) -> None:
+    run.here("--eval-only")
+    expected = run.results()
+    frame = run.data.frames / "video11" / "00001.png"
+    whole = frame.read_bytes()
+    frame.write_bytes(b"damaged")
+    predicted.clear()
+    with pytest.raises(ValueError, match=r"Frame 1 of video 11: .*00001\.png"):
+        run.here("--eval-only")
+    assert predicted == [3, 8]
+    assert run.results() == expected  # of the run before, until the new ones are complete
+    frame.write_bytes(whole)
+    predicted.clear()
+    run.here("--eval-only", "--resume")
+    assert predicted == [11]
+    assert run.results() == expected
+    # All is finished: --resume starts anew, as does a plain run.
+    predicted.clear()
+    run.here("--eval-only")
+    assert predicted == [3, 8, 11] and run.results() == expected
+
+
+def test_a_plain_run_forgets_what_a_crashed_one_finished(
+    run: VideoRun, predicted: list[int]
+) -> None:
+    frame = run.data.frames / "video11" / "00001.png"
+    whole = frame.read_bytes()
+    frame.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="video 11"):
+        run.here("--eval-only")
+    frame.write_bytes(whole)
+    predicted.clear()
+    run.here("--eval-only")
+    assert predicted == [3, 8, 11]
+    assert len(run.results()) == DETECTIONS * 3
+
+
+def test_all_videos_finished_but_not_scored(
+    run: VideoRun, predicted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.here("--eval-only")
+    expected = run.results()
+    with monkeypatch.context() as patch:
+        patch.setattr(vis_evaluator, "merge_results", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.here("--eval-only")
+    predicted.clear()
+    run.here("--eval-only", "--resume")
+    assert predicted == [] and run.results() == expected
+
+
+def test_a_data_set_without_labels_says_where_results_go(
+    run: VideoRun, capfd: pytest.CaptureFixture
+) -> None:
+    run.here("--eval-only", "DATASETS.TEST", "('ytvis_2019_test', 'ytvis_2019_val')")
+    assert len(run.results("ytvis_2019_test")) == DETECTIONS * 3
+    assert not (run.output / "inference" / "ytvis_2019_test" / "scores.json").exists()
+    log = (run.output / "log.txt").read_text()
+    assert "tools/ytvis_json.py --results" in log and "--dataset ytvis_2019_test" in log
+    assert run.scores()["dataset"] == "ytvis_2019_val"
+
+
+def test_a_data_set_of_ones_own(run: VideoRun, capfd: pytest.CaptureFixture) -> None:
+    described = {
+        "name": "mine_val",
+        "annotations": "ytvis_2019/valid.json",
+        "images": "ytvis_2019/valid/JPEGImages",
+        "novel": ["person"],
+    }
+    try:
+        words = ["DATASETS.CUSTOM", str([described]), "DATASETS.TEST", "('mine_val',)"]
+        run.here("--eval-only", *words)
+        assert set(run.scores("mine_val")["groups"]) == {"all", "base", "novel"}
+        assert len(run.results("mine_val")) == DETECTIONS * 3
+        described["novel"] = ["persona"]
+        with pytest.raises(SystemExit):
+            run.here("--eval-only", "DATASETS.CUSTOM", str([described]), *words[2:])
+        assert "no category has the name or id 'persona'" in capfd.readouterr().err
+    finally:
+        if "mine_val" in DatasetCatalog.list():
+            DatasetCatalog.remove("mine_val")
+            MetadataCatalog.remove("mine_val")
+
+
+def test_training(run: VideoRun) -> None:
+    words = [
+        "DATASETS.TRAIN",
+        "('ytvis_2019_train',)",
+        "MODEL.MASK_FORMER.CAT_INFO_PATH",
+        "datasets/metadata/counts.json",
+        "TEST.EVAL_PERIOD",
+        "4",
+    ]
+    run.here(*words)
+    lines = (run.output / "metrics.json").read_text().splitlines()
+    metrics = {key: value for line in lines for key, value in json.loads(line).items()}
+    assert metrics["total_loss"] > 0 and "ytvis_2019_val/segm/AP" in metrics
+    trained = torch.load(run.output / "model_final.pth", weights_only=True)["model"]
+    before = torch.load(run.config.parent / "untrained.pth", weights_only=True)["model"]
+    moved = [key for key in before if not torch.equal(before[key], trained[key])]
+    assert any(key.startswith("sem_seg_head.pixel_decoder") for key in moved)
+    # Micro-batches of clips.
+    other = VideoRun(run.data, run.config, run.output / "accumulated")
+    other.here(*words, "SOLVER.ACCUMULATION_STEPS", "2")
+    assert (other.output / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda run: (run.data.frames / "video3" / "00002.png").unlink(),
+            r"00002\.png \(frame 2 of video 3\)",
+        ),
+        (
+            lambda run: run.data.write("val", videos=[]),
+            "is no video annotation file",
+        ),
+    ],
+    ids=["missing frame", "no videos"],
+)
+def test_bad_input(run: VideoRun, spoil: Callable, message: str) -> None:
+    spoil(run)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        run.here("--eval-only")

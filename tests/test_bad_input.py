@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run  # noqa: F401
+from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.engine import cli
@@ -18,7 +18,7 @@ from ovformer.modeling.text_classifier import save_text_classifier
 
 
 @pytest.fixture
-def refused(tiny_run: TinyRun, monkeypatch, capsys):  # noqa: F811
+def refused(tiny_run: TinyRun, monkeypatch, capsys):
     """A function that runs the script, which must stop before a process is started."""
 
     def refuse(*words: str) -> str:
@@ -145,13 +145,13 @@ def test_everything_at_once(refused) -> None:
 
 
 @pytest.mark.parametrize("split", ["train_norare", "val"])
-def test_missing_annotations(refused, tiny_run: TinyRun, split: str) -> None:  # noqa: F811
+def test_missing_annotations(refused, tiny_run: TinyRun, split: str) -> None:
     path = tiny_run.root / "shapes" / f"shapes_{split}.json"
     path.unlink()
     assert f"annotations {path}" in refused()
 
 
-def test_truncated_annotations_of_a_test_set(refused, tiny_run: TinyRun) -> None:  # noqa: F811
+def test_truncated_annotations_of_a_test_set(refused, tiny_run: TinyRun) -> None:
     path = tiny_run.root / "shapes" / "shapes_val.json"
     path.write_text(path.read_text()[:-100])
     message = refused()
@@ -159,20 +159,20 @@ def test_truncated_annotations_of_a_test_set(refused, tiny_run: TinyRun) -> None
     assert "truncated" in message
 
 
-def test_truncated_annotations_of_the_training_set(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_truncated_annotations_of_the_training_set(tiny_run: TinyRun) -> None:
     path = tiny_run.root / "shapes" / "shapes_train_norare.json"
     path.write_text(path.read_text()[:-100])
     with pytest.raises(ValueError, match=r"shapes_train_norare\.json: not valid JSON"):
         run_here(tiny_run)
 
 
-def test_missing_test_image(refused, tiny_run: TinyRun) -> None:  # noqa: F811
+def test_missing_test_image(refused, tiny_run: TinyRun) -> None:
     path = tiny_run.root / "shapes" / "val" / "002.png"
     path.unlink()
     assert f"shapes_val: 1 of 4 images not found, the first is {path}" in refused()
 
 
-def test_missing_training_image(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_missing_training_image(tiny_run: TinyRun) -> None:
     path = tiny_run.root / "shapes" / "train" / "002.png"
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"shapes_train: 1 of 8 images not found.*002\.png"):
@@ -181,7 +181,7 @@ def test_missing_training_image(tiny_run: TinyRun) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(("split", "option"), [("train", []), ("val", ["--eval-only"])])
 def test_an_image_that_cannot_be_decoded(
-    tiny_run: TinyRun,  # noqa: F811
+    tiny_run: TinyRun,
     split: str,
     option: list[str],
 ) -> None:
@@ -210,7 +210,7 @@ def test_class_count_of_the_data(refused) -> None:
         ((36, 7), "has 7 numbers per class, but MODEL.CLIP.EMBED_DIM is 16"),
     ],
 )
-def test_another_classifier(refused, tiny_run: TinyRun, shape, words: str) -> None:  # noqa: F811
+def test_another_classifier(refused, tiny_run: TinyRun, shape, words: str) -> None:
     path = tiny_run.root / "shapes" / "classifier.safetensors"
     save_text_classifier(path, torch.ones(shape), None, {})
     message = refused()
@@ -224,12 +224,12 @@ def test_features_of_another_clip_model(refused) -> None:
     assert "has width 16" in message
 
 
-def test_features_of_other_images(refused, tiny_run: TinyRun) -> None:  # noqa: F811
+def test_features_of_other_images(refused, tiny_run: TinyRun) -> None:
     opts = ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/shapes/clip_train.safetensors"]
     assert "4 images have no CLIP features" in refused(*opts)
 
 
-def test_a_checkpoint_of_another_model(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_a_checkpoint_of_another_model(tiny_run: TinyRun) -> None:
     """Of the same kind, but with other sizes; and of something else altogether."""
     run_here(tiny_run, "SOLVER.MAX_ITER", "1")
     weights = str(tiny_run.output / "model_final.pth")
@@ -297,7 +297,7 @@ def test_nothing_to_evaluate(refused) -> None:
     assert "DATASETS.TEST is empty, so --eval-only has nothing to do" in message
 
 
-def test_a_metric_that_the_script_does_not_have(refused, tiny_run: TinyRun) -> None:  # noqa: F811
+def test_a_metric_that_the_script_does_not_have(refused, tiny_run: TinyRun) -> None:
     name = "shapes_scored_otherwise"
     path = str(tiny_run.root / "shapes" / "shapes_val.json")
     DatasetCatalog.register(name, list)
@@ -312,7 +312,7 @@ def test_a_metric_that_the_script_does_not_have(refused, tiny_run: TinyRun) -> N
     assert f"{name!r} is scored by 'sem_seg', which this script can't do. It can: lvis" in message
 
 
-def test_training_files_do_not_matter_to_an_evaluation(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_training_files_do_not_matter_to_an_evaluation(tiny_run: TinyRun) -> None:
     (tiny_run.root / "shapes" / "shapes_train_norare.json").unlink()
     (tiny_run.root / "shapes" / "clip_train.safetensors").unlink()
     run_here(tiny_run, "--eval-only", "SOLVER.IMS_PER_BATCH", "3", "SOLVER.ACCUMULATION_STEPS", "2")
@@ -320,7 +320,7 @@ def test_training_files_do_not_matter_to_an_evaluation(tiny_run: TinyRun) -> Non
     assert json.loads(results.read_text())
 
 
-def test_the_command_line_says_it_without_a_traceback(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_the_command_line_says_it_without_a_traceback(tiny_run: TinyRun) -> None:
     config = yaml.safe_load(tiny_run.config.read_text())
     config["SOLVER"]["BASELR"] = 1
     tiny_run.config.write_text(yaml.safe_dump(config))

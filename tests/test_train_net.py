@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_shapes import FILES, ROOT, TinyRun, make_run, run_here, tiny_run  # noqa: F401
+from tiny_shapes import FILES, ROOT, TinyRun, make_run, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import BACKEND, DatasetCatalog, MetadataCatalog
 from ovformer.data.clip_features import ClipFeatureStore, ClipFeatureWriter
@@ -128,13 +128,13 @@ def test_eval_only_gives_the_same_results(trained: TinyRun, second: TinyRun) -> 
     assert "random weights" not in (second.output / "log.txt").read_text()
 
 
-def test_evaluating_random_weights_is_said(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_evaluating_random_weights_is_said(tiny_run: TinyRun) -> None:
     run_here(tiny_run, "--eval-only")
     assert "has random weights. Name a checkpoint" in (tiny_run.output / "log.txt").read_text()
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_on_a_gpu(tiny_run: TinyRun) -> None:
     run_here(tiny_run, "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True")
     assert metrics(tiny_run)[0]["total_loss"] > 0
     process = tiny_run("--resume", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "6", processes=1)
@@ -142,7 +142,7 @@ def test_on_a_gpu(tiny_run: TinyRun) -> None:  # noqa: F811
     assert metrics(tiny_run)[-2]["iteration"] == 5
 
 
-def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:
     """Of different sizes; the CLIP features are those of all images together."""
     register_dataset(replace(shapes.SPECS[0], name="shapes_other"))
     folder = tiny_run.root / "shapes"
@@ -178,7 +178,7 @@ def test_two_processes(trained: TinyRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_mixed_precision(tiny_run: TinyRun, precision: str) -> None:  # noqa: F811
+def test_mixed_precision(tiny_run: TinyRun, precision: str) -> None:
     run_here(
         tiny_run,
         "SOLVER.AMP.ENABLED",
@@ -193,14 +193,14 @@ def test_mixed_precision(tiny_run: TinyRun, precision: str) -> None:  # noqa: F8
     assert metrics(tiny_run)[0]["total_loss"] > 0
 
 
-def test_workers_give_the_same_images(tiny_run: TinyRun, trained: TinyRun) -> None:  # noqa: F811
+def test_workers_give_the_same_images(tiny_run: TinyRun, trained: TinyRun) -> None:
     run_here(tiny_run, "DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "()")
     expected = weights(trained)
     for name, value in weights(tiny_run).items():
         assert torch.equal(value, expected[name]), name
 
 
-def test_scaling_is_logged(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_scaling_is_logged(tiny_run: TinyRun) -> None:
     run_here(
         tiny_run, "SOLVER.REFERENCE_WORLD_SIZE", "2", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"
     )
@@ -210,7 +210,7 @@ def test_scaling_is_logged(tiny_run: TinyRun) -> None:  # noqa: F811
     assert yaml.safe_load((tiny_run.output / "config.yaml").read_text())["SOLVER"]["MAX_ITER"] == 2
 
 
-def test_a_drawn_seed_is_logged_and_resumed(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_a_drawn_seed_is_logged_and_resumed(tiny_run: TinyRun) -> None:
     run_here(tiny_run, "SEED", "-1", "DATASETS.TEST", "()")
     log = (tiny_run.output / "log.txt").read_text()
     seed = int(log.split("SEED: drew ")[1].split()[0])

@@ -200,8 +200,8 @@ def make_run(folder: Path) -> TinyRun:
     return TinyRun(root, config, folder / "output", env)
 
 
-@pytest.fixture
-def tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
+@pytest.fixture(name="tiny_run")
+def tiny_run_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     """A fresh data set and output folder, also for code in this process."""
     run = make_run(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(run.root))

@@ -157,18 +157,18 @@ def _weights(cfg: CfgNode, resume: bool) -> Iterator[str]:
 
 def _data_sets(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    for key, names, is_used in (
+    if not eval_only and not cfg.DATASETS.TRAIN:
+        yield "DATASETS.TRAIN is empty: name at least one data set."
+    if eval_only and not cfg.DATASETS.TEST:
+        yield "DATASETS.TEST is empty, so --eval-only has nothing to do."
+    for key, names, is_read in (
         ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, not eval_only),
         ("DATASETS.TEST", cfg.DATASETS.TEST, True),
     ):
-        if is_used and not names and key != "DATASETS.TEST":
-            yield f"{key} is empty: name at least one data set."
-        if eval_only and not names and key == "DATASETS.TEST":
-            yield f"{key} is empty, so --eval-only has nothing to do."
         for name in names:
             errors = list(_caught(check_class_count, [name], num_classes, key))
             yield from errors
-            if errors or not is_used:
+            if errors or not is_read:
                 continue
             path = MetadataCatalog.get(name).get("json_file")
             if path and not Path(path).is_file():

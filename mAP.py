@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
+from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_categories
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_metric import VisMetric, get_protocol
@@ -46,6 +48,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="data set, for example burst_val or ytvis_2019_train (default: lvvis_val)",
     )
     parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="config whose DATASETS.CUSTOM describes a data set of your own",
+    )
+    parser.add_argument(
         "--gt", type=Path, metavar="FILE", help="ground truth (default: the data set's own)"
     )
     parser.add_argument(
@@ -63,6 +70,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _score(args: argparse.Namespace) -> None:
+    register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.et, "--et")
     spec = MetadataCatalog.get(args.et).get("spec")
     if spec is None or spec.evaluator not in ("vis", "burst"):

@@ -1,6 +1,7 @@
 """``train_net_video.py`` as a user runs it, on a tiny data set with a tiny model."""
 
 import copy
+import importlib.util
 import json
 import os
 import subprocess
@@ -25,6 +26,9 @@ from ovformer.evaluation import vis_evaluator
 from ovformer.modeling.text_classifier import save_text_classifier
 
 DETECTIONS = 5
+spec = importlib.util.spec_from_file_location("mAP", ROOT / "mAP.py")
+mAP = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mAP)
 
 
 @dataclass
@@ -247,6 +251,12 @@ def test_a_data_set_of_ones_own(run: VideoRun, capfd: pytest.CaptureFixture) -> 
         run.here("--eval-only", *words)
         assert set(run.scores("mine_val")["groups"]) == {"all", "base", "novel"}
         assert len(run.results("mine_val")) == DETECTIONS * 3
+        config = run.config.with_name("mine.yaml")
+        config.write_text(yaml.safe_dump({"DATASETS": {"CUSTOM": [described]}}))
+        by_script = ["--dt", str(run.output), "--et", "mine_val", "--config-file", str(config)]
+        mAP.main([*by_script, "--out", str(run.output)])
+        again = json.loads((run.output / "scores.json").read_text())
+        assert again["groups"] == run.scores("mine_val")["groups"]
         described["novel"] = ["persona"]
         with pytest.raises(SystemExit):
             run.here("--eval-only", "DATASETS.CUSTOM", str([described]), *words[2:])

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.data.clip_features import ClipFeatureWriter, clip_image, clip_key
+from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.image_mapper import read_rgb
 from ovformer.data.loaders import check_images_exist, image_entries
@@ -31,6 +32,7 @@ IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 def main(argv: Sequence[str] | None = None) -> None:
     """Encode what is not in the output yet."""
     args = parse_args(argv)
+    register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     if args.dataset:
         images = dataset_images(args.dataset)
     else:
@@ -52,6 +54,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--dataset", nargs="+", metavar="NAME", help="registered data sets")
     source.add_argument("--images", type=Path, help="folder of images, with its sub-folders")
+    parser.add_argument(
+        "--config-file", help="config whose DATASETS.CUSTOM describes a data set of your own"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file")
     parser.add_argument(
         "--clip",

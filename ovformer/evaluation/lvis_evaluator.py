@@ -122,7 +122,8 @@ def lvis_scores(
     """Compute LVIS's average precision of masks.
 
     Args:
-        annotation_file: in LVIS format.
+        annotation_file: in LVIS format, or in COCO's: an image without "neg_category_ids" counts as
+            searched for all categories.
         predictions: dicts with image_id, category_id (of the file), score and segmentation (RLE).
         groups: name -> category ids. The group "novel" adds AP_novel and AP50_novel; the frequency
             groups r, c and f are called as LVIS does, APr, APc and APf.
@@ -143,6 +144,10 @@ def lvis_scores(
         return {}, []
     for category in truth.dataset["categories"]:
         category.setdefault("frequency", "f")  # asked for, but its groups are not what we read
+    for image in truth.dataset["images"]:
+        # COCO's format has no such lists: all images were searched for all categories.
+        image.setdefault("neg_category_ids", list(truth.cats))
+        image.setdefault("not_exhaustive_category_ids", [])
     detections = truth.loadRes(best_per_image(predictions, MAX_DETECTIONS_PER_IMAGE))
     scorer = COCOeval_faster(
         truth, detections, "segm", lvis_style=True, print_function=lambda _: None

@@ -1,6 +1,7 @@
 """Data sets that a config describes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.custom import register_custom
+from ovformer.data.dataset_spec import check_class_count
+
+ROOT = Path(__file__).parents[2]
 
 BIRDS = [{"id": 7, "name": "wren"}, {"id": 2, "name": "robin"}, {"id": 9, "name": "owl"}]
 
@@ -102,6 +106,24 @@ def test_videos_named_in_a_yaml_or_on_the_command_line(
     assert metadata.class_groups["novel"] == [5] and len(metadata.class_groups["base"]) == 39
     person = metadata.category_info[0]
     assert (person["image_count"], person["instance_count"]) == (6, 6)
+
+
+def test_the_example_of_the_readme(mini_videos: MiniVideos, tmp_path: Path, forget: None) -> None:
+    text = (ROOT / "datasets" / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"<!-- example custom -->\n```yaml\n(.*?)```", text, re.DOTALL)[1]
+    path = tmp_path / "birds.yaml"
+    path.write_text(example.replace("/path/to/ovformer", str(ROOT)))
+    birds = mini_videos.root / "birds"
+    birds.mkdir()
+    mini_videos.frames.rename(birds / "frames")
+    table = [{"id": 1, "name": "robin"}, {"id": 6, "name": "wren"}, {"id": 8, "name": "owl"}]
+    (birds / "val.json").write_text(json.dumps({**mini_videos.content, "categories": table}))
+    cfg = get_ovformer_cfg(str(path))
+    register_custom(cfg.DATASETS.CUSTOM)
+    assert cfg.DATASETS.TEST == ("birds_val",) and cfg.MODEL.META_ARCHITECTURE == "OVFormerVideo"
+    check_class_count(cfg.DATASETS.TEST, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS.TEST")
+    assert MetadataCatalog.get("birds_val").class_groups == {"base": [0, 2], "novel": [1]}
+    assert Path(DatasetCatalog.get("birds_val")[0]["file_names"][0]).is_file()
 
 
 def test_without_novel_classes_there_are_no_groups(coco: Path, forget: None) -> None:

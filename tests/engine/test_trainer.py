@@ -9,9 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ovformer.d2 import EventStorage, HookBase, JSONWriter, hooks
+from ovformer.d2 import EventStorage, HookBase, Instances, JSONWriter, hooks
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
-from ovformer.engine.trainer import MIN_LOSS_SCALE, Trainer, random_state, set_random_state
+from ovformer.engine.trainer import (
+    MIN_LOSS_SCALE,
+    Trainer,
+    instance_counts,
+    random_state,
+    set_random_state,
+)
 
 
 class Regression(nn.Module):
@@ -359,3 +365,16 @@ def test_storage_is_detectron2s() -> None:
     trainer = make_trainer(Constant(), factors(1), 1)
     trainer.train()
     assert isinstance(trainer.storage, EventStorage)
+
+
+def test_instances_of_images_and_of_frames_are_counted() -> None:
+    image = Instances((4, 4))
+    image.gt_classes = torch.tensor([1, 2])
+    frames = []
+    for ids in ([5, 6, -1], [-1, -1, 7]):
+        frame = Instances((4, 4))
+        frame.gt_ids = torch.tensor(ids)
+        frames.append(frame)
+    assert instance_counts({"instances": image}) == [2]
+    assert instance_counts({"instances": frames}) == [2, 1]
+    assert instance_counts({"image": None}) == []

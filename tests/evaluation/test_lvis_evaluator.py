@@ -130,6 +130,19 @@ def test_another_image_counts_only_if_the_category_is_known_to_be_absent(
     assert scores["AP"] == pytest.approx(expected)
 
 
+def test_in_coco_format_all_images_count(tmp_path) -> None:
+    path = truth_file(tmp_path)
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        del image["neg_category_ids"], image["not_exhaustive_category_ids"]
+    for category in content["categories"]:
+        del category["frequency"]
+    path.write_text(json.dumps(content))
+    predictions = [FOUND, prediction(0, 20, 0.9, image_id=2)]
+    scores, _ = lvis_scores(path, predictions, {})
+    assert scores["AP"] == pytest.approx(HALF / 2)
+
+
 def test_only_the_best_predictions_of_an_image_count(tmp_path) -> None:
     crowd = [prediction(0, 20, 0.9, category_id=6)] * lvis_evaluator.MAX_DETECTIONS_PER_IMAGE
     path = truth_file(tmp_path)

@@ -48,7 +48,9 @@ def test_imports_point_one_way(path: Path) -> None:
     if own == "__init__":
         assert imported_modules(path) == []
         return
-    assert own in ALLOWED, f"ovformer/{own} is no known layer; add it to ALLOWED and CONTRIBUTING.md"
+    assert own in ALLOWED, (
+        f"ovformer/{own} is no known layer; add it to ALLOWED and CONTRIBUTING.md"
+    )
     for name in imported_modules(path):
         parts = name.split(".")
         if parts[0] == "ovformer" and len(parts) > 1:

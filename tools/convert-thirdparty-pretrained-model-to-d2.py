@@ -17,10 +17,9 @@ import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+
+from ovformer.engine.checkpoint import read_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,27 +55,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--path: no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"--path: {path} cannot be read as plain tensors. It is truncated, or it holds Python "
-            f"objects, which are not loaded because that runs code ({error})"
-        ) from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = content if isinstance(content, Mapping) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(
-            f"--path: {path} holds no parameters; expected a state dict, itself or under 'model' "
-            "or 'state_dict'"
-        )
-    return tensors
+    model = read_weights(path)["model"]
+    return {name: value for name, value in model.items() if isinstance(value, Tensor)}
 
 
 def rename_timm_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ The vocabulary belongs to the config. What a checkpoint holds of it, the ``VOCAB
 model, is never loaded, so that weights trained with some class names can be used with others.
 """
 
-import io
 import os
 import pickle
 import re
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovformer.d2 import DetectionCheckpointer
+from ovformer.d2.safe_pickle import load_weights_pickle
 from ovformer.paths import resolve_path
 
 # Names (regular expressions) that a checkpoint may lack, or have without the model: constants, and
@@ -35,17 +35,6 @@ NEW_IN_BACKBONE = (r"^backbone\.norm\d+\.",)
 # So many names of each kind are listed in an error.
 SHOWN = 5
 
-# All that a pickled dict of arrays and tensors refers to.
-_PICKLED = {
-    "_codecs": {"encode"},
-    "collections": {"OrderedDict"},
-    "numpy": {"dtype", "ndarray"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.numeric": {"_frombuffer"},
-    "torch": {"Size"},
-    "torch._utils": {"_rebuild_parameter", "_rebuild_tensor_v2"},
-}
 # Numbers of numpy are harmless and occur in the optimizer's state of old checkpoints.
 _NUMPY_SCALARS = [
     np.dtype,
@@ -215,7 +204,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
             content = load_file(path)
         elif path.suffix == ".pkl":
             with path.open("rb") as file:
-                content = _WeightsUnpickler(file, encoding="latin1").load()
+                content = load_weights_pickle(file)
         else:
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -267,17 +256,6 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(folder)  # the new name, too
     finally:
         os.close(folder)
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Reads arrays and tensors, and refuses anything that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if name in _PICKLED.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _is_backbone(weights: Iterable[str], state: Iterable[str]) -> bool:

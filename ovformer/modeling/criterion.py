@@ -180,7 +180,7 @@ class SetCriterion(nn.Module):
             sums = mean_over_processes(sums)
         matched = sums[1]
         queries = torch.stack([matched, len(targets) * num_queries - matched])
-        return BatchNorms(sums[0].clamp(min=1), (self.empty_object_weight * queries).sum())
+        return BatchNorms(sums[0].clamp(min=1 / parts), (self.empty_object_weight * queries).sum())
 
     def _layer_losses(
         self,

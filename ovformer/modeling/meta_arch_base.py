@@ -122,6 +122,7 @@ class OVFormerBase(nn.Module):
     VOCABULARY_KEYS = (
         "sem_seg_head.predictor.class_embed.zs_weight",
         "criterion.empty_weight",
+        "criterion.empty_object_weight",
         "criterion.freq_weight",
     )
 

@@ -205,8 +205,17 @@ def cut(outputs: dict, start: int, end: int) -> dict:
 
 
 @pytest.mark.parametrize("norm", ["queries", "instances"])
-def test_micro_batches_have_the_gradient_of_the_whole_batch(fixed_points, norm: str) -> None:
-    labels = [[1, 4, 2], [0], [], [3, 3, 1, 0, 2, 4, 4, 2]]  # of the last, two are not matched
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [[1, 4, 2], [0], [], [3, 3, 1, 0, 2, 4, 4, 2]],  # of the last, two are not matched
+        [[1], [], [], []],  # fewer instances than micro-batches
+    ],
+    ids=["many", "few"],
+)
+def test_micro_batches_have_the_gradient_of_the_whole_batch(
+    fixed_points, labels: list[list[int]], norm: str
+) -> None:
     outputs, targets = make_outputs(batch=4), make_targets(labels)
     criterion = make_criterion(class_loss_norm=norm, fed_loss_num_classes=CLASSES + 1)
     whole = criterion(outputs, targets)

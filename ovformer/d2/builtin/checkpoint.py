@@ -1,6 +1,5 @@
 """Checkpoints: detectron2's ``.pth`` and ``.pkl`` files, and matching of names by their ends."""
 
-import io
 import logging
 import pickle
 from typing import Any
@@ -12,37 +11,7 @@ from torch import nn
 
 from ovformer.d2.builtin import comm
 from ovformer.d2.builtin.env import PathManager
-
-# All that a pickled dict of numpy arrays and torch tensors refers to.
-_PICKLED = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("torch", "Size"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-}
-
-
-class _WeightsUnpickler(pickle.Unpickler):
-    """Reads arrays and tensors and refuses anything that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle refers to by name."""
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if (module, name) in _PICKLED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(
-            f"it holds {module}.{name}, which is neither an array nor a tensor"
-        )
+from ovformer.d2.safe_pickle import load_weights_pickle
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -112,7 +81,7 @@ class DetectionCheckpointer(Checkpointer):
     def _load_pickle(self, filename: str) -> dict[str, Any]:
         try:
             with PathManager.open(filename, "rb") as file:
-                data = _WeightsUnpickler(file, encoding="latin1").load()
+                data = load_weights_pickle(file)
         except pickle.UnpicklingError as error:
             raise ValueError(f"{filename} cannot be read safely: {error}") from error
         if not isinstance(data, dict) or not {"model", "__author__"} <= set(data):

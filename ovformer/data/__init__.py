@@ -81,6 +81,9 @@ instances
     training only: list of T ``Instances`` with the same N instances in the same order: gt_classes,
     gt_ids int64 (N,), which are -1 where an instance is absent, gt_masks (empty there), gt_boxes
 
+instance_counts
+    the number of instances that are visible in each frame of the whole batch
+
 The prediction dict of an image is ``{"instances": Instances}`` with pred_masks bool
 (N, height, width), scores, pred_classes (contiguous) and pred_boxes. That of a video is
 ``{"video_id", "image_size": (height, width), "pred_scores": N floats, highest first, "pred_labels":

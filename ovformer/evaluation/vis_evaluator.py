@@ -36,8 +36,11 @@ class VisEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
         self._annotation_file = Path(metadata.json_file)
-        self._categories = metadata.category_info
-        self._groups = metadata.spec.groups
+        contiguous = metadata.thing_dataset_id_to_contiguous_id
+        self._category_ids = sorted(contiguous, key=contiguous.get)
+        # Of a data set that was not registered by a DatasetSpec, all classes are one group.
+        self._groups = getattr(metadata.get("spec"), "groups", {})
+        self._categories = metadata.get("category_info", [])
         self._results = Path(output_folder) / "results.json"
         rank = comm.get_rank()
         if rank == 0:
@@ -48,16 +51,20 @@ class VisEvaluator(DatasetEvaluator):
         self.finished = frozenset(self._writer.finished)
         comm.synchronize()  # all know what is finished before one goes on
         if self.finished:
-            logger.info("%s: %d videos are finished already", dataset_name, len(self.finished))
+            logger.info(
+                "%s: the predictions of %d videos are kept. With other weights, evaluate without "
+                "--resume",
+                dataset_name,
+                len(self.finished),
+            )
 
     def reset(self) -> None:
         """Do nothing: what is finished stays."""
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
         """Write the predictions for a batch, both as :mod:`ovformer.data` describes them."""
-        ids = [category["id"] for category in self._categories]
         for record, output in zip(inputs, outputs, strict=True):
-            self._writer.add(record["video_id"], to_results(output, ids))
+            self._writer.add(record["video_id"], to_results(output, self._category_ids))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Merge the predictions of all processes into ``results.json`` and score them.

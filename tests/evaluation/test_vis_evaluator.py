@@ -10,6 +10,7 @@ import pytest
 from mini_videos import MiniVideos, mini_videos  # noqa: F401
 from video_fixture import encode
 
+from ovformer.d2 import MetadataCatalog
 from ovformer.evaluation.vis_evaluator import VisEvaluator
 
 
@@ -101,3 +102,20 @@ def test_results_are_written_before_scoring(
     with pytest.raises(ValueError, match="score nan"):
         feed(VisEvaluator("ytvis_2019_val", tmp_path), entry)
     assert (tmp_path / "results.json").is_file()
+
+
+def test_a_data_set_that_a_user_registered(
+    mini_videos: MiniVideos,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    metadata = MetadataCatalog.get("theirs")
+    try:
+        metadata.set(
+            json_file=str(mini_videos.root / "ytvis_2019" / "valid.json"),
+            thing_dataset_id_to_contiguous_id={8: 1, 1: 0},
+        )
+        output = prediction(8, [truth(mini_videos, 3)], label=1)
+        scores = feed(VisEvaluator("theirs", tmp_path), output)["segm"]
+    finally:
+        MetadataCatalog.remove("theirs")
+    assert scores["AP"] == pytest.approx(100 / 3) and "AP_base" not in scores

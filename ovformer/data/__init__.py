@@ -80,7 +80,6 @@ clip_image
 instances
     training only: list of T ``Instances`` with the same N instances in the same order: gt_classes,
     gt_ids int64 (N,), which are -1 where an instance is absent, gt_masks (empty there), gt_boxes
-
 instance_counts
     the number of instances that are visible in each frame of the whole batch
 

@@ -89,8 +89,8 @@ def make_videos(root: Path) -> MiniVideos:
     return data
 
 
-@pytest.fixture
-def mini_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniVideos:
+@pytest.fixture(name="mini_videos")
+def mini_videos_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniVideos:
     """Three videos as ``ytvis_2019_{train,val,test}``."""
     root = tmp_path / "data sets"
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))

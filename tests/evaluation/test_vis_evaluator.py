@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mini_videos import MiniVideos, mini_videos  # noqa: F401
+from mini_videos import MiniVideos, mini_videos_fixture  # noqa: F401
 from video_fixture import encode
 
 from ovformer.d2 import MetadataCatalog
@@ -40,7 +40,7 @@ def truth(data: MiniVideos, number: int) -> list[dict]:
     return [mask or nothing for mask in annotation["segmentations"]]
 
 
-def test_scores(mini_videos: MiniVideos, tmp_path: Path) -> None:  # noqa: F811
+def test_scores(mini_videos: MiniVideos, tmp_path: Path) -> None:
     person, sedan = truth(mini_videos, 1), truth(mini_videos, 2)
     scores = feed(
         VisEvaluator("ytvis_2019_val", tmp_path),
@@ -60,14 +60,14 @@ def test_scores(mini_videos: MiniVideos, tmp_path: Path) -> None:  # noqa: F811
     assert written["dataset"] == "ytvis_2019_val"
 
 
-def test_nothing_predicted(mini_videos: MiniVideos, tmp_path: Path) -> None:  # noqa: F811
+def test_nothing_predicted(mini_videos: MiniVideos, tmp_path: Path) -> None:
     scores = feed(VisEvaluator("ytvis_2019_val", tmp_path), *(prediction(i, []) for i in (3, 8)))
     assert scores["segm"]["AP"] == 0
     assert json.loads((tmp_path / "results.json").read_text()) == []
 
 
 def test_without_labels_it_says_where_results_go(
-    mini_videos: MiniVideos,  # noqa: F811
+    mini_videos: MiniVideos,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -78,7 +78,7 @@ def test_without_labels_it_says_where_results_go(
     assert len(json.loads((tmp_path / "results.json").read_text())) == 1
 
 
-def test_resume(mini_videos: MiniVideos, tmp_path: Path) -> None:  # noqa: F811
+def test_resume(mini_videos: MiniVideos, tmp_path: Path) -> None:
     person = prediction(3, [truth(mini_videos, 1)])
     interrupted = VisEvaluator("ytvis_2019_val", tmp_path)
     interrupted.process([{"video_id": 3}], [person])  # then the process is killed
@@ -93,10 +93,7 @@ def test_resume(mini_videos: MiniVideos, tmp_path: Path) -> None:  # noqa: F811
     assert VisEvaluator("ytvis_2019_val", tmp_path).finished == set()
 
 
-def test_results_are_written_before_scoring(
-    mini_videos: MiniVideos,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_results_are_written_before_scoring(mini_videos: MiniVideos, tmp_path: Path) -> None:
     entry = prediction(3, [truth(mini_videos, 1)])
     entry["pred_scores"] = [float("nan")]
     with pytest.raises(ValueError, match="score nan"):
@@ -104,10 +101,7 @@ def test_results_are_written_before_scoring(
     assert (tmp_path / "results.json").is_file()
 
 
-def test_a_data_set_that_a_user_registered(
-    mini_videos: MiniVideos,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_a_data_set_that_a_user_registered(mini_videos: MiniVideos, tmp_path: Path) -> None:
     metadata = MetadataCatalog.get("theirs")
     try:
         metadata.set(

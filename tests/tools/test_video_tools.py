@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mini_videos import VIDEOS, MiniVideos, mini_videos  # noqa: F401
+from mini_videos import VIDEOS, MiniVideos, mini_videos_fixture  # noqa: F401
 from PIL import Image
 from video_fixture import encode
 
@@ -215,7 +215,7 @@ def unpacked(folder: Path, name: str) -> list[dict]:
 
 
 def test_packed_results(
-    mini_videos: MiniVideos,  # noqa: F811
+    mini_videos: MiniVideos,
     tmp_path: Path,
     load_tool: Callable,
     capsys: pytest.CaptureFixture,
@@ -251,7 +251,7 @@ def test_packed_results(
     ],
 )
 def test_results_that_the_server_would_refuse(
-    mini_videos: MiniVideos,  # noqa: F811
+    mini_videos: MiniVideos,
     tmp_path: Path,
     load_tool: Callable,
     change: Callable,
@@ -271,7 +271,7 @@ def test_results_that_the_server_would_refuse(
 
 
 def test_too_many_predictions_of_a_video(
-    mini_videos: MiniVideos,  # noqa: F811
+    mini_videos: MiniVideos,
     tmp_path: Path,
     load_tool: Callable,
 ) -> None:
@@ -284,7 +284,7 @@ def test_too_many_predictions_of_a_video(
 
 
 def test_drawn_results(
-    mini_videos: MiniVideos,  # noqa: F811
+    mini_videos: MiniVideos,
     tmp_path: Path,
     load_tool: Callable,
 ) -> None:
@@ -332,7 +332,7 @@ def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
 
 
 def test_drawing_results_of_another_data_set(
-    mini_videos: MiniVideos,  # noqa: F811
+    mini_videos: MiniVideos,
     tmp_path: Path,
     load_tool: Callable,
 ) -> None:
@@ -347,7 +347,7 @@ def test_drawing_results_of_another_data_set(
         load_tool("vis_results").main(arguments)
 
 
-def test_clip_features_of_frames(mini_videos: MiniVideos, load_tool: Callable) -> None:  # noqa: F811
+def test_clip_features_of_frames(mini_videos: MiniVideos, load_tool: Callable) -> None:
     images = load_tool("save_clip_features").dataset_images(["ytvis_2019_val", "ytvis_2019_train"])
     assert len(images) == 20
     assert images["ytvis_2019/valid/JPEGImages/video3/00005.png"] == str(

@@ -1,0 +1,96 @@
+"""tools/quickstart.py: finished steps are skipped, stale ones made anew, and all of it works."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool(load_tool):
+    return load_tool("quickstart")
+
+
+def step(tool, output: Path, text: str = "x"):
+    """A step that appends to its output, so that one sees how often it ran."""
+    code = f"import sys; open(sys.argv[1], 'a').write({text!r})"
+    return tool.Step(f"write {output.name}", ["-c", code, str(output)], output)
+
+
+def test_finished_steps_are_skipped(tool, tmp_path: Path, capsys) -> None:
+    steps = [step(tool, tmp_path / name) for name in ("a", "b")]
+    record = tmp_path / "steps.json"
+    tool.run_steps(steps[:1], record, {})
+    tool.run_steps(steps, record, {})
+    tool.run_steps(steps, record, {})
+    assert [s.output.read_text() for s in steps] == ["x", "x"]
+    assert [entry["command"] for entry in json.loads(record.read_text())] == [
+        s.command for s in steps
+    ]
+    assert capsys.readouterr().out.count("finished already") == 3
+
+
+def test_a_changed_step_makes_all_after_it_anew(tool, tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    record = tmp_path / "steps.json"
+    tool.run_steps([step(tool, tmp_path / name) for name in names], record, {})
+    (tmp_path / "b.parts").mkdir()
+    changed = [step(tool, tmp_path / name, "y" if name == "b" else "x") for name in names]
+    tool.run_steps(changed, record, {})
+    assert [(tmp_path / name).read_text() for name in names] == ["x", "y", "x"]
+    assert not (tmp_path / "b.parts").exists()
+
+
+def test_a_failed_step_stops_and_is_run_again(tool, tmp_path: Path) -> None:
+    good, bad = step(tool, tmp_path / "a"), step(tool, tmp_path / "missing" / "b")
+    record = tmp_path / "steps.json"
+    with pytest.raises(SystemExit, match="Step 2 of 2 failed"):
+        tool.run_steps([good, bad], record, {})
+    (tmp_path / "missing").mkdir()
+    tool.run_steps([good, bad], record, {})
+    assert (tmp_path / "a").read_text() == "x"
+    assert (tmp_path / "missing" / "b").read_text() == "x"
+
+
+def test_commands_see_the_settings(tool, tmp_path: Path) -> None:
+    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['DETECTRON2_DATASETS'])"
+    seen = tool.Step("look", ["-c", code, str(tmp_path / "seen")], tmp_path / "seen")
+    tool.run_steps([seen], tmp_path / "steps.json", {"DETECTRON2_DATASETS": "here"})
+    assert (tmp_path / "seen").read_text() == "here"
+
+
+def test_swapped_names_keep_the_colour_only(tool, tmp_path: Path) -> None:
+    from ovformer.data.shape_scenes import CATEGORY_NAMES
+
+    swapped = tool.write_swapped_names(tmp_path / "names.txt").read_text().splitlines()
+    assert sorted(swapped) == sorted(CATEGORY_NAMES)
+    for name, other in zip(CATEGORY_NAMES, swapped, strict=True):
+        assert name.split()[0] == other.split()[0] and name.split()[1] != other.split()[1]
+
+
+def test_each_command_is_a_script_of_the_repository(tool, tmp_path: Path) -> None:
+    for made in tool.make_steps(tmp_path, 0, False):
+        assert (ROOT / made.command[0]).is_file(), made.command[0]
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_report(tmp_path: Path) -> None:
+    output = tmp_path / "quickstart"
+    command = [sys.executable, "tools/quickstart.py", "--fast", "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    for name in ("report.html", "predictions.png", "losses.png", "train/model_final.pth"):
+        assert (output / name).stat().st_size > 0
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page
+    for entry in json.loads((output / "steps.json").read_text())[:-1]:
+        assert entry["command"][0] in first.stdout and entry["command"][0] in page
+    second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert second.returncode == 0
+    assert second.stdout.count("finished already") == 10

@@ -31,7 +31,7 @@ from ovformer.ops.mask_rle import encode_masks
 logger = logging.getLogger(__name__)
 
 _LARGE_FILE = 1 << 30  # bytes from which on the log mentions the file
-_PIXELS_AT_ONCE = 1 << 24  # masks of so many pixels in all are resized together
+_PIXELS_AT_ONCE = 1 << 22  # masks of so many pixels in all are resized together
 
 
 class SpillFile:
@@ -108,7 +108,7 @@ class MaskStore:
             file: where they will be kept.
         """
         self._file = file
-        self._frames: list[tuple[int, np.ndarray]] = []
+        self._offsets: list[int] = []
         self._shape = (0, 0, 0)
 
     def append(self, logits: Tensor) -> None:
@@ -121,9 +121,9 @@ class MaskStore:
         inside = logits > 0
         near = _near_boundary(inside)
         ends = near.flatten(1).sum(1).cumsum(0).cpu().numpy()
-        offset = self._file.write(np.packbits(inside.flatten(1).cpu().numpy(), axis=1))
+        self._offsets.append(self._file.write(ends))
+        self._file.write(np.packbits(inside.flatten(1).cpu().numpy(), axis=1))
         self._file.write(logits[near].float().cpu().numpy())
-        self._frames.append((offset, ends))
 
     def read(self, items: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """Return masks.
@@ -139,11 +139,13 @@ class MaskStore:
         row = -(-height * width // 8)
         bits, values = [], []
         for frame, query in items:
-            offset, ends = self._frames[frame]
-            bits.append(self._file.read(offset + query * row, row, np.uint8))
+            ends_at = self._offsets[frame]
+            ends = self._file.read(ends_at, num_queries, np.int64)
             begin = ends[query - 1] if query else 0
-            place = offset + num_queries * row + 4 * begin
-            values.append(self._file.read(place, ends[query] - begin, np.float32))
+            bits_at = ends_at + ends.nbytes
+            values_at = bits_at + num_queries * row + 4 * begin
+            bits.append(self._file.read(bits_at + query * row, row, np.uint8))
+            values.append(self._file.read(values_at, ends[query] - begin, np.float32))
         inside = np.unpackbits(np.stack(bits), axis=1, count=height * width)
         inside = torch.from_numpy(inside.view(bool)).to(device).unflatten(1, (height, width))
         logits = inside.float() * 2 - 1

@@ -77,20 +77,19 @@ class TrackSelection(NamedTuple):
 
 
 class VideoTracks:
-    """What is known of the tracks of a video. Its memory does not grow with the video's length.
+    """What is known of the tracks of a video, in memory that does not grow with its length.
 
-    Averages and totals are kept as numbers per track (and a few per track and frame); scores of
-    all classes and masks of each frame go to a temporary file.
+    Only sums over frames are kept there. What is known of each frame goes to a temporary file: the
+    scores of all classes, the size and total probability of each mask's foreground, and the masks.
+    Arrays of a frame that stayed in memory, however small, would scatter among the large ones that
+    come and go, and keep the allocator from using that space again.
     """
 
     def __init__(self) -> None:
         """Start without frames."""
         self._file = SpillFile()
         self.masks = MaskStore(self._file)
-        self._frame_scores: list[int] = []
-        self._foreground: list[Tensor] = []
-        self._logits: Tensor | float = 0.0
-        self._object_logits: Tensor | float = 0.0
+        self._offsets: list[int] = []
 
     def __enter__(self) -> "VideoTracks":
         return self
@@ -101,7 +100,7 @@ class VideoTracks:
     @property
     def num_frames(self) -> int:
         """How many frames there are so far."""
-        return len(self._frame_scores)
+        return len(self._offsets)
 
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
         """Add the next frame, its queries in the order of the tracks.
@@ -112,13 +111,17 @@ class VideoTracks:
             masks: (Q, h, w) logits.
         """
         logits, object_logits = logits.float(), object_logits.float()
-        self._logits = self._logits + logits
-        self._object_logits = self._object_logits + object_logits
-        scores = class_scores(logits, object_logits)
-        self._frame_scores.append(self._file.write(scores.cpu().numpy()))
+        if not self._offsets:
+            self._logits, self._object_logits = logits.clone(), object_logits.clone()
+        else:
+            self._logits += logits
+            self._object_logits += object_logits
         inside = masks > 0
         probabilities = (masks.sigmoid() * inside).sum((1, 2))
-        self._foreground.append(torch.stack((probabilities, inside.sum((1, 2)))))
+        scores = class_scores(logits, object_logits)
+        pixels = inside.sum((1, 2))
+        numbers = torch.cat((scores, probabilities[:, None], pixels[:, None]), dim=1)
+        self._offsets.append(self._file.write(numbers.cpu().numpy()))
         self.masks.append(masks)
 
     def select(self, limit: int, frame_score_ratio: float) -> TrackSelection:
@@ -134,18 +137,21 @@ class VideoTracks:
         """
         mean = (self._logits / self.num_frames, self._object_logits / self.num_frames)
         scores = class_scores(*mean)
-        shape = tuple(scores.shape)
         scores, queries, classes = select_top(scores, limit)
-        pairs = (queries.cpu().numpy(), classes.cpu().numpy())
-        frame_scores = [
-            self._file.read(offset, shape[0] * shape[1], np.float32).reshape(shape)[pairs]
-            for offset in self._frame_scores
-        ]
-        frame_scores = torch.from_numpy(np.stack(frame_scores, axis=1)).to(scores.device)
+        frame_scores, probabilities, pixels = self._numbers(queries, classes).to(scores.device)
         visible = ~(frame_scores < frame_score_ratio * scores[:, None])
-        foreground = torch.stack(self._foreground, dim=2)[:, queries] * visible
-        probability, pixels = foreground.sum(2)
-        scores = scores * probability / (pixels + 1e-6)
-        scores, order = scores.sort(descending=True)
-        visible &= foreground[1] > 0
+        probability, area = ((numbers * visible).sum(1) for numbers in (probabilities, pixels))
+        scores, order = (scores * probability / (area + 1e-6)).sort(descending=True)
+        visible &= pixels > 0
         return TrackSelection(scores, queries[order], classes[order], visible[order])
+
+    def _numbers(self, queries: Tensor, classes: Tensor) -> Tensor:
+        """Read each pair's score, total probability and pixels in each frame: (3, N, T)."""
+        num_queries, num_logits = self._logits.shape
+        shape = (num_queries, num_logits + 1)  # see append()
+        queries, classes = queries.cpu().numpy(), classes.cpu().numpy()
+        frames = []
+        for offset in self._offsets:
+            numbers = self._file.read(offset, shape[0] * shape[1], np.float32).reshape(shape)
+            frames.append([numbers[queries, column] for column in (classes, -2, -1)])
+        return torch.from_numpy(np.stack(frames, axis=2))

@@ -22,7 +22,7 @@ def encode_masks(masks: Tensor) -> list[dict]:
     """
     if masks.device.type != "cpu":
         return encode_runs(masks)
-    codes = (coco_mask.encode(np.asfortranarray(mask)) for mask in masks.numpy().astype(np.uint8))
+    codes = (coco_mask.encode(np.asfortranarray(mask)) for mask in masks.numpy().view(np.uint8))
     return [_with_text(code) for code in codes]
 
 

@@ -371,7 +371,8 @@ from video_models import TINY, build_video_model
 torch.set_num_threads(1)
 num_frames = int(sys.argv[1])
 with tempfile.TemporaryDirectory() as folder:
-    model = build_video_model(Path(folder), 50, 16, TINY).eval()
+    options = {"MODEL.MASK_FORMER.TEST.WINDOW_SIZE": 2}
+    model = build_video_model(Path(folder), 50, 16, TINY, **options).eval()
 frames = (torch.randint(0, 256, (3, 360, 640), dtype=torch.uint8) for _ in range(num_frames))
 record = {"image": frames, "clip_features": torch.randn(num_frames, 16)}
 (prediction,) = model([record])

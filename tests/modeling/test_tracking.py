@@ -1,6 +1,9 @@
 """Tracks of queries: the recorded ones, and the edges."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -165,3 +168,35 @@ def test_the_file_is_closed_at_the_end() -> None:
     with tracks:
         assert tracks.num_frames == 2 and tracks._file.size > 0
     assert tracks._file._file.closed
+
+
+MEASURE = """
+import resource
+import torch
+from ovformer.modeling.tracking import VideoTracks
+
+torch.set_num_threads(1)
+masks = torch.full((100, 90, 160), -3.0)
+masks[:, 20:50, 30:80] = 2.0
+with VideoTracks() as tracks:
+    for _ in range(4):
+        for _ in range(20):
+            tracks.append(torch.zeros(100, 41), torch.zeros(100, 2), masks)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_frames_leave_nothing_in_memory() -> None:
+    """Also no small arrays, which would keep the space of large ones from being used again."""
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    first, *_, last = (float(line) for line in run.stdout.split())
+    # Less than the masks of ten of the sixty frames.
+    assert last - first < 10 * 100 * 90 * 160 * 4 / 2**20

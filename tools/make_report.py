@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"<h1>OVFormer on {escape(args.dataset)}</h1>",
             score_table(scores["segm"], control["segm"]),
             "<h2>What it finds</h2>",
-            f"<p>The first {NUM_IMAGES} images that have a novel object and one more. Left what "
-            "is there, right what was predicted: a name on green is right, a name on red is not. "
+            "<p>The first images that have a novel object and one more. Left what is there, right "
+            "what was predicted: a name on green is right, a name on red is not. "
             "A star marks novel names: no such object was annotated or shown in training.</p>",
             inline_image(pictures, "predictions next to the ground truth"),
             "<h2>AP50 of each category</h2>",
@@ -174,7 +174,7 @@ def draw_losses(metrics: Path, path: Path) -> None:
     figure, axes = plt.subplots(1, len(CURVES), figsize=(15, 2.8), layout="constrained")
     for axis, name in zip(axes, CURVES, strict=True):
         points = [(line["iteration"], line[name]) for line in lines if name in line]
-        axis.plot(*zip(*points, strict=True))
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 5 else "")
         axis.set(title=name, xlabel="iteration", ylim=(0, None))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -197,7 +197,10 @@ class Trainer(TrainerBase):
             )
 
     def _bad_iteration(self, reason: str, records: list[dict]) -> str:
-        names = ", ".join(str(record.get("file_name", "?")) for record in records)
+        names = ", ".join(
+            str(record.get("file_name") or ", ".join(record.get("file_names", "?")))
+            for record in records
+        )
         return (
             f"Iteration {self.iter}: {reason}. The weights were not changed by this iteration. "
             f"Images of this process: {names}. What may help: a smaller SOLVER.BASE_LR, "

@@ -20,17 +20,11 @@ from ovformer.d2.builtin import comm
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 _EXAMPLES = """
-Examples:
-
-Run on single machine:
-    $ {script} --num-gpus 8 --config-file cfg.yaml
-
-Change some config options:
-    $ {script} --config-file cfg.yaml MODEL.WEIGHTS /path/to/weight.pth SOLVER.BASE_LR 0.001
-
-Run on multiple machines:
-    (machine0)$ {script} --machine-rank 0 --num-machines 2 --dist-url <URL> [--other-flags]
-    (machine1)$ {script} --machine-rank 1 --num-machines 2 --dist-url <URL> [--other-flags]
+examples:
+  {script} --config-file FILE --num-gpus 4                one machine, four processes
+  {script} --config-file FILE SOLVER.BASE_LR 0.001        with another value of a config key
+  {script} --config-file FILE --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+                                                          on each of two machines, with its rank
 """
 
 
@@ -45,12 +39,12 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="path to config file")
+    add("--config-file", default="", metavar="FILE", help="YAML file of the config")
     add("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint, if any")
-    add("--eval-only", action="store_true", help="perform evaluation only")
-    add("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
-    add("--num-machines", type=int, default=1, help="total number of machines")
-    add("--machine-rank", type=int, default=0, help="the rank of this machine (from 0, unique)")
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU")
+    add("--num-machines", type=int, default=1, help="machines of the run")
+    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     # One port per user, not a free one: a port in use tells of processes left from another run.
     user = os.getuid() if hasattr(os, "getuid") else 1
     port = 2**15 + 2**14 + hash(user) % 2**14

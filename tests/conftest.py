@@ -1,11 +1,16 @@
 """Fixtures shared by all tests."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ovformer.d2 import BACKEND
+# One thread adds up in one order, so that trainings can be compared bit by bit; and models as small
+# as those of the tests are no slower. Set before torch is imported, and for all subprocesses.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from ovformer.d2 import BACKEND  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "reference"
 

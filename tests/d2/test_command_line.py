@@ -43,7 +43,7 @@ def test_all_options() -> None:
 
 
 def test_help_ends_with_examples_or_what_is_given() -> None:
-    assert "--num-gpus 8 --config-file cfg.yaml" in default_argument_parser().format_help()
+    assert "xamples:\n" in default_argument_parser().format_help()
     assert default_argument_parser("two\nlines").format_help().endswith("two\nlines\n")
 
 

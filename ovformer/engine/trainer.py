@@ -5,10 +5,10 @@ each is cut into ``SOLVER.ACCUMULATION_STEPS`` micro-batches of one size. Losses
 both, so losses that are means over images (the class loss per query) come out as those of one large
 batch. Losses that are sums over instances are divided by a number of instances; that has to be the
 one of the whole batch. The criterion averages it over processes; over micro-batches it can't, so
-with several of them each record carries ``instance_counts``: the number of instances of each image
-or frame of the whole batch. Then the gradient is that of one process with all images, as far as
-images are padded to the same size. What is random (the points of masks, the classes of the
-federated loss) is drawn for each micro-batch.
+with several of them each record carries ``instance_counts``: the number of instances of each image,
+frame or clip of the whole batch, as the model's method of that name counts them. Then the gradient
+is that of one process with all images, as far as images are padded to the same size. What is random
+(the points of masks, the classes of the federated loss) is drawn for each micro-batch.
 """
 
 import contextlib
@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 class Trainer(TrainerBase):
     """Trains a model that returns a dict of losses for a list of records.
+
+    With several micro-batches the model also needs a method ``instance_counts``, from a record to
+    the number of instances of each part of it that counts as an image.
 
     Attributes:
         model: the model, in DistributedDataParallel where there are several processes.
@@ -159,7 +162,8 @@ class Trainer(TrainerBase):
         steps = self._accumulation_steps
         if steps == 1:
             return [batch]
-        counts = [count for record in batch for count in instance_counts(record)]
+        model = getattr(self.model, "module", self.model)  # inside DistributedDataParallel
+        counts = [count for record in batch for count in model.instance_counts(record)]
         counts = [count for part in comm.all_gather(counts) for count in part]
         batch = [{**record, "instance_counts": counts} for record in batch]
         size = len(batch) // steps
@@ -270,14 +274,6 @@ class Trainer(TrainerBase):
             )
             return
         set_random_state(self._random_states[comm.get_rank()])
-
-
-def instance_counts(record: dict) -> list[int]:
-    """Return the number of instances of an image, or of those in each frame of a clip."""
-    instances = record.get("instances", [])
-    if isinstance(instances, list):
-        return [int((frame.gt_ids >= 0).sum()) for frame in instances]
-    return [len(instances)]
 
 
 def random_state() -> dict[str, Any]:

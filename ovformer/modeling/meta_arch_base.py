@@ -239,17 +239,20 @@ class OVFormerBase(nn.Module):
         """
         targets = []
         for record in records:
-            if "instances" not in record:
-                raise ValueError(
-                    f"{record.get('file_name', 'a record')} has no 'instances', which training "
-                    "needs. Call model.eval() before inference"
-                )
-            instances = record["instances"].to(self.device)
+            instances = annotated(record).to(self.device)
             masks = instances.gt_masks.tensor
             height, width = masks.shape[-2:]
             padding = (0, padded_size[1] - width, 0, padded_size[0] - height)
             targets.append({"labels": instances.gt_classes, "masks": F.pad(masks, padding)})
         return targets
+
+    def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
+        """Return the number of instances of each target that a record becomes in training.
+
+        Raises:
+            ValueError: the record has no instances.
+        """
+        return [len(annotated(record))]
 
     def losses(
         self,
@@ -279,3 +282,17 @@ class OVFormerBase(nn.Module):
         weights = self.criterion.weight_dict
         losses = self.criterion(outputs, targets, instance_counts)
         return {name: loss * weights[name] for name, loss in losses.items()}
+
+
+def annotated(record: Mapping[str, Any]) -> Any:
+    """Return the ``instances`` of a record: of an image, or a list of those of a video's frames.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if "instances" not in record:
+        name = record.get("file_name") or record.get("video_id", "a record")
+        raise ValueError(
+            f"{name} has no 'instances', which training needs. Call model.eval() before inference"
+        )
+    return record["instances"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
 from ovformer.modeling.mask_store import MaskSizes, encode_tubes
+from ovformer.modeling.meta_arch_base import annotated
 from ovformer.modeling.ovformer_model import OVFormer
 from ovformer.modeling.tracking import QueryTracker, VideoTracks
 from ovformer.ops.mask_resize import mask_logits
@@ -76,7 +77,7 @@ class OVFormerVideo(OVFormer):
         Args:
             batched_inputs: the batch dict of :mod:`ovformer.data`, one record per video. In
                 training its frames are images to learn from; an instance does not count in a frame
-                where its mask is empty.
+                where its ``gt_ids`` is -1.
 
         Returns:
             In training the weighted losses by name. Else the prediction dict of each video:
@@ -90,6 +91,10 @@ class OVFormerVideo(OVFormer):
             if "instances" in frame:
                 frame["instances"] = _visible_instances(frame["instances"])
         return super().forward(frames)
+
+    def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
+        """Return the number of instances that are visible in each frame of a video."""
+        return [len(_visible_instances(instances)) for instances in annotated(record)]
 
     def predict_videos(self, records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Find and follow the objects of videos, one video after the other.
@@ -241,5 +246,5 @@ def _check_sizes(
 
 
 def _visible_instances(instances: Any) -> Any:
-    """Return those instances of a frame whose masks are not empty."""
-    return instances[instances.gt_masks.tensor.flatten(1).any(1)]
+    """Return those instances of a frame that are not absent from it."""
+    return instances[instances.gt_ids >= 0]

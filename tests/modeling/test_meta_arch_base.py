@@ -149,6 +149,14 @@ def test_targets_are_padded_and_may_be_empty() -> None:
 def test_training_without_annotations_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match="a.png has no 'instances'"):
         build().targets([{"file_name": "a.png"}], (8, 8))
+    with pytest.raises(ValueError, match="7 has no 'instances'"):
+        build().instance_counts({"video_id": 7})
+
+
+def test_instances_of_an_image_are_counted() -> None:
+    instances = Instances((5, 7))
+    instances.gt_classes = torch.arange(2)
+    assert build().instance_counts({"instances": instances}) == [2]
 
 
 class Criterion(nn.Module):

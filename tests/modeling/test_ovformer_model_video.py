@@ -351,6 +351,10 @@ def test_frames_are_trained_as_images_without_absent_instances(build) -> None:
         assert not parameter.requires_grad or parameter.grad.isfinite().all(), name
 
 
+def test_instances_are_counted_in_each_frame(model) -> None:
+    assert [model.instance_counts(record) for record in training_batch()] == [[2, 1], [2, 1]]
+
+
 def test_instance_counts_of_a_whole_batch_reach_the_criterion(model) -> None:
     model.train()
     (record, _) = training_batch()

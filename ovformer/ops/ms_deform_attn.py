@@ -1,12 +1,33 @@
 """Multi-scale deformable attention (Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3).
 
+One PyTorch operator, ``ovformer::ms_deform_attn``, with several kernels behind it. A kernel is a
+module of three functions on checked, contiguous inputs:
+
+* ``unavailable(device) -> str | None``: why it can't run there, in words, or None;
+* ``forward(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)``;
+* ``backward(grad_output, value, ...)``: the gradients of ``value``, ``sampling_locations`` and
+  ``attention_weights``.
+
+``spatial_shapes`` and ``level_start_index`` reach it as int64 tensors on the CPU, and
+``sampling_locations`` and ``attention_weights`` in float32, or float64 when ``value`` is float64.
+
 Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
 Lq queries.
 """
 
+import functools
+import importlib
+import logging
+import os
+from types import ModuleType
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+# Kernel -> the type of device that it is for (None: any). ``auto`` takes the first that can run.
+KERNELS = {"torch": None}
 
 
 def ms_deform_attn(
@@ -19,7 +40,8 @@ def ms_deform_attn(
     """Sum values sampled bilinearly at given places of several feature maps, with given weights.
 
     Outside a map the value is zero. Differentiable in ``value``, ``sampling_locations`` and
-    ``attention_weights``. 16-bit inputs are computed in float32.
+    ``attention_weights``. Values may have 16 bits, also under autocast: sums, places and weights
+    are those of float32 then.
 
     Args:
         value: (N, S, M, D); the tokens of a level are its pixels, row by row.
@@ -33,31 +55,137 @@ def ms_deform_attn(
         (N, Lq, M * D), of the type of ``value``.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together, or ``$OVFORMER_MSDA`` is no kernel.
+        RuntimeError: ``$OVFORMER_MSDA`` names a kernel that can't be used here.
     """
-    levels = _check_inputs(
+    return _forward(
+        value,
+        spatial_shapes,
+        level_start_index,
+        *_in_full_precision(value, sampling_locations, attention_weights),
+    )
+
+
+def choose_kernel(device: torch.device) -> str:
+    """Return the name of the kernel that ``$OVFORMER_MSDA`` asks for (default ``auto``).
+
+    Raises:
+        ValueError: ``$OVFORMER_MSDA`` is neither ``auto`` nor a kernel.
+        RuntimeError: ``$OVFORMER_MSDA`` names a kernel that can't be used on this device.
+    """
+    return _choose_kernel(device, os.environ.get("OVFORMER_MSDA", "auto"))
+
+
+def load_kernel(name: str) -> ModuleType:
+    """Return the module of a kernel, one of ``KERNELS``."""
+    return importlib.import_module(f"ovformer.ops.ms_deform_attn_{name}")
+
+
+@functools.cache
+def _choose_kernel(device: torch.device, wanted: str) -> str:
+    """Do what :func:`choose_kernel` does, once per device, with a line in the log."""
+    if wanted != "auto" and wanted not in KERNELS:
+        raise ValueError(f"OVFORMER_MSDA: unknown kernel {wanted!r}. Known: auto, {_all_kernels()}")
+    if wanted != "auto":
+        if reason := load_kernel(wanted).unavailable(device):
+            usable = [name for name in KERNELS if not load_kernel(name).unavailable(device)]
+            raise RuntimeError(
+                f"OVFORMER_MSDA={wanted}, but this kernel can't be used on {device}: {reason}. "
+                f"Usable there: {', '.join(usable)}. `python -m ovformer.ops` says more."
+            )
+        logger.info("Deformable attention on %s: %s kernel (OVFORMER_MSDA)", device, wanted)
+        return wanted
+    passed_over = []
+    for name, device_type in KERNELS.items():
+        if device_type not in (None, device.type):
+            continue
+        reason = load_kernel(name).unavailable(device)
+        if reason is None:
+            break
+        passed_over.append(f"; not {name}: {reason}")
+    logger.info("Deformable attention on %s: %s kernel%s", device, name, "".join(passed_over))
+    return name
+
+
+def _all_kernels() -> str:
+    return ", ".join(KERNELS)
+
+
+def _in_full_precision(
+    value: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return places and weights in float32, or float64 if the value is: 16 bits are too coarse."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    return sampling_locations.to(dtype), attention_weights.to(dtype)
+
+
+@torch.library.custom_op("ovformer::ms_deform_attn", mutates_args=())
+def _forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Run the chosen kernel; see :func:`ms_deform_attn`."""
+    inputs = _check_inputs(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
-    batch, _, heads, _ = value.shape
-    dtype = torch.promote_types(value.dtype, sampling_locations.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
+    return load_kernel(choose_kernel(value.device)).forward(*inputs)
 
-    # One image per (batch element, head): the channels of a head are sampled together.
-    maps = value.to(dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (N*M, D, S)
-    grids = (2 * sampling_locations.to(dtype) - 1).transpose(1, 2).flatten(0, 1)
-    weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1).unsqueeze(1)
-    output = maps.new_zeros(())
-    for level, (start, height, width) in enumerate(levels):
-        sampled = F.grid_sample(
-            maps[..., start : start + height * width].unflatten(2, (height, width)),
-            grids[:, :, level],
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )  # (N*M, D, Lq, P)
-        output = output + (sampled * weights[..., level, :]).sum(-1)
-    output = output.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
-    return output.to(value.dtype)
+
+@torch.library.custom_op("ovformer::ms_deform_attn_backward", mutates_args=())
+def _backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, places and weights."""
+    inputs = _check_inputs(
+        value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+    )
+    kernel = load_kernel(choose_kernel(value.device))
+    return kernel.backward(grad_output.contiguous(), *inputs)
+
+
+@_forward.register_fake
+def _(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
+
+
+@_backward.register_fake
+def _(grad_output, value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    inputs = (value, sampling_locations, attention_weights)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs)
+
+
+def _save_inputs(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    grad_value, grad_locations, grad_weights = _backward(grad_output, *ctx.saved_tensors)
+    return grad_value, None, None, grad_locations, grad_weights
+
+
+_forward.register_autograd(_differentiate, setup_context=_save_inputs)
+
+
+def _autocast(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+    """Leave the value as it is, since it is read as often as it is computed with; see above."""
+    with torch.autocast(value.device.type, enabled=False):
+        return ms_deform_attn(
+            value, spatial_shapes, level_start_index, sampling_locations, attention_weights
+        )
+
+
+_library = torch.library.Library("ovformer", "FRAGMENT")
+for _key in ("AutocastCPU", "AutocastCUDA", "AutocastMPS"):
+    _library.impl("ms_deform_attn", _autocast, _key)
 
 
 def _check_inputs(
@@ -66,14 +194,26 @@ def _check_inputs(
     level_start_index: Tensor,
     sampling_locations: Tensor,
     attention_weights: Tensor,
-) -> list[tuple[int, int, int]]:
-    """Return (first token, height, width) of each level, or say which shapes do not fit."""
+) -> tuple[Tensor, ...]:
+    """Return the inputs as kernels want them, or say what does not fit."""
     if value.dim() != 4 or sampling_locations.dim() != 6 or attention_weights.dim() != 5:
         raise ValueError(
             "ms_deform_attn: expected value (N, S, M, D), sampling_locations (N, Lq, M, L, P, 2) "
             f"and attention_weights (N, Lq, M, L, P), got {tuple(value.shape)}, "
             f"{tuple(sampling_locations.shape)} and {tuple(attention_weights.shape)}"
         )
+    accurate = torch.promote_types(value.dtype, torch.float32)
+    for name, x in (
+        ("sampling_locations", sampling_locations),
+        ("attention_weights", attention_weights),
+    ):
+        if x.device != value.device or x.dtype != accurate:
+            raise ValueError(
+                f"ms_deform_attn: {name} is {x.dtype} on {x.device}, expected {accurate} on "
+                f"{value.device}, for a value of {value.dtype}"
+            )
+    spatial_shapes = spatial_shapes.to("cpu", torch.int64)
+    level_start_index = level_start_index.to("cpu", torch.int64)
     batch, tokens, heads, _ = value.shape
     shapes = [tuple(shape) for shape in spatial_shapes.tolist()]
     queries, points = attention_weights.shape[1], attention_weights.shape[4]
@@ -95,4 +235,11 @@ def _check_inputs(
             f"ms_deform_attn: levels of {shapes} pixels start at tokens {starts}, but value has "
             f"{tokens} tokens and level_start_index is {level_start_index.tolist()}"
         )
-    return [(start, *shape) for start, shape in zip(starts, shapes, strict=True)]
+    inputs = (
+        value,
+        spatial_shapes,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+    )
+    return tuple(x.contiguous() for x in inputs)

@@ -13,7 +13,7 @@ from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run_fixture  # noqa: F
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.engine import cli
-from ovformer.engine.stages import IMAGE
+from ovformer.engine.stages import CLIP, IMAGE, STAGES, Stage
 from ovformer.modeling.text_classifier import save_text_classifier
 
 
@@ -21,10 +21,10 @@ from ovformer.modeling.text_classifier import save_text_classifier
 def refused(tiny_run: TinyRun, monkeypatch, capsys):
     """A function that runs the script, which must stop before a process is started."""
 
-    def refuse(*words: str) -> str:
+    def refuse(*words: str, stage: Stage = IMAGE) -> str:
         monkeypatch.setattr(cli, "launch", lambda *args, **kwargs: pytest.fail("it went on"))
         with pytest.raises(SystemExit) as stop:
-            run_here(tiny_run, *words)
+            run_here(tiny_run, *words, stage=stage)
         assert stop.value.code == 2
         return capsys.readouterr().err
 
@@ -99,6 +99,8 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys):
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], ["unknown 'all'. Known: full_model, norm"]),
         (["INPUT.DATASET_MAPPER_NAME", "lsj"], ["unknown 'lsj'", "coco_instance_lsj"]),
         (["DATALOADER.SAMPLER_TRAIN", "Random"], ["unknown 'Random'", "TrainingSampler"]),
+        (["INPUT.SAMPLING_FRAME_NUM", "0"], ["SAMPLING_FRAME_NUM: expected at least 1, got 0"]),
+        (["INPUT.SAMPLING_FRAME_RANGE", "-1"], ["FRAME_RANGE: expected at least 0, got -1"]),
         (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER: expected at least 1, got 0"]),
         (
             ["SOLVER.ACCUMULATION_STEPS", "4"],
@@ -330,3 +332,21 @@ def test_the_command_line_says_it_without_a_traceback(tiny_run: TinyRun) -> None
     assert "train_net.py: error: " in process.stderr
     assert "unknown config key 'SOLVER.BASELR'" in process.stderr
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(("stage", "name"), [(IMAGE, "OVFormerVideo"), (CLIP, "OVFormer")])
+def test_a_model_of_another_script(refused, stage: Stage, name: str) -> None:
+    message = refused("MODEL.META_ARCHITECTURE", name, stage=stage)
+    right = next(other for other in STAGES if other.meta_architecture == name)
+    assert f"MODEL.META_ARCHITECTURE: {right.script} runs {name}; {stage.script} runs" in message
+
+
+def test_missing_counts_of_categories(refused, tiny_run: TinyRun) -> None:
+    """Of training only: an evaluation does without."""
+    opts = ["MODEL.MASK_FORMER.CAT_INFO_PATH", "datasets/none.json"]
+    assert "MODEL.MASK_FORMER.CAT_INFO_PATH: no file" in refused(*opts)
+
+
+def test_an_evaluation_needs_no_training_set(tiny_run: TinyRun) -> None:
+    opts = ["DATASETS.TRAIN", "('lvis_v1_train',)"]
+    run_here(tiny_run, "--eval-only", *opts, "MODEL.MASK_FORMER.CAT_INFO_PATH", "none.json")

@@ -9,7 +9,7 @@ import yaml
 from ovformer.config import _WITHOUT_EFFECT, FIXED_KEYS, UnknownKeyError, get_ovformer_cfg
 from ovformer.d2 import CfgNode
 from ovformer.data.dataset_spec import check_class_count
-from ovformer.engine.stages import VIDEO
+from ovformer.engine.stages import CLIP, VIDEO
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -59,6 +59,25 @@ def published_video(reference, folder: str, name: str) -> dict:
     values = json.loads(reference("published_video_configs.json").read_text())
     r50 = {**published(reference, "ovformer_R50_bs8"), **values[f"{folder}/ovformer_R50_bs8"]}
     return {**r50, **values.get(f"{folder}/{name}", {})}
+
+
+def published_clip(reference, name: str) -> dict:
+    """Key -> value of a published file of stage 3; Swin-B's only hold what differs from R50."""
+    values = json.loads(reference("published_video_configs.json").read_text())
+    return {**values["lvvis/video_ovformer_R50_bs8"], **values[f"lvvis/{name}"]}
+
+
+def write_tree(path: Path, values: dict) -> Path:
+    """Write key -> value as a YAML file."""
+    tree: dict = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    path.write_text(yaml.safe_dump(tree))
+    return path
 
 
 def assert_same_value(got: object, value: object, key: str) -> None:
@@ -126,17 +145,34 @@ def test_data_sets_of_a_video_config_fit_its_classes(folder: str) -> None:
 
 @pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])
 def test_published_files_load_unchanged(reference, tmp_path: Path, name: str) -> None:
-    tree: dict = {}
-    for key, value in published(reference, name).items():
-        *parents, last = key.split(".")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = value
-    path = tmp_path / "published.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path = write_tree(tmp_path / "published.yaml", published(reference, name))
     ours = get_ovformer_cfg(str(ROOT / "configs" / "lvis" / f"{name}.yaml"))
     assert get_ovformer_cfg(str(path)) == ours
+
+
+@pytest.mark.parametrize("name", ["video_ovformer_R50_bs8", "video_ovformer_SwinB_bs8"])
+def test_published_values_of_clips(reference, tmp_path: Path, name: str) -> None:
+    """Each value of ours is the published one, but for a few that change nothing."""
+    path = write_tree(tmp_path / "published.yaml", published_clip(reference, name))
+    theirs = leaves(get_ovformer_cfg(str(path)))
+    ours = leaves(get_ovformer_cfg(str(ROOT / "configs" / "lvvis" / f"{name}.yaml")))
+    different = {key for key in ours if ours[key] != theirs[key]}
+    assert different == {
+        "MODEL.MASK_FORMER.CAT_INFO_PATH",  # a path in their code
+        "MODEL.MASK_FORMER.CLIP_IMAGE_PATH",  # stored features, without which ours compute them
+        "DATALOADER.REPEAT_THRESHOLD",  # of a sampler that neither uses
+        "MODEL.BACKBONE.FREEZE_AT",  # of detectron2's backbones
+    }
+    assert ours["DATALOADER.SAMPLER_TRAIN"] == "TrainingSampler"
+
+
+def test_clip_configs_are_of_stage_3() -> None:
+    for path in (ROOT / "configs").rglob("video_*.yaml"):
+        cfg = get_ovformer_cfg(str(path))
+        assert cfg.MODEL.META_ARCHITECTURE == CLIP.meta_architecture
+        names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+        check_class_count(names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS")
+        assert {CLIP.evaluator_type(name) for name in cfg.DATASETS.TEST} == {"vis"}
 
 
 @pytest.mark.parametrize("key", FIXED_KEYS)

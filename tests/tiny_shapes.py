@@ -21,7 +21,7 @@ from ovformer.d2 import setup_logger
 from ovformer.data.clip_features import ClipFeatureWriter
 from ovformer.data.dataset_spec import load_categories
 from ovformer.engine.cli import main
-from ovformer.engine.stages import IMAGE
+from ovformer.engine.stages import IMAGE, Stage
 from ovformer.modeling.text_classifier import save_text_classifier
 
 ROOT = Path(__file__).parents[1]
@@ -180,10 +180,10 @@ def own_loggers() -> Iterator[None]:
         getattr(setup_logger, "cache_clear", lambda: None)()  # of detectron2's
 
 
-def run_here(run: TinyRun, *words: str) -> None:
-    """Run the script in this process, which saves the seconds that imports take."""
+def run_here(run: TinyRun, *words: str, stage: Stage = IMAGE) -> None:
+    """Run a script in this process, which saves the seconds that imports take."""
     with own_loggers():
-        main(IMAGE, run.command(*words))
+        main(stage, run.command(*words))
 
 
 def make_run(folder: Path) -> TinyRun:

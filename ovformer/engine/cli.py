@@ -93,6 +93,8 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
     # An evaluation does not replace the config that the checkpoints next to it belong to.
     if comm.is_main_process() and not (args.eval_only and config_file.exists()):
         config_file.write_text(cfg.dump(), encoding="utf-8")
+    if args.eval_only:
+        cfg = without_training_set(cfg)
 
     model = build_model(cfg)
     logger.info("Model:\n%s", model)
@@ -110,6 +112,16 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
     trainer = build_trainer(cfg, stage, model, seed)
     trainer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     trainer.train()
+
+
+def without_training_set(cfg: CfgNode) -> CfgNode:
+    """Return a config whose model needs no file of the training set, to evaluate with."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = ()
+    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
+    cfg.freeze()
+    return cfg
 
 
 def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """What differs between the stages: the data that a model is trained and tested on, the metric."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ovformer.modeling  # noqa: F401  (registers the models)
@@ -17,6 +17,8 @@ class Stage:
     """One training script.
 
     Attributes:
+        script: file name of the training script.
+        meta_architecture: the model that it runs.
         build_train_loader: from a config and the number of iterations that are done to endless
             batches, of each of which this process gets its share.
         build_test_loader: from a config and the name of a data set to this process's part of it;
@@ -26,6 +28,8 @@ class Stage:
         can_resume: whether evaluators take ``resume`` and keep ``finished``, ids that are done.
     """
 
+    script: str
+    meta_architecture: str
     build_train_loader: Callable[[CfgNode, int], Iterable[list[dict]]]
     build_test_loader: Callable[..., Iterable[list[dict]]]
     evaluators: dict[str, Callable[..., DatasetEvaluator]]
@@ -56,10 +60,20 @@ class Stage:
         return name
 
 
-IMAGE = Stage(build_train_loader, build_test_loader, {"lvis": LvisEvaluator})
+IMAGE = Stage(
+    "train_net.py",
+    "OVFormer",
+    build_train_loader,
+    build_test_loader,
+    {"lvis": LvisEvaluator},
+)
 VIDEO = Stage(
+    "train_net_video.py",
+    "OVFormerVideo",
     build_video_train_loader,
     build_video_test_loader,
     {"vis": VisEvaluator, "burst": VisEvaluator},
     can_resume=True,
 )
+CLIP = replace(VIDEO, script="train_net_lvvis.py", meta_architecture="VideoOVFormer")
+STAGES = (IMAGE, VIDEO, CLIP)

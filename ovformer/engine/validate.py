@@ -24,9 +24,10 @@ from ovformer.data.dataset_spec import check_class_count
 from ovformer.data.loaders import TRAIN_MAPPERS, TRAIN_SAMPLERS
 from ovformer.engine.launch import is_torchrun, world_size
 from ovformer.engine.optimizer import CLIP_TYPES, OPTIMIZERS
-from ovformer.engine.stages import Stage
+from ovformer.engine.stages import STAGES, Stage
 from ovformer.engine.trainer import AMP_TYPES
 from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.federated_loss import freq_weight_from_config
 from ovformer.modeling.meta_arch_base import OVFormerBase
 from ovformer.modeling.query_decoder import TRANSFORMER_DECODER_REGISTRY
 from ovformer.modeling.text_classifier import load_text_classifier
@@ -43,8 +44,16 @@ _CHOICES = {
     "INPUT.DATASET_MAPPER_NAME": tuple(TRAIN_MAPPERS),
     "DATALOADER.SAMPLER_TRAIN": TRAIN_SAMPLERS,
 }
-_POSITIVE = ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATION_STEPS", "SOLVER.MAX_ITER")
-_POSITIVE += ("SOLVER.CHECKPOINT_PERIOD", "TEST.DETECTIONS_PER_IMAGE")
+# Smallest values; those of "INPUT." and "SOLVER." count in training only.
+_AT_LEAST = {
+    "INPUT.SAMPLING_FRAME_NUM": 1,
+    "INPUT.SAMPLING_FRAME_RANGE": 0,
+    "SOLVER.ACCUMULATION_STEPS": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 1,
+    "TEST.DETECTIONS_PER_IMAGE": 1,
+}
 
 
 class ConfigError(ValueError):
@@ -64,13 +73,14 @@ def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Non
     """
     processes = world_size(args.num_gpus, args.num_machines)
     errors = [
-        *_processes(cfg, args),
+        *_processes(cfg, stage, args),
         *_fixed_keys(cfg),
+        *_ranges(cfg, args.eval_only),
         *_output_folder(cfg),
         *_weights(cfg, args.resume),
         *_data_sets(cfg, stage, args.eval_only),
         *_classifier(cfg),
-        *_model(cfg),
+        *_model(cfg, stage),
         *_stored_features(cfg, args.eval_only),
     ]
     if not args.eval_only:
@@ -82,7 +92,7 @@ def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Non
         raise ConfigError("\n  ".join([f"{len(errors)} thing(s) to mend:", *errors]))
 
 
-def _processes(cfg: CfgNode, args: argparse.Namespace) -> Iterator[str]:
+def _processes(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Iterator[str]:
     device, wanted, found = cfg.MODEL.DEVICE, args.num_gpus, torch.cuda.device_count()
     option = f"--num-gpus {wanted}"
     if is_torchrun():
@@ -95,7 +105,7 @@ def _processes(cfg: CfgNode, args: argparse.Namespace) -> Iterator[str]:
         return
     on_cpu = (
         f"Without GPUs: MODEL.DEVICE cpu; several CPU processes are started by "
-        f"torchrun --nproc-per-node {wanted} train_net.py ... MODEL.DEVICE cpu."
+        f"torchrun --nproc-per-node {wanted} {stage.script} ... MODEL.DEVICE cpu."
     )
     if device.startswith("cuda"):
         if found == 0 and wanted == 1:
@@ -115,13 +125,17 @@ def _fixed_keys(cfg: CfgNode) -> Iterator[str]:
             yield f"{key}: got {_lookup(cfg, key)!r}, only {value!r} is implemented."
 
 
+def _ranges(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    for key, least in _AT_LEAST.items():
+        is_of_training = key.startswith(("INPUT.", "SOLVER."))
+        if _lookup(cfg, key) < least and not (eval_only and is_of_training):
+            yield f"{key}: expected at least {least}, got {_lookup(cfg, key)}."
+
+
 def _training(cfg: CfgNode) -> Iterator[str]:
     for key, known in _CHOICES.items():
         if _lookup(cfg, key) not in known:
             yield f"{key}: unknown {_lookup(cfg, key)!r}. Known: {', '.join(known)}."
-    for key in _POSITIVE:
-        if _lookup(cfg, key) < 1:
-            yield f"{key}: expected at least 1, got {_lookup(cfg, key)}."
 
 
 def _batch(cfg: CfgNode, processes: int) -> Iterator[str]:
@@ -161,18 +175,20 @@ def _data_sets(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
         yield "DATASETS.TRAIN is empty: name at least one data set."
     if eval_only and not cfg.DATASETS.TEST:
         yield "DATASETS.TEST is empty, so --eval-only has nothing to do."
-    for key, names, is_read in (
-        ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, not eval_only),
-        ("DATASETS.TEST", cfg.DATASETS.TEST, True),
+    for key, names in (
+        ("DATASETS.TRAIN", () if eval_only else cfg.DATASETS.TRAIN),
+        ("DATASETS.TEST", cfg.DATASETS.TEST),
     ):
         for name in names:
             errors = list(_caught(check_class_count, [name], num_classes, key))
             yield from errors
-            if errors or not is_read:
+            if errors:
                 continue
             path = MetadataCatalog.get(name).get("json_file")
             if path and not Path(path).is_file():
                 yield f"{key}: annotations {path} of {name!r} not found. See datasets/README.md."
+            elif key == "DATASETS.TRAIN" and name == names[0]:
+                yield from _caught(freq_weight_from_config, cfg, num_classes)
             if key == "DATASETS.TEST":
                 yield from _caught(stage.evaluator_type, name)
 
@@ -201,9 +217,10 @@ def _classifier(cfg: CfgNode) -> Iterator[str]:
             yield f"{key}: {path} has {got} {what}, but {other} is {wanted}."
 
 
-def _model(cfg: CfgNode) -> Iterator[str]:
+def _model(cfg: CfgNode, stage: Stage) -> Iterator[str]:
     name = cfg.MODEL.META_ARCHITECTURE
     errors = list(_registered("MODEL.META_ARCHITECTURE", name, META_ARCH_REGISTRY))
+    yield from _script(name, stage)
     if not errors and issubclass(META_ARCH_REGISTRY.get(name), OVFormerBase):
         head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         for key, value, registry in (
@@ -221,6 +238,17 @@ def _model(cfg: CfgNode) -> Iterator[str]:
         _registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
     )
     yield from backbone_errors or _backbone(cfg)
+
+
+def _script(meta_architecture: str, stage: Stage) -> Iterator[str]:
+    """A model that is another script's own would get the wrong data; a user's own model may run."""
+    for other in STAGES:
+        if other.meta_architecture == meta_architecture != stage.meta_architecture:
+            yield (
+                f"MODEL.META_ARCHITECTURE: {other.script} runs {meta_architecture}; "
+                f"{stage.script} runs {stage.meta_architecture}. Use the other script, or a config "
+                f"of {stage.meta_architecture}."
+            )
 
 
 def _backbone(cfg: CfgNode) -> Iterator[str]:

@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 """Measure parts of OVFormer against plain ways of computing the same, and check that both agree.
 
+    python tools/benchmark.py ops
+    python tools/benchmark.py video --frames 20
+    python tools/benchmark.py train-step
     python tools/benchmark.py eval
 
 Each benchmark is a module of tools/benchmarks with ``add_arguments(parser)`` and ``run(args)``,
@@ -11,13 +14,19 @@ a machine with nothing else to do: the load is printed with them.
 import argparse
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import video_scoring
+import torch
+from benchmarks import attention_ops, train_step, video_inference, video_scoring
+from benchmarks.measure import describe_machine, format_table, format_value
 
-BENCHMARKS = {"eval": video_scoring}
+BENCHMARKS = {
+    "ops": attention_ops,
+    "train-step": train_step,
+    "video": video_inference,
+    "eval": video_scoring,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,17 +40,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--out", type=Path, help="write the figures to this JSON file")
     args = parser.parse_args(argv)
     load = os.getloadavg()[0]
+    device = torch.device(getattr(args, "device", "cpu"))
     figures = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "load": load,
+        **describe_machine(device),
+        "load before": load,
         **BENCHMARKS[args.benchmark].run(args),
     }
     for name, value in figures.items():
-        print(
-            f"{name + ':':<24} {value:.3f}"
-            if isinstance(value, float)
-            else f"{name + ':':<24} {value}"
-        )
+        if name != "rows":
+            print(f"{name + ':':<24} {format_value(value)}")
+    print(format_table(figures.get("rows", [])))
     if load > 0.5 * (os.cpu_count() or 1):
         print("The machine was busy: repeat this when it is calm.")
     if args.out:

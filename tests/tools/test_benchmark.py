@@ -7,8 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from video_models import TINY
 
 TOOLS = Path(__file__).parents[2] / "tools"
+SMALL = ["--size", "60", "90", "--repeats", "1", "--device", "cpu", "--frames", "3"]
+TINY_OPTS = [
+    str(word)
+    for key, value in {
+        **TINY,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 9,
+        "MODEL.CLIP.EMBED_DIM": 16,
+        "INPUT.MIN_SIZE_TEST": 60,
+    }.items()
+    for word in (key, value)
+]
 
 
 @pytest.fixture
@@ -60,8 +73,102 @@ def test_disagreement_is_an_error(benchmark, monkeypatch) -> None:
         scoring.run(argparse.Namespace(repeats=1))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"]])
-def test_help(benchmark, arguments, capsys) -> None:
+@pytest.mark.parametrize("name", ["", "ops", "train-step", "video", "eval"])
+def test_help(benchmark, name, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        benchmark.main(arguments)
-    assert stop.value.code == 0 and "eval" in capsys.readouterr().out
+        benchmark.main([*name.split(), "--help"])
+    assert stop.value.code == 0 and (name or "eval") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, differences",
+    [
+        ("video", {"score difference", "same masks"}),
+        ("train-step", {"loss difference", "gradient difference"}),
+    ],
+)
+def test_whole_networks_equal_the_plain_one(benchmark, name, differences, tmp_path, capsys) -> None:
+    out = tmp_path / "figures" / "out.json"
+    variant = ["--variant", "small windows", "MODEL.MASK_FORMER.TEST.WINDOW_SIZE", "1"]
+    benchmark.main([name, *SMALL, *variant, "--out", str(out), "--", *TINY_OPTS])
+    figures = json.loads(out.read_text())
+    assert figures["processor"] and figures["threads"] == torch.get_num_threads()
+    rows = {row["way"]: row for row in figures["rows"]}
+    assert list(rows) == ["plain", "ours, PyTorch kernel", "ours", "small windows"]
+    assert rows["plain"]["times faster"] == 1 and rows["plain"]["seconds"] > 0
+    for row in rows.values():
+        assert row["against"] == "plain" and row["peak MB"] >= 0 and differences <= set(row)
+    assert "small windows" in capsys.readouterr().out
+
+
+def test_a_network_that_differs_is_not_timed(benchmark, monkeypatch) -> None:
+    plain = benchmark.video_inference.plain_video.PlainNetwork
+    wrong = plain.forward
+    monkeypatch.setattr(
+        plain,
+        "forward",
+        lambda self, *a: (
+            {k: -v for k, v in wrong(self, *a).items() if k[0] == "p"} | {"aux_outputs": []}
+        ),
+    )
+    with pytest.raises(RuntimeError, match="do not agree"):
+        benchmark.main(["video", *SMALL, "--", *TINY_OPTS])
+
+
+def test_plain_losses_equal_ours_layer_by_layer(benchmark, tmp_path) -> None:
+    step = benchmark.train_step
+    sizes = argparse.Namespace(
+        config_file=str(TOOLS.parent / "configs" / "lvvis" / "ovformer_R50_bs8.yaml"),
+        device="cpu",
+        opts=TINY_OPTS,
+        variant=[],
+        seed=0,
+    )
+    model = step.synthetic.build_networks(sizes, tmp_path)["ours"].train()
+    cfg = step.synthetic.load_config(sizes, tmp_path)
+    batch = step.synthetic.training_batch(2, 2, (60, 90), 3, cfg, seed=1)
+    torch.manual_seed(5)
+    ours = sum(model(batch).values())
+    torch.manual_seed(5)
+    plain = step.plain_loss(model, step.synthetic.images_of(batch))
+    torch.testing.assert_close(plain, ours, rtol=1e-5, atol=0)
+
+
+def test_ops_compares_each_kernel_with_the_pytorch_one(benchmark, tmp_path) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["--size", "64", "96", "--repeats", "1", "--device", "cpu", "--kernel", "torch"]
+    benchmark.main(["ops", *arguments, "--dtype", "float32", "bfloat16", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["what"], row["type"]) for row in rows] == [
+        (what, dtype)
+        for dtype in ("float32", "bfloat16")
+        for what in ("forward", "forward+backward")
+    ]
+    assert all(row["way"] == "torch" and row["queries"] == 8 * 12 + 4 * 6 + 2 * 3 for row in rows)
+
+
+def test_ops_refuses_a_kernel_that_is_wrong(benchmark, monkeypatch) -> None:
+    ops = benchmark.attention_ops
+    monkeypatch.setattr(ops, "KERNELS", {"torch": None, "wrong": None})
+    monkeypatch.setattr(ops, "_why_not", lambda name, device: None)
+    monkeypatch.setattr(
+        ops,
+        "_way",
+        lambda function, inputs, name: (
+            lambda: [torch.ones(2) if name == "torch" else torch.zeros(2)]
+        ),
+    )
+    with pytest.raises(RuntimeError, match="kernel wrong differs"):
+        benchmark.main(["ops", "--size", "64", "96", "--repeats", "1", "--device", "cpu"])
+
+
+@pytest.mark.parametrize("before", [None, "torch"])
+def test_a_forced_kernel_is_put_back(benchmark, monkeypatch, before) -> None:
+    measure = sys.modules["benchmarks.measure"]
+    monkeypatch.delenv(measure.KERNEL_VARIABLE, raising=False)
+    if before:
+        monkeypatch.setenv(measure.KERNEL_VARIABLE, before)
+    with pytest.raises(ZeroDivisionError), measure.kernel("cpu"):
+        assert measure.os.environ[measure.KERNEL_VARIABLE] == "cpu"
+        raise ZeroDivisionError
+    assert measure.os.environ.get(measure.KERNEL_VARIABLE) == before

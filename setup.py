@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ovformer", "ovformer.*"]),
-    package_data={"ovformer.data": ["categories/*.json"]},
+    package_data={"ovformer.data": ["categories/*.json"], "ovformer.ops": ["csrc/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

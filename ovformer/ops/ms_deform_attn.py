@@ -27,7 +27,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 # Kernel -> the type of device that it is for (None: any). ``auto`` takes the first that can run.
-KERNELS = {"torch": None}
+KERNELS = {"cpu": "cpu", "torch": None}
 
 
 def ms_deform_attn(
@@ -103,7 +103,8 @@ def _choose_kernel(device: torch.device, wanted: str) -> str:
         if reason is None:
             break
         passed_over.append(f"; not {name}: {reason}")
-    logger.info("Deformable attention on %s: %s kernel%s", device, name, "".join(passed_over))
+    level = logging.WARNING if name == "torch" and passed_over else logging.INFO
+    logger.log(level, "Deformable attention on %s: %s kernel%s", device, name, "".join(passed_over))
     return name
 
 

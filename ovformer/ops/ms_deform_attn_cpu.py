@@ -1,0 +1,115 @@
+"""Multi-scale deformable attention on the CPU: C++ that is compiled when it is first used.
+
+Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
+Lq queries.
+"""
+
+import ctypes
+import functools
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ovformer.ops.extension import BuildError, build_on_first_use
+
+SOURCE = Path(__file__).parent / "csrc" / "ms_deform_attn_cpu.cpp"
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+COMPILERS = ("g++", "c++", "clang++")
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Return why this kernel can't run on a device, or None; compiles it if need be."""
+    if device.type != "cpu":
+        return "it is for the CPU"
+    return _load()[1]
+
+
+def forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Do what :func:`ovformer.ops.ms_deform_attn.ms_deform_attn` does."""
+    batch, _, heads, channels = value.shape
+    output = torch.empty(
+        batch,
+        sampling_locations.shape[1],
+        heads * channels,
+        dtype=sampling_locations.dtype,
+    )
+    exact = value.to(sampling_locations.dtype)
+    _call(
+        "forward",
+        _Sizes.of(value, spatial_shapes, level_start_index, sampling_locations),
+        (exact, sampling_locations, attention_weights, output),
+    )
+    return output.to(value.dtype)
+
+
+def backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, sampling locations and attention weights."""
+    dtype = sampling_locations.dtype
+    exact = value.to(dtype)
+    inputs = (exact, sampling_locations, attention_weights)
+    gradients = tuple(torch.empty_like(x) for x in inputs)
+    _call(
+        "backward",
+        _Sizes.of(value, spatial_shapes, level_start_index, sampling_locations),
+        (grad_output.to(dtype), *inputs, *gradients),
+    )
+    return gradients[0].to(value.dtype), gradients[1], gradients[2]
+
+
+class _Sizes(ctypes.Structure):
+    """``Sizes`` of the C++ source."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "tokens", "heads", "channels", "queries", "levels", "points")
+        ),
+        ("shapes", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("threads", ctypes.c_int),
+    ]
+
+    @classmethod
+    def of(cls, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor) -> "_Sizes":
+        _, queries, _, levels, points, _ = locations.shape
+        pointers = (shapes.data_ptr(), starts.data_ptr())
+        return cls(*value.shape, queries, levels, points, *pointers, torch.get_num_threads())
+
+
+def _call(function: str, sizes: _Sizes, tensors: tuple[Tensor, ...]) -> None:
+    """Call a function of the library on the tensors' memory.
+
+    Raises:
+        MemoryError: there is no memory for what the function keeps for itself.
+    """
+    dtype = str(tensors[0].dtype).removeprefix("torch.")
+    function = getattr(_load()[0], f"ms_deform_attn_{function}_{dtype}")
+    if function(ctypes.byref(sizes), *(ctypes.c_void_p(x.data_ptr()) for x in tensors)):
+        raise MemoryError(f"ms_deform_attn: no memory for maps of {sizes.tokens} tokens")
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Return the library, or None and why there is none."""
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+    compiler = next(filter(shutil.which, compilers), compilers[0])
+    try:
+        return build_on_first_use(SOURCE, [compiler, *FLAGS]), None
+    except BuildError as error:
+        return None, str(error)

@@ -1,0 +1,77 @@
+"""``python -m ovformer.ops``: which kernels of deformable attention there are, and a self-test."""
+
+import logging
+import os
+import sys
+
+import torch
+
+from ovformer.ops import self_test
+from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, load_kernel
+
+SHAPES = ((12, 20), (24, 40), (48, 80))  # strides 32, 16 and 8 of an image of 360x640, padded
+SMALL_SHAPES = ((3, 5), (6, 10), (12, 20))  # float32 places a sample better on a small map
+HEADS, CHANNELS, POINTS = 8, 32, 4
+TOKENS = sum(height * width for height, width in SHAPES)
+
+
+def devices() -> list[torch.device]:
+    """Return the kinds of devices that this machine has and some kernel is made for."""
+    return [torch.device(name) for name in ("cpu", *["cuda"] * torch.cuda.is_available())]
+
+
+def print_kernels(device: torch.device) -> list[str]:
+    """Print which kernels can be used on a device and why others can't; return the former."""
+    usable = []
+    for name in KERNELS:
+        reason = load_kernel(name).unavailable(device)
+        print(f"  {name:<8} {'usable' if reason is None else f'not usable: {reason}'}")
+        if reason is None:
+            usable.append(name)
+    return usable
+
+
+def print_self_test(name: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Print a kernel's differences from PyTorch and its times; return whether it is right."""
+    kernel = load_kernel(name)
+    sizes = (HEADS, CHANNELS, POINTS, dtype, device)
+    found = self_test.differences(name, self_test.random_inputs(SMALL_SHAPES, 2, 1000, *sizes))
+    right = self_test.fits(found, dtype)
+    inputs = self_test.random_inputs(SHAPES, 1, TOKENS, *sizes)
+    grad = torch.randn(1, TOKENS, HEADS * CHANNELS).to(inputs[0])
+    forward = self_test.best_time(lambda: kernel.forward(*inputs), device)
+    backward = self_test.best_time(lambda: kernel.backward(grad, *inputs), device)
+    print(
+        f"  {name:<8} {str(dtype).removeprefix('torch.'):<9} {1e3 * forward:9.2f} ms "
+        f"{1e3 * backward:9.2f} ms {max(found.values()):11.1e}  {'' if right else 'WRONG'}"
+    )
+    return right
+
+
+def main() -> None:
+    """Print the report; exit with status 1 if a kernel is wrong or the wanted one can't be used."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    print(f"OVFORMER_MSDA={os.environ.get('OVFORMER_MSDA', 'auto')}")
+    all_right = True
+    for device in devices():
+        print(f"\n{device}:")
+        usable = print_kernels(device)
+        try:
+            choose_kernel(device)
+        except (ValueError, RuntimeError) as error:
+            print(error)
+            all_right = False
+        print(
+            f"Self-test, {TOKENS} queries, {HEADS} heads of {CHANNELS} channels, {len(SHAPES)} "
+            f"levels, {POINTS} points, {torch.get_num_threads()} threads:\n"
+            f"  {'kernel':<8} {'type':<9} {'forward':>12} {'backward':>12} {'difference':>11}"
+        )
+        half = [torch.float16, torch.bfloat16] if device.type == "cuda" else []
+        for dtype in (torch.float32, *half):
+            for name in usable:
+                all_right &= print_self_test(name, dtype, device)
+    sys.exit(not all_right)
+
+
+if __name__ == "__main__":
+    main()

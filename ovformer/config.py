@@ -244,7 +244,7 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     # Cross-entropy weight of "no object" in the objectness loss.
     node.NO_OBJECT_OBJECTNESS_WEIGHT = 0.4
     # Class loss: factor, and what its sum is divided by: "queries" (batch x queries, published) or
-    # "instances" (mean number of instances over processes, at least 1).
+    # "instances" (mean number of instances over processes, at least 1 in the whole batch).
     node.CLASS_LOSS_SCALE = 1.7
     node.CLASS_LOSS_NORM = "queries"
     # Federated loss: classes drawn per batch (those present included; never more than are

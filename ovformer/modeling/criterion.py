@@ -35,7 +35,7 @@ class BatchNorms(NamedTuple):
     process with all images.
     """
 
-    num_masks: Tensor  # instances, at least 1
+    num_masks: Tensor  # instances, at least 1 in the whole batch
     object_weight: Tensor  # sum of the objectness loss's weights over queries
 
 
@@ -171,13 +171,12 @@ class SetCriterion(nn.Module):
         if instance_counts is None:
             counts = torch.tensor([len(target["labels"]) for target in targets], device=device)
             objects = torch.stack([(t["labels"] < self.num_classes).sum() for t in targets])
-            parts = 1.0
+            parts = comm.get_world_size()
         else:
             counts = objects = torch.tensor(instance_counts, device=device)
             parts = len(instance_counts) / len(targets)
-        sums = torch.stack([counts.sum(), objects.clamp(max=num_queries).sum()]) / parts
-        if instance_counts is None:
-            sums = mean_over_processes(sums)
+        sums = torch.stack([counts.sum(), objects.clamp(max=num_queries).sum()])
+        sums = mean_over_processes(sums) if instance_counts is None else sums / parts
         matched = sums[1]
         queries = torch.stack([matched, len(targets) * num_queries - matched])
         return BatchNorms(sums[0].clamp(min=1 / parts), (self.empty_object_weight * queries).sum())

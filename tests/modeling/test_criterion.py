@@ -230,27 +230,28 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(
         torch.testing.assert_close(x, y)
 
 
-def test_processes_have_the_losses_of_the_whole_batch(fixed_points, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("labels", "sizes"),
+    [
+        ([[1, 4, 2], [0], [], [3]], (4, 1)),
+        ([[], [], [3], []], (0, 1)),  # fewer instances than processes
+    ],
+    ids=["many", "few"],
+)
+def test_processes_have_the_losses_of_the_whole_batch(
+    fixed_points, monkeypatch, labels: list[list[int]], sizes: tuple[int, int]
+) -> None:
     """What the other process would send is added in place of the exchange."""
-    labels = [[1, 4, 2], [0], [], [3]]
     outputs, targets = make_outputs(batch=4), make_targets(labels)
     criterion = make_criterion(fed_loss_num_classes=CLASSES + 1)
     whole = criterion(outputs, targets)
     monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
     parts = []
-    for start, others in [(0, 1.0), (2, 4.0)]:
+    for start, others in zip((0, 2), reversed(sizes), strict=True):
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda x, n=others: x.add_(n))
         parts.append(criterion(cut(outputs, start, start + 2), targets[start : start + 2]))
     for name in LOSSES:
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, whole[name], msg=name)
-
-
-def test_less_than_one_instance_on_average_counts_as_one(fixed_points, monkeypatch) -> None:
-    outputs, targets = make_outputs(), make_targets([[], [1]])
-    alone = make_criterion()(outputs, targets)["loss_mask"]
-    monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: None)
-    torch.testing.assert_close(make_criterion()(outputs, targets)["loss_mask"], alone)
 
 
 def test_point_losses_of_no_masks_are_zero() -> None:

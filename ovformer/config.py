@@ -205,6 +205,9 @@ def _add_head_keys(cfg: CfgNode) -> None:
 
 
 def _add_mask_former_keys(cfg: CfgNode) -> None:
+    # Recompute what is inside the layers of the pixel decoder's encoder and of the query decoder in
+    # the backward pass: less memory, more time, the same gradients.
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = False
     cfg.MODEL.MASK_FORMER = node = CfgNode()
     for key, value in FIXED_KEYS.items():
         if ".TEST." not in key:
@@ -275,6 +278,10 @@ def _add_video_keys(cfg: CfgNode) -> None:
     # An object's mask is left out of the frames in which its score is below so many times its
     # score in the whole video. 0 leaves out none.
     test.FRAME_SCORE_RATIO = 0.1
+    # Videos in clips: frames per clip (published; the last may have fewer), and how many of them
+    # are in the next clip as well (published: 0), less than CLIP_LENGTH.
+    test.CLIP_LENGTH = 5
+    test.CLIP_OVERLAP = 0
 
 
 def _add_clip_keys(cfg: CfgNode) -> None:

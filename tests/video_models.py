@@ -1,4 +1,4 @@
-"""Models for the tests of videos: the small one of the recorded files, and a tiny one."""
+"""Models for the tests of videos: the small ones of the recorded files, and tiny ones."""
 
 import json
 from pathlib import Path
@@ -21,6 +21,7 @@ RECORDED = {
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 20,
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 128,
     "MODEL.MASK_FORMER.DEC_LAYERS": 5,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 256,
     "TEST.DETECTIONS_PER_IMAGE": 10,
 }
 TINY = {
@@ -37,23 +38,36 @@ TINY = {
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
     "TEST.DETECTIONS_PER_IMAGE": 4,
 }
+# Options that make it a clip model.
+CLIPS = {
+    "MODEL.META_ARCHITECTURE": "VideoOVFormer",
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "VideoMultiScaleMaskedTransformerDecoder",
+}
 
 
 def build_video_model(
-    folder: Path, classes: int, clip_dim: int, sizes: dict, **options: Any
+    folder: Path, classes: int, clip_dim: int, sizes: dict, frequencies: str = "f", **options: Any
 ) -> nn.Module:
-    """Return an OVFormerVideo of random weights, in training mode.
+    """Return a model of random weights in training mode, an OVFormerVideo unless options say else.
 
     Args:
         folder: where its classifier is written.
         classes: number of classes.
         clip_dim: width of CLIP's space.
         sizes: RECORDED or TINY.
+        frequencies: of the classes in turn, as in files of category information.
         **options: more config keys, last.
     """
     random = np.random.RandomState(7 + classes)
     np.save(folder / "text.npy", random.standard_normal((classes, clip_dim)).astype(np.float32))
-    categories = [{"id": i, "image_count": 5, "frequency": "f"} for i in range(1, classes + 1)]
+    categories = [
+        {
+            "id": i + 1,
+            "image_count": (i * 37) % 101 + 1,
+            "frequency": frequencies[i % len(frequencies)],
+        }
+        for i in range(classes)
+    ]
     (folder / "categories.json").write_text(json.dumps(categories))
     features = ["layer2", "layer3", "layer4", "layer5"]
     options = {

@@ -7,6 +7,7 @@ from ovformer.modeling import (
     ovformer_model_video,
     pixel_decoder,
     query_decoder,
+    video_ovformer_model,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "ovformer_model_video",
     "pixel_decoder",
     "query_decoder",
+    "video_ovformer_model",
 ]

@@ -1,7 +1,10 @@
 """The training objective: matching, then losses of class, objectness and mask for each layer.
 
-Legend: B batch, Q queries, N matched instances of the batch, K classes, P points, Cm channels of
-the mask features, h w their height and width, H W those of the padded image.
+The masks of an image are (N, H, W), those of a clip (N, T, H, W). Points are drawn for each mask:
+in a clip for each instance and frame. In all numbers of instances a clip counts as one image.
+
+Legend: B batch, T frames of a clip, Q queries, N matched instances of the batch, K classes, P
+points, Cm channels of the mask features, h w their height and width, H W those of the padded image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,10 +118,10 @@ class SetCriterion(nn.Module):
 
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_object_logits`` (B, Q, 2), ``mask_embed``
-                (B, Q, Cm), ``mask_features`` (B, Cm, h, w) and ``aux_outputs``: the first three
-                again for each earlier layer.
+                (B, Q, Cm), ``mask_features`` (B, Cm, h, w) or (B, T, Cm, h, w), and
+                ``aux_outputs``: the first three again for each earlier layer.
             targets: for each image ``labels`` (n,) int64, of which K means "no object", and
-                ``masks`` (n, H, W) bool.
+                ``masks`` bool (n, H, W) or (n, T, H, W).
             instance_counts: instances of each image of the whole batch, over all processes and
                 micro-batches. None: the batch is not cut into micro-batches.
 
@@ -234,14 +237,14 @@ class SetCriterion(nn.Module):
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
         """Losses of matched masks at points that prefer uncertain places (PointRend)."""
-        logits = torch.cat(
-            [
-                torch.einsum("nc,chw->nhw", embed[query], features)
-                for embed, features, (query, _) in zip(
-                    layer["mask_embed"], layer["mask_features"], matches, strict=True
-                )
-            ]
-        )[:, None]
+        logits = [
+            torch.einsum("nc,...chw->n...hw", embed[query], features).flatten(0, -3)
+            for embed, features, (query, _) in zip(
+                layer["mask_embed"], layer["mask_features"], matches, strict=True
+            )
+        ]
+        counts = [len(masks) for masks in logits]
+        logits = torch.cat(logits)[:, None]
         with torch.no_grad():
             points = get_uncertain_point_coords_with_randomness(
                 logits,
@@ -250,15 +253,14 @@ class SetCriterion(nn.Module):
                 self.oversample_ratio,
                 self.importance_sample_ratio,
             )
-            points_of_image = points.split([len(query) for query, _ in matches])
+            masks = [
+                target["masks"][instance].flatten(0, -3)[:, None]
+                for target, (_, instance) in zip(targets, matches, strict=True)
+            ]
             point_labels = torch.cat(
                 [
-                    point_sample(
-                        target["masks"][instance, None].to(logits), at, align_corners=False
-                    )
-                    for target, (_, instance), at in zip(
-                        targets, matches, points_of_image, strict=True
-                    )
+                    point_sample(of_image.to(logits), at, align_corners=False)
+                    for of_image, at in zip(masks, points.split(counts), strict=True)
                 ]
             ).squeeze(1)
         point_logits = point_sample(logits, points, align_corners=False).squeeze(1)

@@ -1,7 +1,7 @@
 """One-to-one matching of queries with annotated instances.
 
-Legend: B batch, Q queries, N instances of an image, K classes, P points, Cm channels of the mask
-features, h w their height and width, H W those of the padded image.
+Legend: B batch, T frames of a clip, Q queries, N instances of an image or clip, K classes, P
+points, Cm channels of the mask features, h w their height and width, H W those of the padded image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class HungarianMatcher(nn.Module):
     The cost of a class is minus the score that inference would give it: the square root of class
     probability times objectness. Masks are compared at random points. Their logits come from mask
     features sampled at the points, which is exact because both steps are linear, and far cheaper
-    than the masks of all queries.
+    than the masks of all queries. The points of a clip are the same in all of its frames.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class HungarianMatcher(nn.Module):
 
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_object_logits`` (B, Q, 2), ``mask_embed``
-                (B, Q, Cm) and ``mask_features`` (B, Cm, h, w).
+                (B, Q, Cm) and ``mask_features`` (B, Cm, h, w), or (B, T, Cm, h, w) for clips.
             targets: for each image ``labels`` (N,), of which K means "no object", and ``masks``
-                (N, H, W) bool.
+                bool (N, H, W), or (N, T, H, W).
 
         Returns:
             For each image the indices of matched queries, ascending, and of their instances:
@@ -110,10 +110,14 @@ class HungarianMatcher(nn.Module):
         )
         with torch.autocast(features.device.type, enabled=False):
             points = torch.rand(1, self.num_points, 2, device=features.device)
-            point_features = point_sample(features[None], points, align_corners=False)[0]
-            mask_logits = embed @ point_features
             masks = target["masks"].to(features)
-            point_labels = point_sample(masks[None], points, align_corners=False)[0]
+            if features.dim() == 3:  # an image is a clip of one frame
+                features, masks = features[None], masks[:, None]
+            points = points.expand(len(features), -1, -1)
+            point_features = point_sample(features, points, align_corners=False)  # (T, Cm, P)
+            mask_logits = embed @ point_features.transpose(0, 1).flatten(1)
+            point_labels = point_sample(masks.transpose(0, 1), points, align_corners=False)
+            point_labels = point_labels.transpose(0, 1).flatten(1)
             return {
                 "class": self.cost_class * class_cost(logits, object_logits, target["labels"]),
                 "mask": self.cost_mask * pairwise_mask_bce(mask_logits, point_labels),

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ovformer.d2 import CfgNode, ImageList, build_backbone, build_sem_seg_head, configurable
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.criterion import build_criterion
+from ovformer.modeling.query_decoder import TRANSFORMER_DECODER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class ClipFeatureSource:
 class OVFormerBase(nn.Module):
     """A backbone, a head, and a criterion for training; subclasses define ``forward``."""
 
+    # Whether a record of several frames is seen as one clip.
+    SEES_CLIPS = False
     # State-dict entries that follow from the configured vocabulary and class frequencies. A
     # checkpoint must not replace them, and may have them for another number of classes.
     VOCABULARY_KEYS = (
@@ -166,7 +169,20 @@ class OVFormerBase(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts that the config names."""
+        """Build the parts that the config names.
+
+        Raises:
+            ValueError: the model sees clips and the decoder does not, or the other way round.
+        """
+        decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+        decoder_class = TRANSFORMER_DECODER_REGISTRY.get(decoder)
+        if getattr(decoder_class, "SEES_CLIPS", False) != cls.SEES_CLIPS:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME: {decoder} does not go with "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which sees "
+                f"{'clips' if cls.SEES_CLIPS else 'single images'}. Set it to "
+                f"{'Video' * cls.SEES_CLIPS}MultiScaleMaskedTransformerDecoder"
+            )
         backbone = build_backbone(cfg)
         clip = cfg.MODEL.CLIP
         return {
@@ -222,6 +238,24 @@ class OVFormerBase(nn.Module):
         normalized = [(x.to(self.device) - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
+    def outputs(
+        self, records: Sequence[Mapping[str, Any]], num_clips: int | None = None
+    ) -> tuple[dict[str, Any], ImageList]:
+        """Run the network on images, or on the frames of clips of equal length.
+
+        Args:
+            records: of images or frames, the frames of a clip after each other.
+            num_clips: into how many clips the frames are to be cut; None is for images.
+
+        Returns:
+            The head's predictions, and the normalised and padded images.
+        """
+        images = self.normalize_images([record["image"] for record in records])
+        clip_features = self.clip_features(records, self.device)
+        if num_clips is not None:  # the alignment takes the frames' embeddings as tokens
+            clip_features = clip_features.flatten(0, 1).unflatten(0, (num_clips, -1))
+        return self.sem_seg_head(self.backbone(images.tensor), clip_features), images
+
     def targets(
         self, records: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]
     ) -> list[dict[str, Tensor]]:
@@ -240,10 +274,8 @@ class OVFormerBase(nn.Module):
         targets = []
         for record in records:
             instances = annotated(record).to(self.device)
-            masks = instances.gt_masks.tensor
-            height, width = masks.shape[-2:]
-            padding = (0, padded_size[1] - width, 0, padded_size[0] - height)
-            targets.append({"labels": instances.gt_classes, "masks": F.pad(masks, padding)})
+            masks = pad_masks(instances.gt_masks.tensor, padded_size)
+            targets.append({"labels": instances.gt_classes, "masks": masks})
         return targets
 
     def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
@@ -282,6 +314,12 @@ class OVFormerBase(nn.Module):
         weights = self.criterion.weight_dict
         losses = self.criterion(outputs, targets, instance_counts)
         return {name: loss * weights[name] for name, loss in losses.items()}
+
+
+def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pad masks (..., H, W) with zeros, as their images were, to a height and width in pixels."""
+    height, width = masks.shape[-2:]
+    return F.pad(masks, (0, size[1] - width, 0, size[0] - height))
 
 
 def annotated(record: Mapping[str, Any]) -> Any:

@@ -32,11 +32,8 @@ class OVFormer(OVFormerBase):
             (height, width) of the record: pred_masks, pred_boxes, scores, pred_classes, highest
             score first.
         """
-        images = self.normalize_images([record["image"] for record in batched_inputs])
+        outputs, images = self.outputs(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
-        outputs = self.sem_seg_head(
-            self.backbone(images.tensor), self.clip_features(batched_inputs, self.device)
-        )
         if self.training:
             return self.losses(
                 outputs,

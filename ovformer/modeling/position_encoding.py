@@ -3,7 +3,7 @@
 Both depend on nothing but sizes. The latest few are kept, so that they are made once per shape and
 not once per image; what is kept does not grow.
 
-Legend: C channels, H W pixels, S tokens (pixels, row by row).
+Legend: T frames, C channels, H W pixels, S tokens (pixels, row by row).
 """
 
 import math
@@ -56,18 +56,67 @@ def _sine_position_encoding(
 ) -> Tensor:
     # A tensor made in inference mode could not be used in a later training step.
     with torch.inference_mode(False), torch.no_grad():
-        half = channels // 2
-        index = torch.arange(half, dtype=torch.float32, device=device)
-        period = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
-
-        def encode(length: int) -> Tensor:
-            position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-            angle = (position / (length + 1e-6) * (2 * math.pi))[:, None] / period
-            return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
-
-        rows = encode(height)[:, None].expand(-1, width, -1)
-        columns = encode(width)[None].expand(height, -1, -1)
+        rows, columns = (
+            _encode(length, channels // 2, device, temperature) for length in (height, width)
+        )
+        rows, columns = rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)
         return torch.cat((rows, columns), dim=2).flatten(0, 1)
+
+
+def clip_position_encoding(
+    num_frames: int,
+    height: int,
+    width: int,
+    channels: int,
+    device: torch.device,
+    temperature: float = 10000.0,
+) -> Tensor:
+    """Return the sine encoding in three dimensions, of the tokens of all frames of a clip.
+
+    It is that of the pixel in its frame plus that of the frame. The latter takes all channels, and
+    runs from 0 to 2 pi over the clip (VisTR, https://arxiv.org/abs/2011.14503, with a sum).
+
+    Args:
+        num_frames: T.
+        height: H.
+        width: W.
+        channels: C, a multiple of 4.
+        device: where the encoding is wanted.
+        temperature: ratio of the longest to the shortest wave length, over 2 pi.
+
+    Returns:
+        (T * H * W, C) float32, frame by frame. Shared between calls: not to be changed.
+
+    Raises:
+        ValueError: C is not a multiple of 4.
+    """
+    return _clip_position_encoding(
+        int(num_frames), int(height), int(width), channels, device, temperature
+    )
+
+
+@lru_cache(maxsize=_KEPT)
+def _clip_position_encoding(
+    num_frames: int,
+    height: int,
+    width: int,
+    channels: int,
+    device: torch.device,
+    temperature: float,
+) -> Tensor:
+    pixels = sine_position_encoding(height, width, channels, device, temperature)
+    with torch.inference_mode(False), torch.no_grad():
+        frames = _encode(num_frames, channels, device, temperature)
+        return (pixels + frames[:, None]).flatten(0, 1)
+
+
+def _encode(length: int, channels: int, device: torch.device, temperature: float) -> Tensor:
+    """Return the sine encoding of 1 to ``length``: (length, C)."""
+    index = torch.arange(channels, dtype=torch.float32, device=device)
+    period = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / channels)
+    position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    angle = (position / (length + 1e-6) * (2 * math.pi))[:, None] / period
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
 
 def reference_points(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
-"""Query decoder: learned queries that look at the image through their own masks.
+"""Query decoder: learned queries that look at an image or a clip through their own masks.
 
-Legend: B batch, Q queries, K classes, C channels, Cm mask channels, D CLIP width, M CLIP tokens,
-S pixels of a level, H W pixels.
+Legend: B batch, T frames of a clip, Q queries, K classes, C channels, Cm mask channels, D CLIP
+width, M CLIP tokens, S pixels of a level (in a clip: of all frames), H W pixels.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ovformer.d2 import CfgNode, Conv2d, Registry, c2_xavier_fill, configurable
 from ovformer.modeling.embedding_alignment import UnifiedEmbeddingAlignment
-from ovformer.modeling.position_encoding import sine_position_encoding
+from ovformer.modeling.position_encoding import clip_position_encoding, sine_position_encoding
 from ovformer.modeling.transformer_layers import (
     MLP,
     CrossAttentionLayer,
@@ -31,6 +32,9 @@ Query decoders, called with the config and the width of the pixel decoder's feat
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Decoder with masked attention (Mask2Former, https://arxiv.org/abs/2112.01527)."""
 
+    # Whether queries see all frames of a clip, and not each image by itself.
+    SEES_CLIPS = False
+
     @configurable
     def __init__(
         self,
@@ -45,6 +49,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         dim_feedforward: int,
         deep_supervision: bool,
         num_levels: int = 3,
+        activation_checkpointing: bool = False,
     ) -> None:
         """Build the decoder.
 
@@ -59,6 +64,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             dim_feedforward: width of the feed-forward networks.
             deep_supervision: return the predictions of all layers in training.
             num_levels: feature levels, looked at in turn.
+            activation_checkpointing: recompute what is inside a layer in the backward pass.
 
         Raises:
             ValueError: a number is too small.
@@ -71,6 +77,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             )
         self.num_levels = num_levels
         self.deep_supervision = deep_supervision
+        self.activation_checkpointing = activation_checkpointing
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(hidden_dim, num_heads) for _ in range(num_layers)
         )
@@ -109,6 +116,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "num_heads": node.NHEADS,
             "dim_feedforward": node.DIM_FEEDFORWARD,
             "deep_supervision": node.DEEP_SUPERVISION,
+            "activation_checkpointing": cfg.MODEL.ACTIVATION_CHECKPOINTING,
         }
 
     def forward(
@@ -122,7 +130,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         Args:
             features: one (B, in_channels, H, W) per level, coarsest first.
-            mask_features: (B, Cm, H, W).
+            mask_features: (B, Cm, H, W), or (B, T, Cm, H, W) for clips, of which ``features`` then
+                has the frames: (B * T, in_channels, H, W).
             clip_features: (B, M, D).
 
         Returns:
@@ -131,32 +140,25 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             ``aux_outputs``: for each earlier prediction, first to last, its ``pred_logits``,
             ``pred_object_logits`` and ``mask_embed``. Empty where there is no deep supervision.
         """
-        keys, values = self._level_tokens(features)
+        keys, values = self._level_tokens(features, mask_features.shape[:-3])
         with torch.no_grad():
-            level_features = resize_mask_features(
-                mask_features, [tuple(x.shape[-2:]) for x in features]
-            )
-        position = self.query_embed.weight
+            level_features = [
+                x.transpose(1, -3).flatten(2, -2)  # the frames of a clip below each other
+                for x in resize_mask_features(
+                    mask_features, [tuple(x.shape[-2:]) for x in features]
+                )
+            ]
         queries = self.query_feat.weight.expand(len(mask_features), -1, -1)
         outputs = [self.decoder_norm(queries)]
         mask_embeds = [self.mask_embed(outputs[-1])]
-        for index, (cross_attention, self_attention, ffn) in enumerate(
-            zip(
-                self.transformer_cross_attention_layers,
-                self.transformer_self_attention_layers,
-                self.transformer_ffn_layers,
-                strict=True,
-            )
-        ):
+        for index in range(len(self.transformer_ffn_layers)):
             level = index % self.num_levels
-            queries = cross_attention(
-                queries,
-                keys[level],
-                values[level],
-                position=position,
-                attend=attention_mask(mask_embeds[-1], level_features[level]),
-            )
-            queries = ffn(self_attention(queries, position))
+            attend = attention_mask(mask_embeds[-1], level_features[level])
+            arguments = (index, queries, keys[level], values[level], attend)
+            if self.activation_checkpointing and self.training:
+                queries = checkpoint(self._layer, *arguments, use_reentrant=False)
+            else:
+                queries = self._layer(*arguments)
             outputs.append(self.decoder_norm(queries))
             mask_embeds.append(self.mask_embed(outputs[-1]))
 
@@ -168,16 +170,39 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "aux_outputs": auxiliary,
         }
 
-    def _level_tokens(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return keys (tokens and positions) and values (tokens), each (B, S, C), per level."""
+    def _layer(
+        self, index: int, queries: Tensor, keys: Tensor, values: Tensor, attend: Tensor
+    ) -> Tensor:
+        """Apply a decoder layer to queries (B, Q, C)."""
+        position = self.query_embed.weight
+        queries = self.transformer_cross_attention_layers[index](
+            queries, keys, values, position=position, attend=attend
+        )
+        queries = self.transformer_self_attention_layers[index](queries, position)
+        return self.transformer_ffn_layers[index](queries)
+
+    def _level_tokens(
+        self, features: Sequence[Tensor], batch_shape: tuple[int, ...]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return keys (tokens and positions) and values (tokens), each (B, S, C), per level.
+
+        Args:
+            features: as in :meth:`forward`.
+            batch_shape: (B,), or (B, T) for clips.
+        """
         keys, values = [], []
         for x, projection, embed in zip(
             features, self.input_proj, self.level_embed.weight, strict=False
         ):
             x = projection(x)
-            values.append(x.flatten(2).transpose(1, 2) + embed)
-            keys.append(values[-1] + sine_position_encoding(*x.shape[-2:], x.shape[1], x.device))
+            tokens = x.flatten(2).transpose(1, 2) + embed
+            values.append(tokens.unflatten(0, batch_shape).flatten(1, -2))
+            keys.append(values[-1] + self._positions(batch_shape, x))
         return keys, values
+
+    def _positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
+        """Return where the tokens of a level (B, C, H, W) are: (S, C)."""
+        return sine_position_encoding(*x.shape[-2:], x.shape[1], x.device)
 
     def _predictions(
         self, outputs: list[Tensor], mask_embeds: list[Tensor], clip_features: Tensor
@@ -194,6 +219,35 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 *(part.split(num_queries, dim=1) for part in parts), mask_embeds, strict=True
             )
         ]
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder):
+    """The same decoder for clips: a query sees all frames, and has one mask embedding for them."""
+
+    SEES_CLIPS = True
+
+    def forward(
+        self, features: Sequence[Tensor], mask_features: Tensor, clip_features: Tensor
+    ) -> dict[str, Any]:
+        """Predict a tube, a class and an objectness for each query.
+
+        Args:
+            features: one (B * T, in_channels, H, W) per level, coarsest first; the frames of a clip
+                follow each other.
+            mask_features: (B * T, Cm, H, W).
+            clip_features: (B, T, D), of each frame.
+
+        Returns:
+            As of the decoder of images, with ``mask_features`` (B, T, Cm, H, W). The product of a
+            mask embedding with them is a tube (T, H, W).
+        """
+        mask_features = mask_features.unflatten(0, clip_features.shape[:2])
+        return super().forward(features, mask_features, clip_features)
+
+    def _positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
+        """Return where the tokens of a level (B * T, C, H, W) are in their clip: (S, C)."""
+        return clip_position_encoding(batch_shape[1], *x.shape[-2:], x.shape[1], x.device)
 
 
 @torch.no_grad()

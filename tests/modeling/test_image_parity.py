@@ -8,16 +8,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from recorded_numbers import (
+    LAYERS,
+    TOLERANCE,
+    assert_same,
+    assert_same_losses,
+    assert_same_outputs,
+    gradient_difference,
+)
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BitMasks, Instances, build_model
 from ovformer.modeling.postprocess import predict_instances
-from ovformer.ops.mask_resize import mask_logits
 
-CLASSES, QUERIES, LAYERS = 100, 20, 5
-# Largest difference relative to the largest value. Measured: 2e-6.
-TOLERANCE = 2e-5
+CLASSES, QUERIES = 100, 20
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +89,6 @@ def batch(recorded):
     return records
 
 
-def assert_same(got, expected, name) -> None:
-    expected = torch.from_numpy(expected)
-    assert got.shape == expected.shape, name
-    error = (got - expected).abs().max() / expected.abs().max()
-    assert error < TOLERANCE, f"{name}: {error:.1e}"
-
-
 def assert_same_masks(got, expected) -> None:
     """Compare two sets of masks, because the order of nearly equal scores is arbitrary.
 
@@ -99,18 +97,6 @@ def assert_same_masks(got, expected) -> None:
     assert got.shape == expected.shape
     different = (got[:, None] != expected).float().mean((2, 3))
     assert different.amin(0).max() < 1e-4 and different.amin(1).max() < 1e-4
-
-
-def assert_same_outputs(outputs, recorded, prefix) -> None:
-    """Compare the predictions of all layers."""
-    assert len(outputs["aux_outputs"]) == LAYERS - 1
-    layers = {"": outputs} | {f"aux{i}.": aux for i, aux in enumerate(outputs["aux_outputs"])}
-    for name, layer in layers.items():
-        masks = mask_logits(layer["mask_embed"], outputs["mask_features"])
-        assert_same(masks, recorded[f"{prefix}{name}pred_masks"], f"{name}pred_masks")
-        for key in ("pred_logits", "pred_object_logits"):
-            assert_same(layer[key], recorded[prefix + name + key], name + key)
-    assert_same(outputs["pred_embds"], recorded[f"{prefix}pred_embds"], "pred_embds")
 
 
 def features_of(model, batch):
@@ -193,57 +179,10 @@ def test_masks_of_the_second_image_with_the_objectness_of_the_first(model, recor
     assert_same_masks(instances.pred_masks, masks)
 
 
-def test_training_step(model, recorded, batch, monkeypatch) -> None:
+def test_training_step(model, recorded, batch) -> None:
     """Outputs, losses, matches and gradients, with the random draws of the recording."""
     model.train()
-    images = model.normalize_images([record["image"] for record in batch])
-    outputs = model.sem_seg_head(
-        model.backbone(images.tensor), model.clip_features(batch, model.device)
-    )
-    assert_same_outputs(outputs, recorded, "train.out.")
+    outputs, images = model.outputs(batch)
     targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
-    for i, target in enumerate(targets):
-        assert target["labels"].tolist() == recorded[f"train.target{i}.labels"].tolist()
-        assert (target["masks"].numpy() == recorded[f"train.target{i}.masks"]).all()
-
-    draws = iter([recorded[key] for key in sorted(recorded) if key.startswith("train.draw.")])
-    for name in ("rand", "multinomial"):
-        monkeypatch.setattr(torch, name, lambda *_, **__: torch.from_numpy(next(draws)))
-    matches = []
-    hook = model.criterion.matcher.register_forward_hook(lambda *x: matches.append(x[-1]))
-    weighted = model.losses(outputs, targets)
-    hook.remove()
-    assert next(draws, None) is None
-    for layer, match in enumerate(matches):
-        for i, (query, instance) in enumerate(match):
-            assert query.tolist() == recorded[f"train.match.{layer}.{i}.src"].tolist()
-            assert instance.tolist() == recorded[f"train.match.{layer}.{i}.tgt"].tolist()
-
-    weights = model.criterion.weight_dict
-    losses = {
-        "weighted": {name: loss.item() for name, loss in weighted.items()},
-        "raw": {name: loss.item() / weights[name] for name, loss in weighted.items()},
-    }
-    for kind, values in losses.items():
-        names = recorded[f"train.{kind}.loss_names"].tolist()
-        expected = recorded[f"train.{kind}.loss_values"].tolist()
-        assert values == pytest.approx(dict(zip(names, expected, strict=True)), rel=TOLERANCE)
-
-    total = sum(weighted.values())
-    assert total.item() == pytest.approx(recorded["train.total"].item(), rel=TOLERANCE)
-    total.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    norms = {name: gradient.double().norm().item() for name, gradient in gradients.items()}
-    expected = dict(
-        zip(
-            recorded["train.grad_names"].tolist(),
-            recorded["train.grad_norms"].tolist(),
-            strict=True,
-        )
-    )
-    assert norms == pytest.approx(expected, rel=TOLERANCE)
-    full = [key for key in recorded if key.startswith("train.grad.")]
-    assert len(full) == 5
-    for key in full:
-        assert_same(gradients[key.removeprefix("train.grad.")], recorded[key], key)
+    total = assert_same_losses(model, outputs, targets, recorded)
+    assert gradient_difference(model, total, recorded) < TOLERANCE

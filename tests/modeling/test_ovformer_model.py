@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from video_models import CLIPS
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
@@ -99,10 +100,20 @@ def train_and_predict(model, records):
         return losses, [result["instances"] for result in model.eval()(records)]
 
 
-@pytest.mark.parametrize("name", ["R50", "SwinB"])
-def test_published_models_have_the_released_keys_and_shapes(build, reference, name) -> None:
-    model = build(1203, 512, file=str(CONFIGS / "lvis" / f"ovformer_{name}_bs8.yaml"))
-    recorded = json.loads(reference(f"ovformer_lvis_{name}_state_dict.json").read_text())
+@pytest.mark.parametrize(
+    ("recorded", "classes", "backbone", "options"),
+    [
+        ("ovformer_lvis_R50", 1203, "R50", {}),
+        ("ovformer_lvis_SwinB", 1203, "SwinB", {}),
+        ("video_ovformer_lvvis_R50", 1196, "R50", CLIPS),
+    ],
+)
+def test_published_models_have_the_released_keys_and_shapes(
+    build, reference, recorded, classes, backbone, options
+) -> None:
+    file = str(CONFIGS / "lvis" / f"ovformer_{backbone}_bs8.yaml")
+    model = build(classes, 512, file=file, **options)
+    recorded = json.loads(reference(f"{recorded}_state_dict.json").read_text())
     expected = {
         key: (shape, recorded["dtypes"][key], recorded["kind"][key])
         for key, shape in recorded["shapes"].items()

@@ -122,6 +122,9 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
     # Data sets of your own, each a dict with name, annotations (JSON in the format of YouTube-VIS,
     # COCO or LVIS), images (folder) and, to be scored apart, novel (names or ids of categories).
     cfg.DATASETS.CUSTOM = []
+    # The share of the training samples that each set of DATASETS.TRAIN gives, up to a factor, e.g.
+    # [3, 1]. Empty: all sets together are drawn like one, so that each counts by its size.
+    cfg.DATASETS.DATASET_RATIO = []
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
@@ -139,6 +142,20 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SAMPLING_FRAME_NUM = 2
     cfg.INPUT.SAMPLING_FRAME_RANGE = 20
     cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
+    # Pseudo-clips are made of the images of data sets of images: copies of an image, each augmented
+    # in its own way by these keys, which mean what those of the same name under INPUT mean. The
+    # flip (INPUT.RANDOM_FLIP) is shared. MIN_SIZE_TRAIN_SAMPLING "choice_by_clip" and
+    # "range_by_clip" share the resize as well, before the crop; "choice" and "range" draw it for
+    # each copy, after the crop. The values are ours: the published system does not train on images.
+    cfg.INPUT.PSEUDO = CfgNode()
+    cfg.INPUT.PSEUDO.AUGMENTATIONS = ["rotation"]
+    cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN = (360, 480)
+    cfg.INPUT.PSEUDO.MAX_SIZE_TRAIN = 1333
+    cfg.INPUT.PSEUDO.MIN_SIZE_TRAIN_SAMPLING = "choice"
+    cfg.INPUT.PSEUDO.CROP = CfgNode()
+    cfg.INPUT.PSEUDO.CROP.ENABLED = True
+    cfg.INPUT.PSEUDO.CROP.TYPE = "relative_range"
+    cfg.INPUT.PSEUDO.CROP.SIZE = (0.6, 0.6)
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:

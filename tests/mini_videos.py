@@ -1,4 +1,4 @@
-"""A small data set of videos on disk, generated, in the format of YouTube-VIS 2019."""
+"""A small data set of videos on disk, generated, in the format of YouTube-VIS."""
 
 import json
 from dataclasses import dataclass
@@ -9,13 +9,16 @@ import pytest
 from PIL import Image
 from video_fixture import encode
 
-from ovformer.data.dataset_spec import load_categories
+from ovformer.d2 import MetadataCatalog
+from ovformer.data.dataset_spec import DatasetSpec, load_categories
 
-FOLDERS = {"train": "train", "val": "valid", "test": "test"}
+SPLITS = ("train", "val", "test")
 # id: frames, height, width
 VIDEOS = {3: (6, 40, 60), 8: (1, 48, 48), 11: (3, 36, 64)}
-# of category, in video, in the frames; 6 is novel. Video 11 has no annotation.
-TRACKS = [(1, 3, range(6)), (6, 3, (1, 2, 4)), (8, 8, (0,))]
+# in video, in the frames. Video 11 has no annotation.
+TRACKS = [(3, range(6)), (3, (1, 2, 4)), (8, (0,))]
+# Category of each track, by data set; the second one is novel.
+CATEGORIES = {"ytvis_2019": (1, 6, 8), "lvvis": (3, 1, 6)}
 
 
 @dataclass
@@ -23,21 +26,36 @@ class MiniVideos:
     """A data set on disk.
 
     Attributes:
-        root: the dataset root, which holds ytvis_2019/.
-        content: what the annotation files of train and val hold; that of test has no annotations.
+        root: the dataset root, which holds ytvis_2019/ or LVVIS/.
+        content: what the annotation files of train and val hold; that of test has no annotations,
+            and LV-VIS's of train none of the novel category.
+        family: the data set, without the split.
     """
 
     root: Path
     content: dict
+    family: str = "ytvis_2019"
+
+    def spec(self, split: str) -> DatasetSpec:
+        """The registered data set of a split."""
+        return MetadataCatalog.get(f"{self.family}_{split}").spec
+
+    def frames_of(self, split: str) -> Path:
+        """The folder of the frames of a split."""
+        return self.root / self.spec(split).image_root
 
     @property
     def frames(self) -> Path:
         """The folder of the frames of the validation set."""
-        return self.root / "ytvis_2019" / "valid" / "JPEGImages"
+        return self.frames_of("val")
+
+    def annotations(self, split: str) -> Path:
+        """The annotation file of a split."""
+        return self.root / self.spec(split).annotations
 
     def write(self, split: str = "val", **changes: object) -> Path:
         """Write the annotations of a split, with other values of some keys."""
-        path = self.root / "ytvis_2019" / f"{FOLDERS[split]}.json"
+        path = self.annotations(split)
         path.write_text(json.dumps({**self.content, **changes}))
         return path
 
@@ -51,8 +69,8 @@ def draw_frames(folder: Path, videos: list[dict]) -> None:
             Image.fromarray(pixels).save(folder / name)
 
 
-def make_videos(root: Path) -> MiniVideos:
-    """Write the data set below a dataset root."""
+def make_videos(root: Path, family: str = "ytvis_2019") -> MiniVideos:
+    """Write a data set of ``CATEGORIES`` below a dataset root."""
     videos = [
         {
             "id": number,
@@ -64,7 +82,8 @@ def make_videos(root: Path) -> MiniVideos:
         for number, (length, height, width) in VIDEOS.items()
     ]
     annotations = []
-    for number, (category_id, video_id, visible) in enumerate(TRACKS, start=1):
+    tracks = zip(CATEGORIES[family], TRACKS, strict=True)
+    for number, (category_id, (video_id, visible)) in enumerate(tracks, start=1):
         length, height, width = VIDEOS[video_id]
         tube: list[dict | None] = [None] * length
         for t in visible:
@@ -80,12 +99,16 @@ def make_videos(root: Path) -> MiniVideos:
                 "segmentations": tube,
             }
         )
-    categories = [{"id": c["id"], "name": c["name"]} for c in load_categories("ytvis_2019")]
+    categories = [{"id": c["id"], "name": c["name"]} for c in load_categories(family)]
     content = {"videos": videos, "annotations": annotations, "categories": categories}
-    data = MiniVideos(root, content)
-    for split, folder in FOLDERS.items():
-        draw_frames(root / "ytvis_2019" / folder / "JPEGImages", videos)
-        data.write(split, **({"annotations": None} if split == "test" else {}))
+    data = MiniVideos(root, content, family)
+    without_novel = [a for a in annotations if a["category_id"] != CATEGORIES[family][1]]
+    changes = {"test": {"annotations": None}}
+    if family == "lvvis":
+        changes["train"] = {"annotations": without_novel}
+    for split in SPLITS:
+        draw_frames(data.frames_of(split), videos)
+        data.write(split, **changes.get(split, {}))
     return data
 
 

@@ -22,8 +22,8 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.data.clip_features import ClipFeatureWriter, clip_image, clip_key
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import load_dataset
+from ovformer.data.image_files import check_images_exist, image_entries
 from ovformer.data.image_mapper import read_rgb
-from ovformer.data.loaders import check_images_exist, image_entries
 from ovformer.modeling.clip_encoder import ClipEncoder
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}

@@ -23,7 +23,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_dataset
-from ovformer.data.video_mapper import check_frame_size, read_frame
+from ovformer.data.video_reader import check_frame_size, read_frame
 from ovformer.evaluation.vis_results import find_results, read_results
 
 

@@ -67,11 +67,12 @@ instance_counts
 A video's differs in:
 
 image
-    training: list of T frames, the sampled ones, which are augmented alike; evaluation: an iterator
+    training: list of T frames, the sampled ones, which are augmented alike, or copies of an image,
+    each augmented in its own way and padded to one size (a pseudo-clip); evaluation: an iterator
     of all T frames in order, which are read and decoded in the background while it is used, so that
     a long video is never in memory as a whole. All frames of a video have one size
 video_id, length, file_names
-    length is the number of frames in "image"
+    length is the number of frames in "image"; a pseudo-clip has "image_id" in place of "video_id"
 clip_features
     float32 (T, D)
 clip_image

@@ -1,17 +1,17 @@
-"""The transforms: large-scale jitter of images, those of clips, a plain resize for evaluation."""
+"""The transforms of images: large-scale jitter for training, a plain resize for evaluation."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
 
 # INPUT.AUGMENTATIONS, on RGB images.
 EXTRA_AUGMENTATIONS: dict[str, Callable[[], T.Augmentation]] = {
     "brightness": lambda: T.RandomBrightness(0.9, 1.1),
     "contrast": lambda: T.RandomContrast(0.9, 1.1),
-    "saturation": lambda: T.RandomSaturation(0.9, 1.1),
+    "saturation": lambda: RandomSaturation(0.9, 1.1),
     "rotation": lambda: T.RandomRotation(
         [-15, 15], expand=False, center=[(0.4, 0.4), (0.6, 0.6)], sample_style="range"
     ),
@@ -40,36 +40,10 @@ def train_augmentations(
         ValueError: a name is not known.
     """
     return [
-        *_flips(flip),
-        *_extra(extra),
+        *flip_augmentations(flip),
+        *extra_augmentations(extra, "INPUT.AUGMENTATIONS"),
         T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size),
         T.FixedSizeCrop((image_size, image_size), pad=False),
-    ]
-
-
-def clip_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
-    """Return the augmentations of training on clips; the frames of a clip share what is drawn.
-
-    Args:
-        cfg: ``INPUT`` is read. The published names "flip_by_clip", "choice_by_clip" and
-            "range_by_clip" mean "horizontal", "choice" and "range".
-
-    Raises:
-        ValueError: a name is not known.
-    """
-    style = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING.removesuffix("_by_clip")
-    if style not in ("choice", "range"):
-        raise ValueError(
-            f"INPUT.MIN_SIZE_TRAIN_SAMPLING: unknown {cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING!r}. "
-            "Known: choice, range, choice_by_clip, range_by_clip."
-        )
-    flip = "horizontal" if cfg.INPUT.RANDOM_FLIP == "flip_by_clip" else cfg.INPUT.RANDOM_FLIP
-    crop = cfg.INPUT.CROP
-    return [
-        *_flips(flip),
-        *_extra(cfg.INPUT.AUGMENTATIONS),
-        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style),
-        *([T.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []),
     ]
 
 
@@ -83,14 +57,15 @@ def evaluation_augmentations(min_size: int, max_size: int) -> list[T.Augmentatio
     return [T.ResizeShortestEdge(min_size, max_size, sample_style="choice")]
 
 
-def pad(array: np.ndarray, size: int, value: int) -> np.ndarray:
-    """Pad an image or mask (h, w, ...) at the right and the bottom to (``size``, ``size``, ...)."""
-    height, width = array.shape[:2]
+def pad(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
+    """Pad an image or mask (h, w, ...) at the right and the bottom to (*size, ...)."""
+    missing = [(0, wanted - got) for wanted, got in zip(size, array.shape[:2], strict=True)]
     rest = [(0, 0)] * (array.ndim - 2)
-    return np.pad(array, [(0, size - height), (0, size - width), *rest], constant_values=value)
+    return np.pad(array, [*missing, *rest], constant_values=value)
 
 
-def _flips(flip: str) -> list[T.Augmentation]:
+def flip_augmentations(flip: str) -> list[T.Augmentation]:
+    """Return the random flip that ``INPUT.RANDOM_FLIP`` names, or raise ValueError."""
     if flip not in FLIPS:
         raise ValueError(f"INPUT.RANDOM_FLIP: unknown flip {flip!r}. Known: {', '.join(FLIPS)}.")
     if flip == "none":
@@ -98,11 +73,43 @@ def _flips(flip: str) -> list[T.Augmentation]:
     return [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
-def _extra(names: Sequence[str]) -> list[T.Augmentation]:
+def extra_augmentations(names: Sequence[str], key: str) -> list[T.Augmentation]:
+    """Return the augmentations of these names, in this order.
+
+    Args:
+        names: among ``EXTRA_AUGMENTATIONS``.
+        key: the config key that holds them, for the error message.
+
+    Raises:
+        ValueError: a name is not known.
+    """
     unknown = [name for name in names if name not in EXTRA_AUGMENTATIONS]
     if unknown:
         raise ValueError(
-            f"INPUT.AUGMENTATIONS: unknown augmentation {unknown[0]!r}. "
-            f"Known: {', '.join(EXTRA_AUGMENTATIONS)}."
+            f"{key}: unknown augmentation {unknown[0]!r}. Known: {', '.join(EXTRA_AUGMENTATIONS)}."
         )
     return [EXTRA_AUGMENTATIONS[name]() for name in names]
+
+
+class RandomSaturation(T.Augmentation):
+    """A mix of an image with its own grey version; the image's share is drawn from a range.
+
+    detectron2's class of that name keeps the grey version of the image that it decides for, which
+    would be mixed into the other frames of a clip.
+    """
+
+    def __init__(self, intensity_min: float, intensity_max: float):
+        """Draw the image's share from [intensity_min, intensity_max); 1 leaves it as it is."""
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Decide for an RGB image, and others like it."""
+        share = np.random.uniform(self.intensity_min, self.intensity_max)
+        return T.ColorTransform(functools.partial(_saturate, share=share))
+
+
+def _saturate(image: np.ndarray, share: float) -> np.ndarray:
+    luma = image.dot([0.299, 0.587, 0.114])[:, :, None]  # ITU-R BT.601
+    blend = T.BlendTransform(src_image=luma, src_weight=1 - share, dst_weight=share)
+    return blend.apply_image(image)

@@ -23,6 +23,9 @@ from ovformer.d2 import transforms as T
 from ovformer.data.augmentation import PAD_VALUE, evaluation_augmentations, pad, train_augmentations
 from ovformer.data.clip_features import ClipFeatureStore, clip_image
 
+# INPUT.FORMAT
+IMAGE_FORMATS = ("RGB", "BGR")
+
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +109,7 @@ class ImageMapper:
         image = augmented.image
         frame = image.shape[:2]
         if self.pad_to:
-            image = pad(image, self.pad_to, PAD_VALUE)
+            image = pad(image, (self.pad_to, self.pad_to), PAD_VALUE)
         sample["image"] = to_tensor(image, self.image_format)
         if self.is_train:
             annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
@@ -118,8 +121,9 @@ class ImageMapper:
 
 def check_image_format(image_format: str) -> None:
     """Raise ValueError if ``INPUT.FORMAT`` is not known."""
-    if image_format not in ("RGB", "BGR"):
-        raise ValueError(f"INPUT.FORMAT: unknown format {image_format!r}. Known: RGB, BGR.")
+    if image_format not in IMAGE_FORMATS:
+        known = ", ".join(IMAGE_FORMATS)
+        raise ValueError(f"INPUT.FORMAT: unknown format {image_format!r}. Known: {known}.")
 
 
 def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:

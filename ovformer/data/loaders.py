@@ -8,9 +8,8 @@ processes in turn. A run that is resumed goes on at its place in the stream.
 
 import itertools
 import logging
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import cv2
@@ -22,18 +21,15 @@ from ovformer.d2 import (
     CfgNode,
     DatasetFromList,
     InferenceSampler,
-    MetadataCatalog,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
     comm,
 )
-from ovformer.data.clip_features import clip_key
 from ovformer.data.dataset_spec import load_dataset
+from ovformer.data.image_files import check_images_exist, image_entries
 from ovformer.data.image_mapper import ImageMapper
+from ovformer.data.training_sets import build_sampler, load_training_sets
 
 # INPUT.DATASET_MAPPER_NAME
 TRAIN_MAPPERS = {"coco_instance_lsj": ImageMapper}
-TRAIN_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 logger = logging.getLogger(__name__)
 
@@ -59,23 +55,37 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
         FileNotFoundError: annotations, images or CLIP features are missing.
         KeyError: the CLIP features of some images are missing.
     """
-    return stream_loader(cfg, _mapper_class(cfg)(cfg, is_train=True), start_iteration)
+    mapper = _mapper_class(cfg)(cfg, is_train=True)
+    sets = load_training_sets(cfg)
+    for name, records in zip(cfg.DATASETS.TRAIN, sets, strict=True):
+        if any("file_names" in record for record in records):
+            raise ValueError(
+                f"DATASETS.TRAIN: {name!r} is a data set of videos; train_net_lvvis.py and "
+                "train_net_video.py train on it."
+            )
+    return stream_loader(cfg, sets, mapper, start_iteration)
 
 
-def stream_loader(cfg: CfgNode, mapper: Callable[[dict], dict], start_iteration: int) -> DataLoader:
+def stream_loader(
+    cfg: CfgNode,
+    sets: Sequence[list[dict]],
+    mapper: Callable[[dict], dict],
+    start_iteration: int,
+) -> DataLoader:
     """Return the endless loader of ``DATASETS.TRAIN`` for a mapper of images or of videos.
 
     Args:
         cfg: see :func:`build_train_loader`.
+        sets: records of each training set.
         mapper: turns a dataset dict into a training sample; has ``clip_features``.
         start_iteration: number of iterations that were trained already.
     """
     batch_size = _batch_size_per_process(cfg)
-    records = load_training_records(cfg)
+    records = list(itertools.chain(*sets))
     if mapper.clip_features is not None:
         mapper.clip_features.require(image_entries(records))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    sampler = StreamSampler(_build_sampler(cfg, records, seed), skip=start_iteration * batch_size)
+    sampler = StreamSampler(build_sampler(cfg, sets, seed), skip=start_iteration * batch_size)
     return DataLoader(
         StreamDataset(records, mapper, seed),
         batch_size=batch_size,
@@ -110,92 +120,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         sampler=InferenceSampler(len(records)),
         **_common_options(cfg),
     )
-
-
-def load_training_records(cfg: CfgNode) -> list[dict]:
-    """Return the dataset dicts of all training sets.
-
-    Images or videos that have nothing to learn are left out if
-    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
-
-    Raises:
-        ValueError: a set is unknown, the sets have different classes, or nothing remains.
-        FileNotFoundError: annotations or images are missing.
-    """
-    names = cfg.DATASETS.TRAIN
-    if not names:
-        raise ValueError("DATASETS.TRAIN is empty; name at least one data set to train on.")
-    records = []
-    for name in names:
-        part = load_dataset(name, "DATASETS.TRAIN")
-        check_images_exist(name, part)
-        classes = [MetadataCatalog.get(n).get("thing_classes") for n in (names[0], name)]
-        if classes[0] != classes[1]:
-            raise ValueError(
-                f"DATASETS.TRAIN: {names[0]!r} and {name!r} have different classes. Train on data "
-                "sets with one category table."
-            )
-        records += part
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        before = len(records)
-        records = [r for r in records if _has_objects(r)]
-        logger.info("%d of %d images or videos have annotated objects", len(records), before)
-        if not records:
-            raise ValueError(f"DATASETS.TRAIN: nothing in {', '.join(names)} has an annotation.")
-    return records
-
-
-def image_entries(records: Iterable[dict]) -> Iterator[dict]:
-    """Yield "file_name" and "clip_key" of each image of a data set: of videos, each frame.
-
-    Args:
-        records: dataset dicts. Of an image its own is yielded; of a frame also "video_id" and its
-            number "frame".
-    """
-    for record in records:
-        if "file_names" not in record:
-            yield record
-            continue
-        keys = record.get("clip_keys") or map(clip_key, record["file_names"])
-        for t, (file_name, key) in enumerate(zip(record["file_names"], keys, strict=True)):
-            yield {
-                "file_name": file_name,
-                "clip_key": key,
-                "video_id": record["video_id"],
-                "frame": t,
-            }
-
-
-def check_images_exist(name: str, records: Iterable[dict]) -> None:
-    """Check that all images or frames of a data set are there, by listing each folder once.
-
-    Args:
-        name: the data set, for the error message.
-        records: its dataset dicts; those whose file is a URL are not checked.
-
-    Raises:
-        FileNotFoundError: images are missing.
-    """
-    folders: dict[str, set[str]] = {}
-    missing = []
-    count = 0
-    for entry in image_entries(records):
-        count += 1
-        folder, file_name = os.path.split(entry["file_name"])
-        if "://" in folder:
-            continue
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if file_name not in folders[folder]:
-            missing.append(entry)
-    if missing:
-        first = missing[0]["file_name"]
-        if "frame" in missing[0]:
-            first += " (frame {frame} of video {video_id})".format(**missing[0])
-        raise FileNotFoundError(
-            f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
-            "datasets/README.md says how the folders are laid out."
-        )
 
 
 class StreamSampler(Sampler):
@@ -302,32 +226,6 @@ def _mapper_class(cfg: CfgNode) -> type:
             f"Known: {', '.join(TRAIN_MAPPERS)}."
         )
     return TRAIN_MAPPERS[name]
-
-
-def _annotations(record: dict) -> list[dict]:
-    """Return all annotations of an image, or of all frames of a video."""
-    annotations = record.get("annotations", [])
-    return list(itertools.chain(*annotations)) if "file_names" in record else annotations
-
-
-def _has_objects(record: dict) -> bool:
-    return any(not annotation.get("iscrowd", 0) for annotation in _annotations(record))
-
-
-def _build_sampler(cfg: CfgNode, records: list[dict], seed: int) -> Sampler:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
-        return TrainingSampler(len(records), seed=seed)
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            [{"annotations": _annotations(record)} for record in records],
-            cfg.DATALOADER.REPEAT_THRESHOLD,
-            sqrt=cfg.DATALOADER.REPEAT_SQRT,
-        )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN: unknown sampler {name!r}. Known: {', '.join(TRAIN_SAMPLERS)}."
-    )
 
 
 def _common_options(cfg: CfgNode) -> dict:

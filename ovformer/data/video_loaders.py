@@ -7,16 +7,20 @@ from concurrent.futures import ThreadPoolExecutor
 from torch.utils.data import DataLoader
 
 from ovformer.d2 import CfgNode, InferenceSampler
+from ovformer.data.clip_mapper import ClipMapper
 from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.loaders import check_images_exist, image_entries, stream_loader
-from ovformer.data.video_mapper import VideoMapper, VideoReader
+from ovformer.data.image_files import check_images_exist, image_entries
+from ovformer.data.loaders import stream_loader
+from ovformer.data.training_sets import load_training_sets
+from ovformer.data.video_reader import VideoReader
 
 
 def build_video_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
     """Return the endless loader of this process's part of the training clips.
 
     The stream of samples is that of :mod:`ovformer.data.loaders`: the frames of a clip and its
-    augmentation depend on the seed and the place in the stream only.
+    augmentation depend on the seed and the place in the stream only. Of data sets of images
+    pseudo-clips are made.
 
     Args:
         cfg: the whole config; ``SOLVER.IMS_PER_BATCH`` counts clips.
@@ -28,7 +32,7 @@ def build_video_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoad
         FileNotFoundError: annotations, frames or CLIP features are missing.
         KeyError: the CLIP features of some frames are missing.
     """
-    return stream_loader(cfg, VideoMapper(cfg), start_iteration)
+    return stream_loader(cfg, load_training_sets(cfg), ClipMapper(cfg), start_iteration)
 
 
 def build_video_test_loader(

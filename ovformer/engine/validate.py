@@ -20,8 +20,10 @@ from ovformer.d2 import (
     build_backbone,
 )
 from ovformer.data.clip_features import ClipFeatureStore
-from ovformer.data.dataset_spec import check_class_count
-from ovformer.data.loaders import TRAIN_MAPPERS, TRAIN_SAMPLERS
+from ovformer.data.dataset_spec import check_class_count, check_dataset_name
+from ovformer.data.image_mapper import IMAGE_FORMATS
+from ovformer.data.loaders import TRAIN_MAPPERS
+from ovformer.data.training_sets import TRAIN_SAMPLERS, dataset_ratios
 from ovformer.engine.launch import is_torchrun, world_size
 from ovformer.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from ovformer.engine.stages import STAGES, Stage
@@ -41,6 +43,7 @@ _CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
     "SOLVER.AMP.PRECISION": tuple(AMP_TYPES),
+    "INPUT.FORMAT": IMAGE_FORMATS,
     "INPUT.DATASET_MAPPER_NAME": tuple(TRAIN_MAPPERS),
     "DATALOADER.SAMPLER_TRAIN": TRAIN_SAMPLERS,
 }
@@ -84,7 +87,7 @@ def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Non
         *_stored_features(cfg, args.eval_only),
     ]
     if not args.eval_only:
-        errors += [*_training(cfg), *_batch(cfg, processes)]
+        errors += [*_training(cfg, stage), *_batch(cfg, processes)]
     # These take seconds or minutes; under torchrun one process is enough.
     if not errors and int(os.environ.get("RANK", 0)) == 0:
         errors += [*_clip_model(cfg, args.eval_only), *_test_sets(cfg, stage, args.eval_only)]
@@ -132,10 +135,12 @@ def _ranges(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
             yield f"{key}: expected at least {least}, got {_lookup(cfg, key)}."
 
 
-def _training(cfg: CfgNode) -> Iterator[str]:
+def _training(cfg: CfgNode, stage: Stage) -> Iterator[str]:
     for key, known in _CHOICES.items():
         if _lookup(cfg, key) not in known:
             yield f"{key}: unknown {_lookup(cfg, key)!r}. Known: {', '.join(known)}."
+    for check in (dataset_ratios, *stage.input_checks):
+        yield from _caught(check, cfg)
 
 
 def _batch(cfg: CfgNode, processes: int) -> Iterator[str]:
@@ -180,7 +185,10 @@ def _data_sets(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
         ("DATASETS.TEST", cfg.DATASETS.TEST),
     ):
         for name in names:
-            errors = list(_caught(check_class_count, [name], num_classes, key))
+            if key == "DATASETS.TRAIN" and name != names[0]:  # gets the first one's classes
+                errors = list(_caught(check_dataset_name, name, key))
+            else:
+                errors = list(_caught(check_class_count, [name], num_classes, key))
             yield from errors
             if errors:
                 continue

@@ -25,6 +25,7 @@ from ovformer.d2 import (
 from ovformer.data import loaders
 from ovformer.data.clip_features import ClipFeatureWriter
 from ovformer.data.loaders import StreamSampler, build_test_loader, build_train_loader
+from ovformer.data.training_sets import TRAIN_SAMPLERS
 
 
 def config(*opts: object) -> CfgNode:
@@ -80,7 +81,7 @@ def test_workers_do_not_change_the_samples(mini_lvis: MiniLvis, workers: int) ->
     assert found == expected
 
 
-@pytest.mark.parametrize("sampler", loaders.TRAIN_SAMPLERS)
+@pytest.mark.parametrize("sampler", TRAIN_SAMPLERS)
 def test_a_resumed_run_goes_on_at_its_place(mini_lvis: MiniLvis, sampler: str) -> None:
     cfg = config("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9)
     whole = images(build_train_loader(cfg), 7)
@@ -261,19 +262,6 @@ def test_a_batch_that_does_not_split(mini_lvis: MiniLvis, monkeypatch: pytest.Mo
     as_process(monkeypatch, 0, 3)
     with pytest.raises(ValueError, match="IMS_PER_BATCH is 4; .* number of processes, 3"):
         build_train_loader(config())
-
-
-def test_training_sets_have_one_vocabulary(mini_lvis: MiniLvis) -> None:
-    both = config("DATASETS.TRAIN", "('lvis_v1_train', 'lvis_v1_train_norare')")
-    assert len(loaders.load_training_records(both)) == 8
-    folder = mini_lvis.root / "shapes"
-    (mini_lvis.root / "coco").rename(folder)
-    mini_lvis.content.update(annotations=[], categories=[])
-    mini_lvis.write("../shapes/shapes_train_norare.json")
-    folder.with_name("coco").symlink_to(folder)
-    mixed = config("DATASETS.TRAIN", "('lvis_v1_train', 'shapes_train')")
-    with pytest.raises(ValueError, match="'lvis_v1_train' and 'shapes_train' have different class"):
-        loaders.load_training_records(mixed)
 
 
 @pytest.mark.parametrize("is_train", [True, False])

@@ -15,11 +15,12 @@ from PIL import Image
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, comm
 from ovformer.d2 import transforms as T
-from ovformer.data import loaders
+from ovformer.data import training_sets
 from ovformer.data.clip_features import ClipFeatureWriter
+from ovformer.data.clip_mapper import ClipMapper, clip_instances
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.video_loaders import build_video_test_loader, build_video_train_loader
-from ovformer.data.video_mapper import ReadAhead, VideoMapper, clip_instances
+from ovformer.data.video_reader import ReadAhead
 
 
 def config(*opts: object) -> CfgNode:
@@ -108,22 +109,24 @@ def test_instances_are_the_same_in_all_frames(mini_videos: MiniVideos) -> None:
 def test_an_instance_that_leaves_keeps_its_label(mini_videos: MiniVideos) -> None:
     record = next(r for r in load_dataset("ytvis_2019_train") if r["video_id"] == 3)
     frames = [record["annotations"][t] for t in (2, 3)]
-    first, last = clip_instances(frames, T.TransformList([T.NoOpTransform()]), (40, 60))
+    same = [T.TransformList([T.NoOpTransform()])] * 2
+    sizes = [(40, 60)] * 2
+    first, last = clip_instances(frames, same, sizes, (40, 60))
     assert first.gt_classes.tolist() == last.gt_classes.tolist() == [0, 5]
     assert (first.gt_ids.tolist(), last.gt_ids.tolist()) == ([1, 2], [1, -1])
     assert not last.gt_masks.tensor[1].any()
-    nothing = clip_instances([[], []], T.TransformList([T.NoOpTransform()]), (40, 60))
+    nothing = clip_instances([[], []], same, sizes, (40, 60))
     assert [len(instances) for instances in nothing] == [0, 0]
     assert nothing[0].gt_masks.tensor.shape == (0, 40, 60)
 
 
 def test_masks_follow_the_frames(mini_videos: MiniVideos) -> None:
-    folder = mini_videos.root / "ytvis_2019" / "train" / "JPEGImages" / "video3"
+    folder = mini_videos.frames_of("train") / "video3"
     for t in range(6):
         pixels = np.zeros((40, 60, 3), np.uint8)
         pixels[8:18, 5 + 4 * t : 20 + 4 * t] = 255  # where the first track is
         Image.fromarray(pixels).save(folder / f"{t:05d}.png")
-    mapper = VideoMapper(config("INPUT.MIN_SIZE_TRAIN", (40,)))
+    mapper = ClipMapper(config("INPUT.MIN_SIZE_TRAIN", (40,)))
     record = next(r for r in load_dataset("ytvis_2019_train") if r["video_id"] == 3)
     lefts = set()
     for seed in range(8):
@@ -154,14 +157,14 @@ def test_repeat_factors_count_videos(
     mini_videos: MiniVideos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factors = []
-    original = loaders.RepeatFactorTrainingSampler
+    original = training_sets.RepeatFactorTrainingSampler
 
     class Spy(original):
         def __init__(self, repeat_factors, **arguments):
             factors.extend(repeat_factors.tolist())
             super().__init__(repeat_factors, **arguments)
 
-    monkeypatch.setattr(loaders, "RepeatFactorTrainingSampler", Spy)
+    monkeypatch.setattr(training_sets, "RepeatFactorTrainingSampler", Spy)
     sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
     found = samples(config(*sampler, "DATALOADER.REPEAT_THRESHOLD", 3.0), 30)
     # Each category is in one video of three: sqrt(3.0 / (1 / 3)) = 3.
@@ -265,8 +268,8 @@ def test_a_frame_that_cannot_be_decoded_is_named(mini_videos: MiniVideos) -> Non
 
 
 def test_frames_of_another_size(mini_videos: MiniVideos, caplog: pytest.LogCaptureFixture) -> None:
-    for split in ("train", "valid"):
-        folder = mini_videos.root / "ytvis_2019" / split / "JPEGImages" / "video3"
+    for split in ("train", "val"):
+        folder = mini_videos.frames_of(split) / "video3"
         Image.new("RGB", (30, 20)).save(folder / "00004.png")
     message = r"Frame 4 of video 3 .* 20 x 30 pixels \(height x width\), expected 40 x 60"
     loader = iter(build_video_test_loader(config(), "ytvis_2019_val"))
@@ -275,7 +278,7 @@ def test_frames_of_another_size(mini_videos: MiniVideos, caplog: pytest.LogCaptu
         list(video["image"])
     record = next(r for r in load_dataset("ytvis_2019_train") if r["video_id"] == 3)
     with pytest.raises(ValueError, match=message):
-        VideoMapper(config("INPUT.SAMPLING_FRAME_NUM", 6))(record)
+        ClipMapper(config("INPUT.SAMPLING_FRAME_NUM", 6))(record)
     # A video that is smaller as a whole is predicted in the size of the annotations.
     Image.new("RGB", (24, 24)).save(mini_videos.frames / "video8" / "00000.png")
     loader = iter(build_video_test_loader(config(), "ytvis_2019_val", skip={3, 11}))

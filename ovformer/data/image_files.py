@@ -1,0 +1,59 @@
+"""The image files of a data set, whether it is one of images or of videos."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+from ovformer.data.clip_features import clip_key
+
+
+def image_entries(records: Iterable[dict]) -> Iterator[dict]:
+    """Yield "file_name" and "clip_key" of each image of a data set: of videos, each frame.
+
+    Args:
+        records: dataset dicts. Of an image its own is yielded; of a frame also "video_id" and its
+            number "frame".
+    """
+    for record in records:
+        if "file_names" not in record:
+            yield record
+            continue
+        keys = record.get("clip_keys") or map(clip_key, record["file_names"])
+        for t, (file_name, key) in enumerate(zip(record["file_names"], keys, strict=True)):
+            yield {
+                "file_name": file_name,
+                "clip_key": key,
+                "video_id": record["video_id"],
+                "frame": t,
+            }
+
+
+def check_images_exist(name: str, records: Iterable[dict]) -> None:
+    """Check that all images or frames of a data set are there, by listing each folder once.
+
+    Args:
+        name: the data set, for the error message.
+        records: its dataset dicts; those whose file is a URL are not checked.
+
+    Raises:
+        FileNotFoundError: images are missing.
+    """
+    folders: dict[str, set[str]] = {}
+    missing = []
+    count = 0
+    for entry in image_entries(records):
+        count += 1
+        folder, file_name = os.path.split(entry["file_name"])
+        if "://" in folder:
+            continue
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if file_name not in folders[folder]:
+            missing.append(entry)
+    if missing:
+        first = missing[0]["file_name"]
+        if "frame" in missing[0]:
+            first += " (frame {frame} of video {video_id})".format(**missing[0])
+        raise FileNotFoundError(
+            f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
+            "datasets/README.md says how the folders are laid out."
+        )

@@ -120,7 +120,6 @@ def writable_folder() -> Path:
         return _temporary_folder()
 
 
-@functools.cache
 def compiler_version(compiler: str) -> str:
     """Return what a compiler says about itself.
 

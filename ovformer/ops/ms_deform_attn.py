@@ -213,6 +213,10 @@ def _check_inputs(
                 f"ms_deform_attn: {name} is {x.dtype} on {x.device}, expected {accurate} on "
                 f"{value.device}, for a value of {value.dtype}"
             )
+    if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2:
+        raise ValueError(
+            f"ms_deform_attn: spatial_shapes is {tuple(spatial_shapes.shape)}, expected (L, 2)"
+        )
     spatial_shapes = spatial_shapes.to("cpu", torch.int64)
     level_start_index = level_start_index.to("cpu", torch.int64)
     batch, tokens, heads, _ = value.shape
@@ -231,7 +235,8 @@ def _check_inputs(
     starts = [0]
     for height, width in shapes:
         starts.append(starts[-1] + height * width)
-    if starts.pop() != tokens or level_start_index.tolist() != starts:
+    negative = any(side < 0 for shape in shapes for side in shape)
+    if starts.pop() != tokens or level_start_index.tolist() != starts or negative:
         raise ValueError(
             f"ms_deform_attn: levels of {shapes} pixels start at tokens {starts}, but value has "
             f"{tokens} tokens and level_start_index is {level_start_index.tolist()}"

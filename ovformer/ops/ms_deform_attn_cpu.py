@@ -7,6 +7,7 @@ Lq queries.
 import ctypes
 import functools
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -107,9 +108,10 @@ def _call(function: str, sizes: _Sizes, tensors: tuple[Tensor, ...]) -> None:
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Return the library, or None and why there is none."""
-    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-    compiler = next(filter(shutil.which, compilers), compilers[0])
+    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, COMPILERS))[:1]
+    if not compiler:
+        return None, f"none of {', '.join(COMPILERS)} is on PATH (CXX can name a C++ compiler)"
     try:
-        return build_on_first_use(SOURCE, [compiler, *FLAGS]), None
+        return build_on_first_use(SOURCE, [*compiler, *FLAGS]), None
     except BuildError as error:
         return None, str(error)

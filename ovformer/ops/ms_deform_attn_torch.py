@@ -47,7 +47,7 @@ def backward(
     weights = _by_head(attention_weights)
     grad_output = grad_output.to(weights.dtype).unflatten(2, value.shape[2:])
     grad_output = grad_output.permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(-1)  # (N*M, D, Lq, 1)
-    grad_maps = []
+    grad_maps = [grad_output[:, :, :0, 0]]
     grad_grids = weights.new_zeros(*weights.shape, 2)
     grad_weights = torch.zeros_like(weights)
     for level, maps, grids in _levels(value, spatial_shapes, level_start_index, sampling_locations):

@@ -1,31 +1,24 @@
-"""The op equals its definition and the numbers recorded from the published system."""
+"""The operator equals its definition and the recorded numbers, whatever kernel is behind it."""
 
 import itertools
+import logging
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from ovformer.ops.ms_deform_attn import ms_deform_attn
+from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, ms_deform_attn
+from ovformer.ops.self_test import random_inputs
+
+CPU = torch.device("cpu")
+OPERATOR = torch.ops.ovformer.ms_deform_attn.default
 
 
-def make_inputs(shapes, batch=2, queries=3, heads=2, channels=3, points=2, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    sizes = (batch, queries, heads, len(shapes), points)
-    lengths = [height * width for height, width in shapes]
-
-    def rand(*size):
-        return torch.rand(*size, generator=generator, dtype=dtype)
-
-    return {
-        "value": rand(batch, sum(lengths), heads, channels) - 0.5,
-        "spatial_shapes": torch.tensor(shapes),
-        "level_start_index": torch.tensor([0, *lengths]).cumsum(0)[:-1],
-        # Some of the places are outside of the maps.
-        "sampling_locations": rand(*sizes, 2) * 1.6 - 0.3,
-        "attention_weights": rand(*sizes),
-    }
+def differentiable(inputs):
+    """Inputs of which value, places and weights need a gradient; and those three."""
+    inputs = tuple(x.requires_grad_(x.is_floating_point()) for x in inputs)
+    return inputs, (inputs[0], *inputs[3:])
 
 
 def definition(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
@@ -48,12 +41,12 @@ def definition(value, spatial_shapes, level_start_index, sampling_locations, att
 
 
 @pytest.mark.parametrize("shapes", [[(4, 5)], [(1, 1), (3, 7)], [(2, 3), (5, 4), (1, 6)]])
-def test_it_is_its_definition(shapes) -> None:
-    inputs = make_inputs(shapes)
-    torch.testing.assert_close(ms_deform_attn(**inputs), definition(**inputs), rtol=0, atol=1e-12)
+def test_it_is_its_definition(shapes, kernel) -> None:
+    inputs = random_inputs(shapes)
+    torch.testing.assert_close(ms_deform_attn(*inputs), definition(*inputs), rtol=0, atol=1e-12)
 
 
-def test_output_and_gradients_are_the_recorded_ones(reference) -> None:
+def test_output_and_gradients_are_the_recorded_ones(reference, kernel) -> None:
     recorded = {
         key: torch.from_numpy(x) for key, x in np.load(reference("msdeform_core.npz")).items()
     }
@@ -70,14 +63,85 @@ def test_output_and_gradients_are_the_recorded_ones(reference) -> None:
         torch.testing.assert_close(value.grad, recorded[f"grad_{key}"], rtol=1e-9, atol=1e-11)
 
 
+def test_gradients_are_those_of_differences(kernel) -> None:
+    (_, shapes, starts, _, _), variables = differentiable(random_inputs([(2, 3), (4, 3)]))
+
+    def function(value, places, weights):
+        return ms_deform_attn(value, shapes, starts, places, weights)
+
+    assert torch.autograd.gradcheck(function, variables)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_values_are_computed_in_float32(dtype) -> None:
-    inputs = make_inputs([(3, 4), (6, 8)], dtype=torch.float32)
-    inputs["value"] = inputs["value"].to(dtype)
-    output = ms_deform_attn(**inputs)
-    inputs["value"] = inputs["value"].float()
+def test_16_bit_values_are_computed_in_float32(dtype, kernel) -> None:
+    value, *others = random_inputs([(3, 4), (6, 8)], dtype=torch.float32)
+    output = ms_deform_attn(value.to(dtype), *others)
     assert output.dtype == dtype
-    assert output.equal(ms_deform_attn(**inputs).to(dtype))
+    assert output.equal(ms_deform_attn(value.to(dtype).float(), *others).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_values_keep_their_type_and_places_have_float32(dtype, kernel) -> None:
+    value, shapes, starts, places, weights = random_inputs([(3, 4), (6, 8)], dtype=torch.float32)
+    coarse = (value.to(dtype), shapes, starts, places.to(dtype), weights.to(dtype))
+    coarse, variables = differentiable(coarse)
+    expected = ms_deform_attn(coarse[0], shapes, starts, *(x.float() for x in coarse[3:]))
+    for function in (ms_deform_attn, OPERATOR):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = function(*coarse)
+            assert function(value, *coarse[1:]).dtype == torch.float32
+        assert output.dtype == dtype and output.equal(expected)
+        grads = torch.autograd.grad(output.float().sum(), variables)
+        assert [x.dtype for x in grads] == [dtype] * 3
+
+
+def test_the_operator_alone_wants_places_in_float32() -> None:
+    value, shapes, starts, places, weights = random_inputs([(3, 4)], dtype=torch.float32)
+    with pytest.raises(ValueError, match="sampling_locations is torch.float16 .* expected torch.f"):
+        OPERATOR(value, shapes, starts, places.half(), weights)
+
+
+def test_pytorch_finds_no_fault_with_the_operators(kernel) -> None:
+    inputs, variables = differentiable(random_inputs([(2, 3), (4, 3)], dtype=torch.float32))
+    torch.library.opcheck(OPERATOR, inputs)
+    grad_output = torch.randn(2, 3, 6)
+    detached = (grad_output, *(x.detach() for x in inputs))
+    torch.library.opcheck(torch.ops.ovformer.ms_deform_attn_backward.default, detached)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_it_compiles_as_one_graph(backend, kernel) -> None:
+    inputs, variables = differentiable(random_inputs([(2, 3), (4, 3)], dtype=torch.float32))
+
+    def loss(*inputs):
+        return ms_deform_attn(*inputs).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(*inputs), loss(*inputs))
+    grads = (torch.autograd.grad(function(*inputs), variables) for function in (compiled, loss))
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_it_is_exported_and_takes_any_kernel_then(strict, monkeypatch) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *inputs):
+            return 2 * ms_deform_attn(*inputs)
+
+    inputs = random_inputs([(2, 3), (4, 3)])
+    exported = torch.export.export(Module(), inputs, strict=strict)
+    assert OPERATOR in [node.target for node in exported.graph.nodes]
+    for name in ("auto", "torch"):
+        monkeypatch.setenv("OVFORMER_MSDA", name)
+        expected = 2 * ms_deform_attn(*inputs)
+        torch.testing.assert_close(exported.module()(*inputs), expected, rtol=0, atol=0)
+
+
+def test_shapes_may_be_on_any_device_and_have_any_integer_type(kernel) -> None:
+    value, shapes, starts, places, weights = random_inputs([(2, 3), (4, 3)])
+    expected = ms_deform_attn(value, shapes, starts, places, weights)
+    short = ms_deform_attn(value, shapes.int(), starts.short(), places, weights)
+    assert short.equal(expected)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +151,58 @@ def test_16_bit_values_are_computed_in_float32(dtype) -> None:
         ({"value": torch.zeros(2, 13, 2, 3)}, "value has 13 tokens"),
         ({"level_start_index": torch.tensor([1])}, r"level_start_index is \[1\]"),
         ({"spatial_shapes": torch.tensor([(3, 4), (1, 1)])}, "2 spatial_shapes"),
+        ({"spatial_shapes": torch.tensor([(-3, -4)])}, "-3, -4"),
+        ({"spatial_shapes": torch.tensor([3, 4])}, r"spatial_shapes is \(2,\)"),
         ({"sampling_locations": torch.zeros(2, 3, 2, 1, 3, 2)}, "sampling_locations is"),
         ({"attention_weights": torch.zeros(2, 3, 1, 1, 2)}, "attention_weights is"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(changed, message) -> None:
+    names = (
+        "value",
+        "spatial_shapes",
+        "level_start_index",
+        "sampling_locations",
+        "attention_weights",
+    )
+    inputs = dict(zip(names, random_inputs([(3, 4)], dtype=torch.float32), strict=True))
     with pytest.raises(ValueError, match=message):
-        ms_deform_attn(**{**make_inputs([(3, 4)]), **changed})
+        ms_deform_attn(**{**inputs, **changed})
+
+
+def test_the_environment_chooses_the_kernel(kernel, fresh_choice, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            ms_deform_attn(*random_inputs([(2, 3)]))
+    assert [r.message for r in caplog.records if "Deformable attention" in r.message] == [
+        f"Deformable attention on cpu: {kernel} kernel (OVFORMER_MSDA)"
+    ]
+
+
+def test_what_is_no_kernel_is_refused(monkeypatch) -> None:
+    monkeypatch.setenv("OVFORMER_MSDA", "fast")
+    with pytest.raises(ValueError, match=f"'fast'. Known: auto, {', '.join(KERNELS)}"):
+        choose_kernel(CPU)
+
+
+def test_a_kernel_that_can_not_be_used_is_an_error(monkeypatch, fresh_choice) -> None:
+    monkeypatch.setenv("OVFORMER_MSDA", "cpu")
+    with pytest.raises(RuntimeError, match="cpu, but this .* on meta: it is for the CPU. Usable"):
+        choose_kernel(torch.device("meta"))
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    with pytest.raises(RuntimeError, match="there is no compiler /no/such/compiler"):
+        ms_deform_attn(*random_inputs([(2, 3)]))
+
+
+def test_without_a_compiler_pytorch_takes_over_and_says_so_once(
+    monkeypatch, fresh_choice, caplog
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("OVFORMER_MSDA", raising=False)
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    inputs = random_inputs([(2, 3)])
+    for _ in range(2):
+        ms_deform_attn(*inputs)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "torch kernel; not cpu: none of g++, c++, clang++ is on PATH" in record.message

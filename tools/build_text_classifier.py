@@ -16,19 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import open_clip
 import torch
 
 from ovformer.config import get_ovformer_cfg
-from ovformer.data.json_file import read_json
+from ovformer.data.vocabulary import read_vocabulary
 from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.prompts import expand_templates
 from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
-
-# open_clip's prompts for ImageNet: 7 that work well, and all 80.
-TEMPLATE_SETS = {
-    "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
-    "imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,36 +80,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_vocabulary(path: Path) -> list[str]:
-    """Return the class names of a file; categories are sorted by id.
-
-    Args:
-        path: ``.txt`` with a name a line, or ``.json`` with a list of names, a list of categories
-            (``id`` and ``name``) or an object that has such ``categories``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is none of these.
-    """
-    if path.suffix == ".txt":
-        if not path.is_file():
-            raise FileNotFoundError(f"--vocabulary: no file {path}")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()]
-    if path.suffix != ".json":
-        raise ValueError(f"--vocabulary: expected a .txt or .json file, got {path}")
-    content = read_json(path)
-    entries = content.get("categories") if isinstance(content, dict) else content
-    if isinstance(entries, list) and entries:
-        if all(isinstance(entry, str) for entry in entries):
-            return entries
-        if all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in entries):
-            return [entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"])]
-    raise ValueError(
-        f"--vocabulary: {path} holds neither a list of names nor categories with id and name"
-    )
-
-
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError when there are no names, or one twice: it could never be told apart."""
     if not names:
@@ -123,19 +87,6 @@ def check_names(names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"class names that occur more than once: {', '.join(twice[:10])}")
-
-
-def expand_templates(templates: Sequence[str]) -> list[str]:
-    """Replace the name of a set of prompts by its prompts."""
-    return [
-        prompt
-        for template in templates
-        for prompt in (
-            [prompt("{}") for prompt in TEMPLATE_SETS[template]]
-            if template in TEMPLATE_SETS
-            else [template]
-        )
-    ]
 
 
 if __name__ == "__main__":

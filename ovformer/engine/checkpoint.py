@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ovformer.d2 import DetectionCheckpointer
+from ovformer.d2 import CfgNode, DetectionCheckpointer
 from ovformer.d2.safe_pickle import load_weights_pickle
+from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
 # Names (regular expressions) that a checkpoint may lack, or have without the model: constants, and
@@ -61,6 +62,7 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         class_names: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         """Make the checkpointer.
@@ -69,10 +71,12 @@ class Checkpointer(DetectionCheckpointer):
             model: the model, which may be wrapped in DistributedDataParallel.
             save_dir: folder of the checkpoints.
             class_names: the vocabulary, in the order of the classifier; saved for later checks.
+            metadata: what is saved for those who use the weights, see :func:`metadata_of`.
             **others: objects with ``state_dict`` to save and, when resuming, load along.
         """
         super().__init__(model, save_dir, **others)
         self.class_names = list(class_names)
+        self.metadata = dict(metadata or {})
         self.has_loaded_all = False
         self._path = ""
         self._is_resuming = False
@@ -90,6 +94,7 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict(), "class_names": self.class_names}
+        content["metadata"] = self.metadata
         content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
         content |= extra
         path = Path(self.save_dir, f"{name}.pth")
@@ -182,6 +187,21 @@ class Checkpointer(DetectionCheckpointer):
                 "embeddings of %d classes in the checkpoint are not loaded.",
                 embedding.shape[1] - 1,
             )
+
+
+def metadata_of(cfg: CfgNode) -> dict[str, Any]:
+    """Return what a checkpoint says of its training, so that it can be used without other files.
+
+    Returns:
+        ``config``, the YAML of the config; ``clip``, "name" and "pretrained" of the CLIP model;
+        ``templates``, the prompts of its text classifier, none where that does not say them.
+    """
+    clip, path = cfg.MODEL.CLIP, resolve_path(cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH)
+    return {
+        "config": cfg.dump(),
+        "clip": {"name": clip.NAME, "pretrained": clip.PRETRAINED},
+        "templates": list(load_text_classifier(path).meta.get("templates", [])),
+    }
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Any]:

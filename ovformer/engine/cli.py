@@ -29,7 +29,7 @@ from ovformer.d2 import (
     setup_logger,
 )
 from ovformer.data.custom import register_custom
-from ovformer.engine.checkpoint import Checkpointer
+from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.engine.evaluate import defined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
 from ovformer.engine.launch import launch, world_size
@@ -189,6 +189,7 @@ def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Tr
         amp_type=AMP_TYPES[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None,
         output_dir=cfg.OUTPUT_DIR,
         class_names=class_names(cfg, model),
+        metadata=metadata_of(cfg),
     )
     trainer.register_hooks(
         [

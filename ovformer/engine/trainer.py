@@ -17,7 +17,7 @@ import math
 import random
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class Trainer(TrainerBase):
         amp_type: torch.dtype | None = None,
         output_dir: str = "",
         class_names: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -81,6 +82,7 @@ class Trainer(TrainerBase):
             amp_type: float16 (with a loss scale), bfloat16, or None for float32.
             output_dir: folder of the checkpoints.
             class_names: the vocabulary, saved with the model.
+            metadata: likewise, see :func:`ovformer.engine.checkpoint.metadata_of`.
         """
         super().__init__()
         self.device = next(model.parameters()).device
@@ -94,7 +96,11 @@ class Trainer(TrainerBase):
         self.max_iter = max_iter
         self.seed = seed
         self.checkpointer = Checkpointer(
-            model, output_dir, class_names=class_names, trainer=weakref.proxy(self)
+            model,
+            output_dir,
+            class_names=class_names,
+            metadata=metadata,
+            trainer=weakref.proxy(self),
         )
         self._build_loader = build_loader
         self._clip_gradients = clip_gradients

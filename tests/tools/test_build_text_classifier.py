@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ovformer.data.vocabulary import read_vocabulary
 from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.prompts import expand_templates
 from ovformer.modeling.text_classifier import load_text_classifier
 
 CONFIG = {
@@ -52,7 +54,7 @@ def test_sets_of_prompts(tool, clip, tmp_path) -> None:
     templates = load_text_classifier(output).meta["templates"]
     assert len(templates) == 7
     assert "a photo of the large {}." in templates
-    assert len(tool.expand_templates(["imagenet", "my {}"])) == 81
+    assert len(expand_templates(["imagenet", "my {}"])) == 81
 
 
 def test_vocabulary_files(tool, tmp_path) -> None:
@@ -63,9 +65,9 @@ def test_vocabulary_files(tool, tmp_path) -> None:
         (["b", "a"], ["b", "a"]),
     ]:
         json_file.write_text(json.dumps(content))
-        assert tool.read_vocabulary(json_file) == names
+        assert read_vocabulary(json_file) == names
     text_file.write_text("b\n\n a \n")
-    assert tool.read_vocabulary(text_file) == ["b", "a"]
+    assert read_vocabulary(text_file) == ["b", "a"]
 
 
 def test_names_for_a_published_classifier(tool, tmp_path) -> None:

@@ -1,0 +1,164 @@
+"""Weights and what belongs to them: config, vocabulary, and the CLIP model they were trained with.
+
+A checkpoint saved by our trainer holds all of it (``Checkpointer``). For others, such as the
+published ones, a config file says it.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import ovformer.modeling  # noqa: F401  (registers the models)
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import CfgNode, MetadataCatalog, build_model
+from ovformer.data.custom import register_custom
+from ovformer.engine.checkpoint import Checkpointer, read_weights
+from ovformer.modeling.text_classifier import save_text_classifier
+from ovformer.paths import resolve_path
+
+# What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.
+# The same weights fit all of them.
+ARCHITECTURES = {
+    "image": ("OVFormer", "MultiScaleMaskedTransformerDecoder"),
+    "video": ("OVFormerVideo", "MultiScaleMaskedTransformerDecoder"),
+    "clip": ("VideoOVFormer", "VideoMultiScaleMaskedTransformerDecoder"),
+}
+_TEXT_EMBEDDINGS = "sem_seg_head.predictor.class_embed.zs_weight"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that was built from its weights.
+
+    Attributes:
+        model: in evaluation mode, on its device. Its vocabulary is a placeholder.
+        cfg: what it was built from.
+        names: the vocabulary of the weights; None where nobody knows the names.
+        embeddings: (K, D) CLIP's embeddings of these, as in the weights; None where there are none.
+        clip: the CLIP model of the training, "name" and "pretrained"; empty where it is not known.
+        templates: the prompts of the vocabulary; empty where they are not known.
+    """
+
+    model: nn.Module
+    cfg: CfgNode
+    names: list[str] | None
+    embeddings: Tensor | None
+    clip: dict[str, str]
+    templates: list[str]
+
+
+def load_pretrained(
+    config: str | PathLike | CfgNode | None,
+    weights: str | PathLike,
+    *,
+    device: str | None = None,
+    architecture: str | None = None,
+    opts: Sequence[str] = (),
+) -> Pretrained:
+    """Build a model and load its weights.
+
+    Args:
+        config: a YAML file or a config; None for the one inside the weights, or else config.yaml
+            beside them.
+        weights: see :meth:`ovformer.engine.checkpoint.Checkpointer.load`.
+        device: for example "cpu"; None for a GPU where there is one.
+        architecture: "image", "video" or "clip"; None for that of the config, with "video" in place
+            of "image".
+        opts: alternating keys and values that replace those of the config.
+
+    Raises:
+        FileNotFoundError: there are no weights or no config.
+        ValueError: they don't fit each other.
+    """
+    path = resolve_path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {weights}")
+    content = read_weights(path)
+    metadata = content.get("metadata", {})
+    cfg = _config(config, path, metadata, opts)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = _empty_model(cfg, device, architecture)
+    checkpointer = Checkpointer(model)
+    checkpointer.load(str(path))
+    if not checkpointer.has_loaded_all:
+        raise ValueError(f"weights: {weights} holds a backbone only, no trained model")
+    columns = content["model"].get(_TEXT_EMBEDDINGS)
+    embeddings = None if columns is None else torch.as_tensor(columns)[:, :-1].t().float()
+    return Pretrained(
+        model.eval(),
+        cfg,
+        _names(content, cfg, embeddings),
+        embeddings,
+        dict(metadata.get("clip", {})),
+        list(metadata.get("templates", [])),
+    )
+
+
+def _config(
+    config: str | PathLike | CfgNode | None, weights: Path, metadata: dict, opts: Sequence[str]
+) -> CfgNode:
+    """Return the config of some weights, frozen."""
+    beside = weights.with_name("config.yaml")
+    if isinstance(config, CfgNode):
+        cfg = config.clone()
+        cfg.defrost()
+        cfg.merge_from_list(list(opts))
+        cfg.freeze()
+    elif config is not None:
+        cfg = get_ovformer_cfg(str(config), opts)
+    elif "config" in metadata:
+        with tempfile.TemporaryDirectory(prefix="ovformer_") as folder:
+            file = Path(folder, "config.yaml")
+            file.write_text(metadata["config"], encoding="utf-8")
+            cfg = get_ovformer_cfg(str(file), opts)
+    elif beside.is_file():
+        cfg = get_ovformer_cfg(str(beside), opts)
+    else:
+        raise FileNotFoundError(
+            f"{weights} has no config inside, and there is no {beside}. Name the config that the "
+            "weights were trained with: --config-file configs/..."
+        )
+    return cfg
+
+
+def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Module:
+    """Build a model for any vocabulary, which needs no file of the training."""
+    if architecture is None:
+        known = {name: short for short, (name, _) in ARCHITECTURES.items()}
+        architecture = known.get(cfg.MODEL.META_ARCHITECTURE, "video")
+        architecture = "video" if architecture == "image" else architecture
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture: unknown {architecture!r}. Known: {', '.join(ARCHITECTURES)}"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE, decoder = ARCHITECTURES[architecture]
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = decoder
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
+    cfg.DATASETS.TRAIN = ()
+    with tempfile.TemporaryDirectory(prefix="ovformer_") as folder:
+        classifier = Path(folder, "placeholder.safetensors")
+        save_text_classifier(classifier, torch.ones(1, cfg.MODEL.CLIP.EMBED_DIM), None)
+        cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(classifier)
+        return build_model(cfg)
+
+
+def _names(content: dict, cfg: CfgNode, embeddings: Tensor | None) -> list[str] | None:
+    """Return the names of the classes of some weights, if they or the config's data sets know."""
+    if content.get("class_names"):
+        return list(content["class_names"])
+    register_custom(cfg.DATASETS.CUSTOM)
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        names = MetadataCatalog.get(dataset).get("thing_classes")
+        if embeddings is not None and names and len(names) == len(embeddings):
+            return list(names)
+    return None

@@ -1,0 +1,407 @@
+"""Finds, follows and names the objects of videos, pictures and live streams.
+
+Legend: T frames, K classes, D CLIP width, H W pixels.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice, tee
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovformer.d2 import CfgNode
+from ovformer.d2 import transforms as T
+from ovformer.data.clip_features import clip_image
+from ovformer.data.image_mapper import to_tensor
+from ovformer.data.vocabulary import clean_name, parse_vocabulary
+from ovformer.modeling.ovformer_model_video import OVFormerVideo
+from ovformer.modeling.running_tracks import FrameTracks, RunningTracks
+from ovformer.modeling.tracking import QueryTracker
+from ovformer.ops.mask_resize import restore_masks
+from ovformer.ops.mask_rle import encode_masks
+from ovformer.predictor.name_embedder import NameEmbedder
+from ovformer.predictor.predictions import (
+    FrameResult,
+    ObjectInFrame,
+    VideoObject,
+    VideoResult,
+    object_in_frame,
+    without_overlaps,
+)
+from ovformer.predictor.pretrained import load_pretrained
+from ovformer.predictor.video_io import Frame, frames_of
+
+# The vocabulary that stands for the names and embeddings inside the weights.
+FROM_CHECKPOINT = "checkpoint"
+DEFAULT_TEMPLATES = ("simple",)
+
+
+class VideoPredictor:
+    """A model with a vocabulary that can be changed at any time.
+
+        predictor = VideoPredictor.from_checkpoint(None, "model.pth", vocabulary="dog, red ball")
+        for item in predictor.predict("my.mp4").best(score_threshold=0.3).objects:
+            print(item.name, item.score)
+
+    Attributes:
+        model: OVFormer, OVFormerVideo or VideoOVFormer, in evaluation mode.
+        names: the K class names.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        embedder: NameEmbedder,
+        vocabulary: str | PathLike | Iterable[str | PathLike],
+        *,
+        min_size: int,
+        max_size: int,
+        image_format: str = "RGB",
+        clip_image_size: int = 224,
+        known: tuple[Sequence[str], Tensor] | None = None,
+    ) -> None:
+        """Take a model and plain values; :meth:`from_checkpoint` finds them.
+
+        Args:
+            model: in evaluation mode.
+            embedder: of names that are not known.
+            vocabulary: see :meth:`set_vocabulary`.
+            min_size: the short edge of frames is resized to this many pixels (0: to none),
+            max_size: unless the long edge would get more than this many.
+            image_format: channel order that the model takes, "RGB" or "BGR".
+            clip_image_size: side in pixels of the images that CLIP takes.
+            known: names and embeddings (K, D) that the vocabulary "checkpoint" stands for.
+        """
+        self.model = model
+        self._embedder = embedder
+        self._edges = min_size, max_size
+        self._image_format = image_format
+        self._clip_image_size = clip_image_size
+        self._known = {}
+        if known is not None:
+            self._known = dict(zip(map(clean_name, known[0]), known[1], strict=True))
+        model.clip_features.encoder_factory = embedder.encoder
+        self.names: list[str] = []
+        self.set_vocabulary(vocabulary)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        config: str | PathLike | CfgNode | None,
+        weights: str | PathLike,
+        vocabulary: str | PathLike | Iterable[str | PathLike] | None = None,
+        *,
+        device: str | None = None,
+        architecture: str | None = None,
+        templates: Sequence[str] | None = None,
+        clip: tuple[str, str] | None = None,
+        opts: Sequence[str] = (),
+    ) -> "VideoPredictor":
+        """Load a model.
+
+        Args:
+            config: a YAML file or a config; None for the one inside or beside the weights.
+            weights: a checkpoint of training, of any stage.
+            vocabulary: see :meth:`set_vocabulary`; None for that of the weights.
+            device: for example "cpu"; None for a GPU where there is one.
+            architecture: "image" (each frame by itself), "video" (frame by frame, tracked) or
+                "clip"; None for that of the config, with "video" in place of "image".
+            templates: prompts in which "{}" stands for a name, or "simple" (7) or "imagenet" (80);
+                None for those of the training, or "simple" where they are not known.
+            clip: name and weights of the CLIP model, as MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED;
+                None for those of the config.
+            opts: alternating keys and values that replace those of the config.
+
+        Raises:
+            FileNotFoundError: there are no weights, or no config.
+            ValueError: weights, config, vocabulary and CLIP model don't fit each other.
+        """
+        loaded = load_pretrained(
+            config, weights, device=device, architecture=architecture, opts=opts
+        )
+        node = loaded.cfg.MODEL.CLIP
+        known = None
+        if loaded.names is not None and loaded.embeddings is not None:
+            known = (loaded.names, loaded.embeddings)
+        embedder = NameEmbedder(
+            clip or (node.NAME, node.PRETRAINED),
+            loaded.model.device,
+            templates or loaded.templates or DEFAULT_TEMPLATES,
+            trained_with=loaded.clip,
+            reference=known,
+            reference_templates=loaded.templates,
+        )
+        if vocabulary is None and known is None:
+            raise ValueError(
+                f"{weights}: holds no names of classes, so a vocabulary is needed: words "
+                "('dog, red ball'), a file, or the name of a data set ('lvis')"
+            )
+        return cls(
+            loaded.model,
+            embedder,
+            FROM_CHECKPOINT if vocabulary is None else vocabulary,
+            min_size=loaded.cfg.INPUT.MIN_SIZE_TEST,
+            max_size=loaded.cfg.INPUT.MAX_SIZE_TEST,
+            image_format=loaded.cfg.INPUT.FORMAT,
+            clip_image_size=node.IMAGE_SIZE,
+            known=known,
+        )
+
+    def set_vocabulary(self, vocabulary: str | PathLike | Iterable[str | PathLike]) -> list[str]:
+        """Change the words. The model stays loaded.
+
+        Args:
+            vocabulary: see :func:`ovformer.data.vocabulary.parse_vocabulary`; "checkpoint" stands
+                for the names inside the weights, with the embeddings that are there.
+
+        Returns:
+            The class names.
+
+        Raises:
+            FileNotFoundError: a file of names does not exist.
+            ValueError: there is no name, or the CLIP model is not that of the weights.
+        """
+        if isinstance(vocabulary, PathLike):
+            vocabulary = [vocabulary]
+        items = vocabulary.split(",") if isinstance(vocabulary, str) else list(vocabulary)
+        known = {}
+        if FROM_CHECKPOINT in [str(item).strip() for item in items]:
+            known = self._known
+            if not known:
+                raise ValueError(
+                    f"vocabulary {FROM_CHECKPOINT!r}: the weights hold no names of classes"
+                )
+        names = parse_vocabulary(
+            vocabulary if isinstance(vocabulary, str) else items, {FROM_CHECKPOINT: list(known)}
+        )
+        new = [name for name in names if name not in known]
+        computed = dict(zip(new, self._embedder(new), strict=True)) if new else {}
+        rows = [known[name] if name in known else computed[name] for name in names]
+        self.model.set_text_classifier(torch.stack(rows), names)
+        self.names = names
+        return names
+
+    def predict(self, video: Any, max_objects: int | None = None) -> VideoResult:
+        """Find the objects of a whole video, as in evaluation.
+
+        The scores are those of the whole video, so it has to end. A thing may be found under
+        several names: :meth:`VideoResult.best` keeps the best one.
+
+        Args:
+            video: see :func:`ovformer.predictor.video_io.frames_of`.
+            max_objects: how many are returned; None for TEST.DETECTIONS_PER_IMAGE of the config.
+
+        Raises:
+            ValueError: there is no frame, or frames differ in size.
+        """
+        frames = iter(frames_of(video))
+        first = next(frames, None)
+        if first is None:
+            raise ValueError("the video has no frame")
+        times: list[float] = []
+        size = first.image.shape[:2]
+        if not self._tracks:
+            return self._predict_untracked(chain([first], frames), size, max_objects)
+        with self._limited(max_objects):
+            record = self._video_record(chain([first], frames), size, times)
+            prediction = next(iter(self.model.predict_videos([record])))
+        objects = [
+            VideoObject(number, label, self.names[label], score, tube)
+            for number, (score, label, tube) in enumerate(
+                zip(
+                    prediction["pred_scores"],
+                    prediction["pred_labels"],
+                    prediction["segmentations"],
+                    strict=True,
+                )
+            )
+        ]
+        return VideoResult(self.names, size, times, objects)
+
+    def stream(
+        self,
+        video: Any,
+        *,
+        window: int = 1,
+        score_threshold: float = 0.0,
+        max_objects: int | None = None,
+        max_iou: float = 0.7,
+        memory: int | None = None,
+    ) -> Iterator[FrameResult]:
+        """Yield what is found in each frame, as frames come, for as long as they come.
+
+        Nothing of a frame is kept, so memory does not grow. A track has one name, the best by the
+        mean of its scores over the frames so far, which may change.
+
+        Args:
+            video: see :func:`ovformer.predictor.video_io.frames_of`.
+            window: frames that go through the network together. The results of a frame come when
+                its window is full, or the video ends.
+            score_threshold: least score of an object.
+            max_objects: most objects of a frame; None for TEST.DETECTIONS_PER_IMAGE.
+            max_iou: an object that overlaps a better one by more than this is left out.
+            memory: scores are means over about so many frames, instead of all. For streams that
+                last, such as a camera's: what comes late gets a name of its own.
+
+        Raises:
+            ValueError: a number is out of range, or frames differ in size.
+        """
+        for name, value in (("window", window), ("memory", memory), ("max_objects", max_objects)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        limit = max_objects or self.model.detections_per_image
+        frames = iter(frames_of(video))
+        if not self._tracks:
+            yield from self._stream_untracked(frames, limit, score_threshold, max_iou)
+            return
+        tracker = QueryTracker(self.model.memory_momentum)
+        names, size = None, None
+        while batch := list(islice(frames, window)):
+            if names is not self.names:  # at the beginning, and when set_vocabulary was called
+                names = self.names
+                ratio = self.model.frame_score_ratio
+                tracks = RunningTracks(limit, ratio, score_threshold, memory)
+            size = size or batch[0].image.shape[:2]
+            for frame in batch:
+                _check_size(frame.number, frame.image.shape[:2], size)
+            sizes = self._run_window(batch, tracker, tracks)
+            for frame in batch:
+                objects = self._objects(tracks.ready.popleft(), sizes, size, names)
+                yield FrameResult(
+                    frame.number, frame.time, size, without_overlaps(objects, max_iou)
+                )
+
+    @property
+    def _tracks(self) -> bool:
+        """Whether the model follows objects."""
+        return hasattr(self.model, "predict_videos")
+
+    @contextmanager
+    def _limited(self, max_objects: int | None) -> Iterator[None]:
+        """Let the model return another number of objects."""
+        before = self.model.detections_per_image
+        self.model.detections_per_image = before if max_objects is None else max_objects
+        try:
+            yield
+        finally:
+            self.model.detections_per_image = before
+
+    def _record(self, frame: Frame) -> dict[str, Any]:
+        """Return a frame as the record of an image, which :mod:`ovformer.data` describes."""
+        height, width = frame.image.shape[:2]
+        image = frame.image
+        if self._edges[0]:  # as evaluation does, but for a side that would vanish
+            sides = T.ResizeShortestEdge.get_output_shape(height, width, *self._edges)
+            image = T.ResizeTransform(height, width, *(max(1, side) for side in sides)).apply_image(
+                image
+            )
+        return {
+            "image": to_tensor(image, self._image_format),
+            "clip_image": clip_image(frame.image, self._clip_image_size),
+            "height": height,
+            "width": width,
+        }
+
+    def _video_record(
+        self, frames: Iterable[Frame], size: tuple[int, int], times: list[float]
+    ) -> dict[str, Any]:
+        """Return frames as the record of a video; the times of those taken are added to a list."""
+
+        def records() -> Iterator[dict[str, Any]]:
+            for frame in frames:
+                _check_size(frame.number, frame.image.shape[:2], size)
+                times.append(frame.time)
+                yield self._record(frame)
+
+        images, views = tee(records())
+        return {
+            "video_id": 1,
+            "height": size[0],
+            "width": size[1],
+            "image": (record["image"] for record in images),
+            "clip_image": (record["clip_image"] for record in views),
+        }
+
+    @torch.no_grad()
+    def _run_window(
+        self, frames: Sequence[Frame], tracker: QueryTracker, tracks: RunningTracks
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Add frames to tracks; return the sizes of the padded and the unpadded network input."""
+        model: OVFormerVideo = self.model
+        records = [self._record(frame) for frame in frames]
+        outputs, images = model.outputs(records)
+        model._follow(outputs, tracker, tracks)
+        return tuple(images.tensor.shape[-2:]), tuple(records[0]["image"].shape[-2:])
+
+    def _objects(
+        self,
+        found: FrameTracks,
+        sizes: tuple[tuple[int, int], tuple[int, int]],
+        size: tuple[int, int],
+        names: Sequence[str],
+    ) -> Iterator[ObjectInFrame]:
+        """Yield the objects of a frame that have a pixel at its original size."""
+        if not len(found.tracks):
+            return
+        masks = restore_masks(found.masks, *sizes, size) > 0
+        columns = (found.tracks, found.labels, found.scores, masks.flatten(1).any(1))
+        for track, label, score, is_seen, rle in zip(
+            *(column.tolist() for column in columns), encode_masks(masks), strict=True
+        ):
+            if is_seen:
+                yield object_in_frame(track, label, names[label], score, rle)
+
+    def _predict_untracked(
+        self, frames: Iterable[Frame], size: tuple[int, int], max_objects: int | None
+    ) -> VideoResult:
+        """Return the objects of all frames, each of which is in one frame only."""
+        found: list[tuple[int, ObjectInFrame]] = []
+        times: list[float] = []
+        limit = max_objects or self.model.detections_per_image
+        for t, frame in enumerate(self._stream_untracked(frames, limit, 0.0, 1.0)):
+            _check_size(frame.number, frame.size, size)
+            times.append(frame.time)
+            found += [(t, item) for item in frame.objects]
+        found.sort(key=lambda pair: -pair[1].score)
+        empty = encode_masks(torch.zeros(1, *size, dtype=torch.bool))[0]
+        objects = []
+        for number, (t, item) in enumerate(found):
+            tube = [empty] * len(times)
+            tube[t] = item.rle
+            objects.append(VideoObject(number, item.label, item.name, item.score, tube))
+        return VideoResult(self.names, size, times, objects)
+
+    @torch.no_grad()
+    def _stream_untracked(
+        self, frames: Iterable[Frame], limit: int, score_threshold: float, max_iou: float
+    ) -> Iterator[FrameResult]:
+        """Yield the objects of each frame by itself."""
+        for frame in frames:
+            with self._limited(limit):
+                found = self.model([self._record(frame)])[0]["instances"]
+            found = found[found.pred_masks.flatten(1).any(1)]
+            objects = [
+                object_in_frame(None, label, self.names[label], score, rle)
+                for score, label, rle in zip(
+                    found.scores.tolist(),
+                    found.pred_classes.tolist(),
+                    encode_masks(found.pred_masks),
+                    strict=True,
+                )
+                if score >= score_threshold
+            ]
+            size = frame.image.shape[:2]
+            yield FrameResult(frame.number, frame.time, size, without_overlaps(objects, max_iou))
+
+
+def _check_size(number: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Raise ValueError when a frame has another height and width than the first."""
+    if tuple(size) != tuple(expected):
+        raise ValueError(
+            f"frame {number} is {size[0]} x {size[1]} pixels (height x width), but the first was "
+            f"{expected[0]} x {expected[1]}. The frames of a video have to be of one size: bring "
+            "them to that of the first, or predict pictures one by one"
+        )

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ovformer.data.dataset_spec import load_categories
+from ovformer.data.vocabulary import parse_vocabulary, table_names
+
+
+def test_words() -> None:
+    assert parse_vocabulary("dog, red ball ,person on a skateboard") == [
+        "dog",
+        "red ball",
+        "person on a skateboard",
+    ]
+    assert parse_vocabulary(["salt, pepper", "dog"]) == ["salt, pepper", "dog"]
+    assert parse_vocabulary("Dog,dog,,DOG, red_ball,red  ball") == ["Dog", "red ball"]
+    assert parse_vocabulary("犬, красный мяч, 🐕") == ["犬", "красный мяч", "🐕"]
+    assert parse_vocabulary("x" * 100_000) == ["x" * 100_000]
+    assert len(parse_vocabulary(f"word {i}" for i in range(10_000))) == 10_000
+
+
+def test_tables_by_name() -> None:
+    assert {"lvis", "lvvis", "coco", "ytvis_2019", "ytvis_2021", "ovis", "burst"} <= {
+        *table_names()
+    }
+    counts = {"lvis": 1203, "lvvis": 1196, "coco": 80, "ytvis_2019": 40, "ovis": 25}
+    for name, count in counts.items():
+        assert len(parse_vocabulary(name)) == count
+    assert parse_vocabulary("coco")[:2] == ["person", "bicycle"]
+    assert parse_vocabulary("ytvis_2019")[1] == "giant panda"
+    assert [c["id"] for c in load_categories("coco")][-2:] == [89, 90]
+
+
+def test_files_and_combinations(tmp_path: Path) -> None:
+    file = tmp_path / "my, words.txt"
+    file.write_text("\ufeffowl\n\n giant panda \nowl\n", encoding="utf-8")
+    assert parse_vocabulary(str(file)) == parse_vocabulary(file) == ["owl", "giant panda"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"categories": [{"id": 2, "name": "b"}, {"id": 1, "name": "a"}]}))
+    names = parse_vocabulary(f"zebra crossing,coco,{other},mine", {"mine": ["a", "m"]})
+    assert names == ["zebra crossing", *parse_vocabulary("coco"), "a", "b", "m"]
+    assert parse_vocabulary([file, "coco"])[:3] == ["owl", "giant panda", "person"]
+
+
+@pytest.mark.parametrize("nothing", ["", " , ,", [], ["", " "]])
+def test_nothing_is_an_error(nothing) -> None:
+    with pytest.raises(ValueError, match=r"vocabulary: no name in .*burst, coco"):
+        parse_vocabulary(nothing)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file words\.txt"):
+        parse_vocabulary("dog,words.txt")
+    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
+    empty.touch()
+    binary.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ValueError, match="no name"):
+        parse_vocabulary(empty)
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        parse_vocabulary(binary)
+    with pytest.raises(ValueError, match=r"expected a \.txt or \.json file"):
+        parse_vocabulary(tmp_path / "words.csv")

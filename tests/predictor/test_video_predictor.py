@@ -1,0 +1,252 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
+from pycocotools import mask as coco_mask
+
+from ovformer.d2 import build_model
+from ovformer.d2 import transforms as T
+from ovformer.data.augmentation import evaluation_augmentations
+from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.predictor import VideoPredictor
+from ovformer.predictor.video_io import Frame
+
+
+def load(trained: Path, vocabulary=None, **options) -> VideoPredictor:
+    return VideoPredictor.from_checkpoint(None, trained, vocabulary, device="cpu", **options)
+
+
+def weights_of(predictor: VideoPredictor) -> torch.Tensor:
+    return predictor.model.sem_seg_head.predictor.class_embed.zs_weight[:, :-1].t()
+
+
+def test_frames_are_resized_as_in_evaluation(predictor, make_frames) -> None:
+    for size in ((48, 64), (100, 40), (30, 200)):
+        frame = make_frames(1, size)[0]
+        expected = T.AugInput(frame)
+        T.AugmentationList(evaluation_augmentations(64, 128))(expected)
+        got = predictor._record(Frame(frame, 0.0, 0))["image"]
+        np.testing.assert_array_equal(got.permute(1, 2, 0), expected.image)
+
+
+def test_a_video_gets_the_models_own_predictions(predictor, make_frames) -> None:
+    frames = make_frames(7)
+    result = predictor.predict(frames)
+    model = predictor.model
+    record = {
+        "video_id": 1,
+        "height": 48,
+        "width": 64,
+        "image": [predictor._record(Frame(f, 0.0, 0))["image"] for f in frames],
+        "clip_image": [predictor._record(Frame(f, 0.0, 0))["clip_image"] for f in frames],
+    }
+    expected = model([record])[0]
+    assert [item.score for item in result.objects] == expected["pred_scores"]
+    assert [item.segmentations for item in result.objects] == expected["segmentations"]
+    assert [item.name for item in result.objects] == [WORDS[i] for i in expected["pred_labels"]]
+    assert result.size == (48, 64) and len(result.times) == 7 and result.objects
+    best = result.best(max_objects=2)
+    assert 0 < len(best.objects) <= 2
+    for item in best.in_frame(3):
+        rows, columns = np.nonzero(item.mask)
+        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert item.mask.shape == (48, 64) and item.box == box
+
+
+def test_a_stream_ends_with_the_scores_of_the_video(predictor, make_frames, monkeypatch) -> None:
+    """Where no frame is judged away, running means end as the means of the whole video."""
+    monkeypatch.setattr(predictor.model, "frame_score_ratio", 0.0)
+    frames = make_frames(9)
+    whole = predictor.predict(frames, max_objects=18)
+    last = list(predictor.stream(iter(frames), max_iou=1.0, max_objects=6))[-1]
+    assert last.number == 8 and last.size == (48, 64) and last.objects
+    for item in last.objects:
+        same = [
+            other
+            for other in whole.objects
+            if other.label == item.label and other.segmentations[8] == item.rle
+        ]
+        assert any(abs(other.score - item.score) < 1e-5 for other in same)
+    assert [o.score for o in last.objects] == sorted((o.score for o in last.objects), reverse=True)
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_the_window_changes_latency_and_nothing_else(predictor, make_frames, window) -> None:
+    """Frames of a window are asked for together, and each gets the same result as alone."""
+    taken = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for frame in make_frames(7):
+            taken.append(frame)
+            yield frame
+
+    alone = list(predictor.stream(make_frames(7)))
+    results = predictor.stream(camera(), window=window)
+    first = next(results)
+    assert len(taken) == window
+    together = [first, *results]
+    for one, other in zip(alone, together, strict=True):
+        assert (one.number, one.time) == (other.number, other.time)
+        assert [o.track_id for o in one.objects] == [o.track_id for o in other.objects]
+        np.testing.assert_allclose(
+            [o.score for o in one.objects], [o.score for o in other.objects], rtol=1e-4
+        )
+
+
+def test_a_stream_waits_for_no_later_frame(predictor, make_frames) -> None:
+    def camera() -> Iterator[np.ndarray]:
+        yield from make_frames(2)
+        raise AssertionError("the stream took a frame before it was asked for it")
+
+    results = predictor.stream(camera())
+    assert [next(results).number, next(results).number] == [0, 1]
+
+
+def test_new_words_without_reloading(trained, make_frames) -> None:
+    predictor = load(trained, "dog, red ball")
+    model = predictor.model
+    assert predictor.names == ["dog", "red ball"]
+    encoder = ClipEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
+    expected = encoder.text_classifier(["dog", "red ball"], TEMPLATES)
+    torch.testing.assert_close(weights_of(predictor), expected)
+    names = {item.name for item in predictor.predict(make_frames(2)).objects}
+    assert names <= {"dog", "red ball"}
+    predictor.set_vocabulary(["person, on a skateboard"])
+    assert predictor.names == ["person, on a skateboard"] and predictor.model is model
+    assert predictor.predict(make_frames(2)).objects[0].name == "person, on a skateboard"
+    predictor.set_vocabulary("checkpoint, cat")
+    assert predictor.names == [*WORDS, "cat"]
+    with pytest.raises(ValueError, match="vocabulary: no name"):
+        predictor.set_vocabulary(" , ")
+    assert predictor.names == [*WORDS, "cat"]  # as before
+
+
+def test_weights_without_names_have_no_vocabulary(trained, tmp_path) -> None:
+    content = torch.load(trained, weights_only=True)
+    torch.save({**content, "class_names": []}, tmp_path / "model.pth")
+    assert load(tmp_path / "model.pth", "dog").names == ["dog"]
+    with pytest.raises(ValueError, match="'checkpoint': the weights hold no names"):
+        load(tmp_path / "model.pth", "checkpoint, dog")
+
+
+def test_words_may_change_during_a_stream(trained, make_frames) -> None:
+    predictor = load(trained, "dog, red ball")
+    results = predictor.stream(make_frames(4))
+    next(results)
+    predictor.set_vocabulary("cat")
+    assert {item.name for result in results for item in result.objects} == {"cat"}
+
+
+def test_prompts(trained) -> None:
+    other = load(trained, WORDS, templates=["my {}"])
+    encoder = ClipEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
+    # Names of the weights keep their embeddings only under the vocabulary "checkpoint".
+    torch.testing.assert_close(weights_of(other), encoder.text_classifier(WORDS, ["my {}"]))
+    assert len(load(trained, "dog", templates=["simple"])._embedder.templates) == 7
+
+
+def test_images_and_the_image_model(trained, predictor, make_frames, tmp_path) -> None:
+    frame = make_frames(1)[0]
+    image = load(trained, architecture="image")
+    assert type(image.model).__name__ == "OVFormer"
+    expected = image.model([image._record(Frame(frame, 0.0, 0))])[0]["instances"]
+    result = image.predict(frame)
+    assert [o.score for o in result.objects] == expected.scores.tolist()[: len(result.objects)]
+    masks = [coco_mask.decode(o.segmentations[0]).astype(bool) for o in result.objects]
+    seen = expected[expected.pred_masks.flatten(1).any(1)]
+    np.testing.assert_array_equal(masks, seen.pred_masks.numpy())
+    assert len(image.predict([frame, frame]).objects) == 2 * len(result.objects)
+    path = tmp_path / "one.png"
+    Image.fromarray(frame).save(path)
+    for same in (path, str(path), Image.fromarray(frame), [frame]):
+        assert predictor.predict(same).objects == predictor.predict(frame).objects
+
+
+def test_what_the_weights_need(trained, tmp_path) -> None:
+    """Weights without metadata need a config, and a vocabulary."""
+    content = torch.load(trained, weights_only=True)
+    bare = tmp_path / "published.pth"
+    torch.save({"model": content["model"]}, bare)
+    with pytest.raises(FileNotFoundError, match=r"no config inside.*--config-file"):
+        load(bare)
+    config = tmp_path / "given.yaml"
+    config.write_text(content["metadata"]["config"])
+    with pytest.raises(ValueError, match="a vocabulary is needed"):
+        VideoPredictor.from_checkpoint(config, bare, device="cpu")
+    assert VideoPredictor.from_checkpoint(config, bare, "dog", device="cpu").names == ["dog"]
+    config.rename(tmp_path / "config.yaml")  # as a training writes it beside its checkpoints
+    assert load(bare, "dog").names == ["dog"]
+    with pytest.raises(FileNotFoundError, match="no file nowhere"):
+        load(Path("nowhere.pth"))
+    with pytest.raises(ValueError, match="architecture: unknown 'film'"):
+        load(trained, architecture="film")
+
+
+def test_another_clip_model_is_refused(trained, tmp_path) -> None:
+    other = make_clip(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match=r"trained with CLIP 'local-dir:.*embeds 'red circle'"):
+        load(trained, "dog", clip=(other, ""))
+    wider = make_clip(tmp_path / "wider", width=32)
+    with pytest.raises(ValueError, match="its width is 32, needed is 16"):
+        load(trained, "dog", clip=(wider, ""))
+    # The same model in another place is the same model.
+    copy = make_clip(tmp_path / "copy")
+    assert load(trained, "dog", clip=(copy, "")).names == ["dog"]
+    # Where the prompts of the training are not known, the name decides.
+    content = torch.load(trained, weights_only=True)
+    content["metadata"]["templates"] = []
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="another name"):
+        load(tmp_path / "model.pth", "dog", clip=(copy, ""))
+
+
+def test_images_are_embedded_by_the_same_clip_model(trained, make_frames, tmp_path) -> None:
+    """The vocabulary of the weights needs no text model, but frames need the image model."""
+    other = make_clip(tmp_path / "other", seed=1)
+    predictor = load(trained, clip=(other, ""))
+    with pytest.raises(ValueError, match="trained with CLIP"):
+        predictor.predict(make_frames(1))
+
+
+def test_a_hundred_thousand_letters_and_other_scripts(trained, make_frames, caplog) -> None:
+    words = ["犬", "красный мяч", "كلب", "🐕", "x" * 100_000, *(f"thing {i}" for i in range(1000))]
+    predictor = load(trained, words)
+    assert len(predictor.names) == 1005
+    assert "1 names are as long as or longer than" in caplog.text
+    assert predictor.predict(make_frames(1)).objects[0].name in predictor.names
+
+
+def test_frames_that_do_not_fit(predictor, make_frames) -> None:
+    frames = [*make_frames(1), *make_frames(1, (40, 64))]
+    with pytest.raises(ValueError, match="frame 1 is 40 x 64 pixels"):
+        predictor.predict(frames)
+    with pytest.raises(ValueError, match="frame 1 is 40 x 64 pixels"):
+        list(predictor.stream(frames))
+    with pytest.raises(ValueError, match="the video has no frame"):
+        predictor.predict([])
+    assert list(predictor.stream([])) == []
+    with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
+        next(predictor.stream(frames, window=0))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 4000), (4000, 7), (2, 3)])
+def test_odd_sizes(predictor, make_frames, size) -> None:
+    frames = [np.full((*size, 3), 90, np.uint8)] * 2
+    assert predictor.predict(frames).size == size
+    for result in predictor.stream(frames):
+        assert all(item.mask.shape == size for item in result.objects)
+
+
+def test_the_config_inside_the_weights(trained, tmp_path) -> None:
+    metadata = torch.load(trained, weights_only=True)["metadata"]
+    assert metadata["templates"] == TEMPLATES
+    assert metadata["clip"] == {"name": f"local-dir:{trained.parent / 'clip'}", "pretrained": ""}
+    cfg = make_cfg(tmp_path, metadata["clip"]["name"])
+    assert yaml.safe_load(metadata["config"])["INPUT"] == yaml.safe_load(cfg.dump())["INPUT"]
+    state = torch.load(trained, weights_only=True)["model"]
+    assert state.keys() == build_model(cfg).state_dict().keys()

@@ -1,16 +1,19 @@
-"""Models for the tests of videos: the small ones of the recorded files, and tiny ones."""
+"""Models and videos for the tests: the small models of the recorded files, and tiny ones."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import build_model
+from ovformer.d2 import BitMasks, Instances, build_model
+
+CLIP_DIM = 16  # of the videos below
 
 RECORDED = {
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
@@ -86,3 +89,47 @@ def build_video_model(
     }
     torch.manual_seed(0)
     return build_model(get_ovformer_cfg(None, [x for pair in options.items() for x in pair]))
+
+
+def video(num_frames, size=(40, 56), seed=0, **more):
+    """A record with random frames."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_frames, 3, *size)
+    return {
+        "video_id": 5,
+        "image": list(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)),
+        "clip_features": torch.randn(num_frames, CLIP_DIM, generator=generator),
+        "height": 47,
+        "width": 31,
+        **more,
+    }
+
+
+def assert_same_prediction(got, expected) -> None:
+    """Compare two prediction dicts."""
+    assert got["pred_scores"] == pytest.approx(expected["pred_scores"], abs=1e-5)
+    for key in ("pred_labels", "segmentations", "video_id", "image_size"):
+        assert got[key] == expected[key]
+
+
+def instances(size, masks):
+    """The instances of a frame, of which those with an empty mask are absent."""
+    result = Instances(size)
+    result.gt_masks = BitMasks(masks)
+    result.gt_classes = torch.arange(len(masks))
+    result.gt_ids = torch.where(masks.flatten(1).any(1), torch.arange(len(masks)), -1)
+    return result
+
+
+def training_batch():
+    """Two videos of two frames. The second instance is not in the last frame."""
+    batch = [video(2), video(2, size=(50, 40), seed=1)]
+    for record in batch:
+        size = tuple(record["image"][0].shape[1:])
+        record["instances"] = []
+        for t in range(2):
+            masks = torch.zeros(2, *size, dtype=torch.bool)
+            masks[0, 5 + t : 20, 5:30] = True
+            masks[1, 8:30, 10:25] = t == 0
+            record["instances"].append(instances(size, masks))
+    return batch

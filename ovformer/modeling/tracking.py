@@ -1,7 +1,7 @@
 """Queries over time: which query of a frame continues which track, and what tracks are worth.
 
-The network sees each frame by itself. A track is query i of the first frame and, in each later
-frame, the query that is assigned to it.
+The network sees each frame or clip by itself. A track is query i of the first one and, in each
+later one, the query that is assigned to it.
 
 Legend: Q queries (and tracks), K classes, C channels, T frames, N predictions, h w resolution of
 the mask features.
@@ -32,13 +32,13 @@ class QueryTracker:
         self.memory: Tensor | None = None
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Assign the queries of the next frame, so that cosines with the memory are largest.
+        """Assign the next frame's or clip's queries, so that cosines with the memory are largest.
 
         Args:
             embeddings: (Q, C) of the queries.
 
         Returns:
-            (Q,) the query that continues each track. In the first frame query i starts track i.
+            (Q,) the query that continues each track. At first query i starts track i.
 
         Raises:
             FloatingPointError: an embedding is not finite.
@@ -79,10 +79,10 @@ class TrackSelection(NamedTuple):
 class VideoTracks:
     """What is known of the tracks of a video, in memory that does not grow with its length.
 
-    Only sums over frames are kept there. What is known of each frame goes to a temporary file: the
-    scores of all classes, the size and total probability of each mask's foreground, and the masks.
-    Arrays of a frame that stayed in memory, however small, would scatter among the large ones that
-    come and go, and keep the allocator from using that space again.
+    Only sums over frames or clips are kept there. What is known of each frame goes to a temporary
+    file: some numbers, and the masks. Arrays of a frame that stayed in memory, however small, would
+    scatter among the large ones that come and go, and keep the allocator from using that space
+    again.
     """
 
     def __init__(self) -> None:
@@ -90,6 +90,8 @@ class VideoTracks:
         self._file = SpillFile()
         self.masks = MaskStore(self._file)
         self._offsets: list[int] = []
+        self._num_columns = 0
+        self._num_summands = 0
 
     def __enter__(self) -> "VideoTracks":
         return self
@@ -102,6 +104,50 @@ class VideoTracks:
         """How many frames there are so far."""
         return len(self._offsets)
 
+    def _add_logits(self, logits: Tensor, object_logits: Tensor) -> None:
+        """Add class logits (Q, K + 1) and object logits (Q, 2) to the sums."""
+        if not self._num_summands:
+            self._logits = torch.zeros_like(logits, dtype=torch.float32)
+            self._object_logits = torch.zeros_like(object_logits, dtype=torch.float32)
+        self._logits += logits
+        self._object_logits += object_logits
+        self._num_summands += 1
+
+    def _mean_scores(self) -> Tensor:
+        """Return the scores of the mean logits: (Q, K)."""
+        return class_scores(
+            self._logits / self._num_summands, self._object_logits / self._num_summands
+        )
+
+    def _write_frame(self, masks: Tensor, numbers: Tensor) -> None:
+        """Keep mask logits (Q, h, w) of a frame, and numbers (Q, any)."""
+        self._num_columns = numbers.shape[1]
+        self._offsets.append(self._file.write(numbers.float().cpu().numpy()))
+        self.masks.append(masks)
+
+    def _read_frames(self, queries: Tensor, *columns: Tensor | int) -> Tensor:
+        """Read some of the numbers of each frame.
+
+        Args:
+            queries: (N,).
+            *columns: of the number that is wanted of each query, or of all of them.
+
+        Returns:
+            (len(columns), N, T), on the device of ``queries``.
+        """
+        shape = (len(self._logits), self._num_columns)
+        rows = queries.cpu().numpy()
+        columns = [x.cpu().numpy() if isinstance(x, Tensor) else x for x in columns]
+        frames = []
+        for offset in self._offsets:
+            numbers = self._file.read(offset, shape[0] * shape[1], np.float32).reshape(shape)
+            frames.append([numbers[rows, column] for column in columns])
+        return torch.from_numpy(np.stack(frames, axis=2)).to(queries.device)
+
+
+class FrameTracks(VideoTracks):
+    """Tracks of queries that see one frame each."""
+
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
         """Add the next frame, its queries in the order of the tracks.
 
@@ -110,19 +156,14 @@ class VideoTracks:
             object_logits: (Q, 2), object and no object.
             masks: (Q, h, w) logits.
         """
-        logits, object_logits = logits.float(), object_logits.float()
-        if not self._offsets:
-            self._logits, self._object_logits = logits.clone(), object_logits.clone()
-        else:
-            self._logits += logits
-            self._object_logits += object_logits
+        self._add_logits(logits, object_logits)
         inside = masks > 0
         probabilities = (masks.sigmoid() * inside).sum((1, 2))
         scores = class_scores(logits, object_logits)
         pixels = inside.sum((1, 2))
-        numbers = torch.cat((scores, probabilities[:, None], pixels[:, None]), dim=1)
-        self._offsets.append(self._file.write(numbers.cpu().numpy()))
-        self.masks.append(masks)
+        self._write_frame(
+            masks, torch.cat((scores, probabilities[:, None], pixels[:, None]), dim=1)
+        )
 
     def select(self, limit: int, frame_score_ratio: float) -> TrackSelection:
         """Choose the best pairs of track and class.
@@ -135,23 +176,67 @@ class VideoTracks:
             limit: how many are wanted; all if there are fewer.
             frame_score_ratio: see above.
         """
-        mean = (self._logits / self.num_frames, self._object_logits / self.num_frames)
-        scores = class_scores(*mean)
-        scores, queries, classes = select_top(scores, limit)
-        frame_scores, probabilities, pixels = self._numbers(queries, classes).to(scores.device)
+        scores, queries, classes = select_top(self._mean_scores(), limit)
+        frame_scores, probabilities, pixels = self._read_frames(queries, classes, -2, -1)
         visible = ~(frame_scores < frame_score_ratio * scores[:, None])
         probability, area = ((numbers * visible).sum(1) for numbers in (probabilities, pixels))
         scores, order = (scores * probability / (area + 1e-6)).sort(descending=True)
         visible &= pixels > 0
         return TrackSelection(scores, queries[order], classes[order], visible[order])
 
-    def _numbers(self, queries: Tensor, classes: Tensor) -> Tensor:
-        """Read each pair's score, total probability and pixels in each frame: (3, N, T)."""
-        num_queries, num_logits = self._logits.shape
-        shape = (num_queries, num_logits + 1)  # see append()
-        queries, classes = queries.cpu().numpy(), classes.cpu().numpy()
-        frames = []
-        for offset in self._offsets:
-            numbers = self._file.read(offset, shape[0] * shape[1], np.float32).reshape(shape)
-            frames.append([numbers[queries, column] for column in (classes, -2, -1)])
-        return torch.from_numpy(np.stack(frames, axis=2))
+
+class ClipTracks(VideoTracks):
+    """Tracks of queries that see one clip each; clips may overlap.
+
+    A frame that is in several clips has one mask in the end, of the mean of their logits. Until no
+    clip is left that could have it, it waits in memory.
+    """
+
+    def __init__(self, overlap: int = 0) -> None:
+        """Start without frames.
+
+        Args:
+            overlap: how many of the last frames of a clip are the first ones of the next.
+        """
+        super().__init__()
+        self._overlap = overlap
+        self._waiting: list[tuple[Tensor, int]] = []  # sum of mask logits, and number of clips
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames there are so far, each counted once."""
+        return super().num_frames + len(self._waiting)
+
+    def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
+        """Add the next clip, its queries in the order of the tracks.
+
+        Args:
+            logits: (Q, K + 1) class logits.
+            object_logits: (Q, 2), object and no object.
+            masks: (T, Q, h, w) logits.
+        """
+        self._add_logits(logits, object_logits)
+        known = len(self._waiting)
+        self._waiting = [
+            (total + of_frame, number + 1)
+            for (total, number), of_frame in zip(self._waiting, masks[:known], strict=True)
+        ] + [(of_frame, 1) for of_frame in masks[known:]]
+        self._write_all_but(self._overlap)
+
+    def select(self, limit: int) -> TrackSelection:
+        """Choose the best pairs of track and class, by the score of the mean logits of all clips.
+
+        Args:
+            limit: how many are wanted; all if there are fewer.
+        """
+        self._write_all_but(0)
+        scores, queries, classes = select_top(self._mean_scores(), limit)
+        (pixels,) = self._read_frames(queries, 0)
+        return TrackSelection(scores, queries, classes, pixels > 0)
+
+    def _write_all_but(self, number: int) -> None:
+        """Write the frames that wait, but for some of the last ones."""
+        while len(self._waiting) > number:
+            total, num_clips = self._waiting.pop(0)
+            masks = total / num_clips
+            self._write_frame(masks, (masks > 0).sum((1, 2))[:, None])

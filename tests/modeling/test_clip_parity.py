@@ -4,6 +4,8 @@
 of two training clips of two frames, generated weights.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,15 +13,18 @@ from recorded_numbers import (
     assert_same,
     assert_same_losses,
     assert_same_outputs,
+    assert_same_tubes,
     gradient_difference,
 )
 from torch.nn import functional as F
 from video_models import CLIPS, RECORDED, build_video_model
 
 from ovformer.d2 import BitMasks, Instances
+from ovformer.modeling.postprocess import class_scores, select_top
 
 CLASSES = 100
 CLIP_LENGTHS = (5, 5, 2)
+OPTIONS = {**CLIPS, "TEST.DETECTIONS_PER_IMAGE": 50}
 # Measured: 3e-5, in the backbone, where again ReLUs are near zero.
 GRADIENT_TOLERANCE = 1e-4
 
@@ -32,7 +37,7 @@ def recorded(reference):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, fill_weights):
     folder = tmp_path_factory.mktemp("small")
-    model = build_video_model(folder, CLASSES, 512, RECORDED, frequencies="nbb", **CLIPS)
+    model = build_video_model(folder, CLASSES, 512, RECORDED, frequencies="nbb", **OPTIONS)
     fill_weights.fill_state_dict(model.state_dict())
     return model
 
@@ -86,6 +91,39 @@ def test_outputs_of_each_clip(model, recorded) -> None:
         assert outputs["mask_features"].shape == (1, length, 64, 32, 40)
         assert_same_outputs(outputs, recorded, f"eval.clip{i}.")
         begin += length
+
+
+@torch.no_grad()
+def test_scores_labels_and_masks_of_a_video(model, recorded, reference) -> None:
+    """Clips of 5, 5 and 2 frames give the recorded results.json.
+
+    From clip to clip no query changes its place there, which others do in test_tracking.py.
+    """
+    record = {
+        "video_id": 4,
+        "image": iter(torch.from_numpy(recorded["in.frames"])),
+        "clip_features": torch.from_numpy(recorded["in.clip"][:, 0]),
+        "height": 177,
+        "width": 225,
+        "length": 12,
+    }
+    tracks, _ = model.eval()._track({**record, "image": torch.from_numpy(recorded["in.frames"])})
+    with tracks:
+        for got, key in ((tracks._logits, "cls"), (tracks._object_logits, "obj")):
+            assert_same(got / 3, recorded[f"eval.merged.{key}"], key)
+
+    (prediction,) = model([record])
+    results = json.loads(reference("video_ovformer_small_T12_results.json").read_text())
+    results.sort(key=lambda entry: -entry["score"])
+    assert prediction["image_size"] == tuple(recorded["eval.image_size"])
+    scores = np.sort(recorded["eval.pred_scores"])[::-1]
+    np.testing.assert_allclose(prediction["pred_scores"], scores, atol=1e-5)
+    np.testing.assert_allclose([entry["score"] for entry in results], scores, atol=1e-5)
+    assert prediction["pred_labels"] == [entry["category_id"] for entry in results]
+    merged = (torch.from_numpy(recorded[f"eval.merged.{key}"]) for key in ("cls", "obj"))
+    _, queries, _ = select_top(class_scores(*merged), 50)
+    clips = [torch.from_numpy(recorded[f"eval.clip{i}.pred_masks"][0]) for i in range(3)]
+    assert_same_tubes(prediction["segmentations"], results, torch.cat(clips, dim=1)[queries])
 
 
 def test_labels_come_from_where_an_instance_is_present(model, recorded, clips) -> None:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from ovformer.modeling.mask_store import MaskSizes, encode_tubes
 from ovformer.modeling.postprocess import class_scores
-from ovformer.modeling.tracking import QueryTracker, VideoTracks
+from ovformer.modeling.tracking import ClipTracks, FrameTracks, QueryTracker
 
 CPU = torch.device("cpu")
 # Largest difference of a score. Measured: 2e-7.
@@ -25,7 +25,7 @@ def track(arrays, prefix, num_frames):
         key: torch.from_numpy(arrays[f"{prefix}pred_{key}"][:num_frames])
         for key in ("embds", "logits", "object_logits", "masks")
     }
-    tracker, tracks, orders = QueryTracker(0.7), VideoTracks(), []
+    tracker, tracks, orders = QueryTracker(0.7), FrameTracks(), []
     for t in range(num_frames):
         orders.append(tracker(frames["embds"][t]))
         tracks.append(*(frames[key][t][orders[-1]] for key in ("logits", "object_logits", "masks")))
@@ -77,6 +77,72 @@ def test_results_from_the_recorded_outputs_of_the_network(reference, num_frames)
         assert_same_results(best, tracks, sizes, json.loads(results))
 
 
+def test_recorded_tracks_of_clips(reference) -> None:
+    """The queries of a clip are assigned to those of the clip before, as these were assigned."""
+    recorded = dict(np.load(reference("tracker.npz")))
+    tracker, tracks, orders = QueryTracker(1.0), ClipTracks(), []
+    with tracks:
+        for clip, length in enumerate(recorded["clip.lengths"]):
+            embeddings, logits, object_logits = (
+                torch.from_numpy(recorded[f"in.pred_{key}"][clip])
+                for key in ("embds", "logits", "object_logits")
+            )
+            masks = torch.from_numpy(recorded[f"clip.in.pred_masks{clip}"][0]).transpose(0, 1)
+            assert len(masks) == length
+            orders.append(tracker(embeddings))
+            order = orders[-1]
+            tracks.append(logits[order], object_logits[order], masks[:, order])
+        assert orders[0].tolist() == list(range(20))
+        assert torch.stack(orders[1:]).tolist() == recorded["clip.perms"].tolist()
+        assert tracks.num_frames == sum(recorded["clip.lengths"])
+
+        best = tracks.select(50)
+        by_score = np.argsort(-recorded["clip.pred_scores"])
+        expected = recorded["clip.pred_scores"][by_score]
+        np.testing.assert_allclose(best.scores, expected, atol=TOLERANCE)
+        assert best.classes.tolist() == recorded["clip.pred_labels"][by_score].tolist()
+
+        shape = recorded["clip.pred_masks_shape"]
+        masks = np.unpackbits(recorded["clip.pred_masks"], count=shape.prod()).reshape(shape)
+        sizes = MaskSizes((32, 64), (30, 38), (45, 57))
+        tubes = encode_tubes(tracks.masks, best.queries.tolist(), best.visible.numpy(), sizes, CPU)
+        for tube, expected in zip(tubes, masks[by_score], strict=True):
+            assert (coco_mask.decode(tube).transpose(2, 0, 1) == expected).all()
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(3, 0), (3, 1), (3, 2), (4, 3)])
+def test_a_frame_of_several_clips_gets_the_mean_of_their_logits(length, overlap) -> None:
+    torch.manual_seed(0)
+    num_frames, queries, classes = 8, 4, 3
+    stride = length - overlap
+    starts = range(0, num_frames - overlap, stride)
+    of_frame = [[] for _ in range(num_frames)]
+    logits = []
+    with ClipTracks(overlap) as tracks:
+        for start in starts:
+            masks = 4 * torch.randn(min(length, num_frames - start), queries, 6, 8)
+            for t, frame in enumerate(masks, start):
+                of_frame[t].append(frame)
+            logits.append((torch.randn(queries, classes + 1), torch.randn(queries, 2)))
+            tracks.append(*logits[-1], masks)
+            assert tracks.num_frames == min(start + length, num_frames)
+            assert len(tracks._waiting) <= overlap
+        best = tracks.select(100)
+        assert tracks.num_frames == num_frames and best.visible.shape == (12, num_frames)
+        assert max(map(len, of_frame)) == -(-length // stride)
+
+        mean = [torch.stack(values).mean(0) for values in zip(*logits, strict=True)]
+        scores = class_scores(*mean)
+        torch.testing.assert_close(best.scores, scores[best.queries, best.classes])
+        for t, frames in enumerate(of_frame):
+            kept = tracks.masks.read([(t, query) for query in range(queries)], CPU)
+            expected = torch.stack(frames).mean(0)
+            assert ((kept > 0) == (expected > 0)).all()
+            near = kept.abs() != 1
+            torch.testing.assert_close(kept[near], expected[near])
+            assert near.any()
+
+
 def test_the_memory_bridges_a_frame_in_which_a_query_is_lost() -> None:
     a, b, noise = torch.eye(3)
     frames = [torch.stack(pair) for pair in ((a, b), (noise, b), (b, a))]
@@ -110,7 +176,7 @@ def random_tracks(num_frames, queries=4, classes=3, seed=0):
     frames = [
         [4 * torch.randn(shape, generator=generator) for shape in shapes] for _ in range(num_frames)
     ]
-    tracks = VideoTracks()
+    tracks = FrameTracks()
     for frame in frames:
         tracks.append(*frame)
     return tracks, frames
@@ -146,7 +212,7 @@ def test_no_frame_is_left_out_at_ratio_zero() -> None:
 
 
 def test_empty_masks_have_score_zero_and_empty_codes() -> None:
-    with VideoTracks() as tracks:
+    with FrameTracks() as tracks:
         for _ in range(3):
             tracks.append(torch.zeros(2, 4), torch.zeros(2, 2), torch.full((2, 5, 5), -2.0))
         best = tracks.select(4, 0.1)
@@ -158,7 +224,7 @@ def test_empty_masks_have_score_zero_and_empty_codes() -> None:
 
 
 def test_half_precision_is_scored_in_float32() -> None:
-    with VideoTracks() as tracks:
+    with FrameTracks() as tracks:
         tracks.append(torch.randn(2, 4).half(), torch.randn(2, 2).half(), torch.randn(2, 5, 5))
         assert tracks.select(4, 0.1).scores.dtype == torch.float32
 
@@ -173,12 +239,12 @@ def test_the_file_is_closed_at_the_end() -> None:
 MEASURE = """
 import resource
 import torch
-from ovformer.modeling.tracking import VideoTracks
+from ovformer.modeling.tracking import FrameTracks
 
 torch.set_num_threads(1)
 masks = torch.full((100, 90, 160), -3.0)
 masks[:, 20:50, 30:80] = 2.0
-with VideoTracks() as tracks:
+with FrameTracks() as tracks:
     for _ in range(4):
         for _ in range(20):
             tracks.append(torch.zeros(100, 41), torch.zeros(100, 2), masks)

@@ -53,11 +53,14 @@ struct Simd {
   static void store(T* to, Vector vector) { std::memcpy(to, &vector, BYTES); }
 
   static T sum(Vector vector) {
-    T lanes[kLanes];
-    std::memcpy(lanes, &vector, BYTES);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+    if constexpr (kLanes == 1) {
+      return vector[0];
+    } else {
+      using Half = Simd<T, BYTES / 2>;
+      typename Half::Vector halves[2];
+      std::memcpy(halves, &vector, BYTES);
+      return Half::sum(halves[0] + halves[1]);
+    }
   }
 };
 
@@ -87,31 +90,32 @@ struct Corners {
   }
 };
 
-// The output of one head of one query, BLOCK vectors from `channel` on.
+// The output of one head of one query, BLOCK vectors of it. The head's first token is at `first`.
 template <typename T, int BYTES, int BLOCK>
-void forward_block(const Sizes& sizes, const T* value, const T* locations, const T* weights,
-                   T* output, int64_t channel) {
+void forward_block(const Sizes& sizes, const T* value, int64_t first, const T* locations,
+                   const T* weights, T* output) {
   using S = Simd<T, BYTES>;
   const int64_t stride = sizes.heads * sizes.channels;
   typename S::Vector sums[BLOCK] = {};
   for (int64_t level = 0; level < sizes.levels; ++level) {
     const int64_t height = sizes.shapes[2 * level], width = sizes.shapes[2 * level + 1];
-    const T* map = value + sizes.starts[level] * stride + channel;
+    const int64_t map = first + sizes.starts[level] * stride;
     for (int64_t point = 0; point < sizes.points; ++point, locations += 2, ++weights) {
       Corners<T> corners;
       if (!corners.find(locations, height, width)) continue;
-      const T below = *weights * corners.down, above = *weights - below;
-      const T* pixel = map + corners.first * stride;
-      auto add = [&](const T* from, T share) {
+      auto visit = [&](int corner, int64_t pixel, T share) {
+        if (!corners.inside[corner]) return;
+        const T* from = value + map + pixel * stride;
         for (int b = 0; b < BLOCK; ++b) sums[b] += share * S::load(from + b * S::kLanes);
       };
-      if (corners.inside[0]) add(pixel, above - above * corners.right);
-      if (corners.inside[1]) add(pixel + stride, above * corners.right);
-      if (corners.inside[2]) add(pixel + width * stride, below - below * corners.right);
-      if (corners.inside[3]) add(pixel + (width + 1) * stride, below * corners.right);
+      const T below = *weights * corners.down, above = *weights - below;
+      visit(0, corners.first, above - above * corners.right);
+      visit(1, corners.first + 1, above * corners.right);
+      visit(2, corners.first + width, below - below * corners.right);
+      visit(3, corners.first + width + 1, below * corners.right);
     }
   }
-  for (int b = 0; b < BLOCK; ++b) S::store(output + channel + b * S::kLanes, sums[b]);
+  for (int b = 0; b < BLOCK; ++b) S::store(output + b * S::kLanes, sums[b]);
 }
 
 template <typename T, int BYTES>
@@ -124,18 +128,18 @@ struct Forward {
     for (int64_t query = 0; query < sizes.batch * sizes.queries; ++query) {
       for (int64_t head = 0; head < sizes.heads; ++head) {
         const int64_t row = query * sizes.heads + head;
-        const T* values =
-            value + (query / sizes.queries * sizes.tokens * sizes.heads + head) * channels;
+        const int64_t sample = query / sizes.queries;
+        const int64_t first = (sample * sizes.tokens * sizes.heads + head) * channels;
         const T* places = locations + row * samples * 2;
         const T* shares = weights + row * samples;
         T* to = output + row * channels;
-        int64_t channel = 0;
-        for (; channel + 4 * lanes <= channels; channel += 4 * lanes)
-          forward_block<T, BYTES, 4>(sizes, values, places, shares, to, channel);
-        for (; channel + 2 * lanes <= channels; channel += 2 * lanes)
-          forward_block<T, BYTES, 2>(sizes, values, places, shares, to, channel);
-        for (; channel + lanes <= channels; channel += lanes)
-          forward_block<T, BYTES, 1>(sizes, values, places, shares, to, channel);
+        int64_t c = 0;
+        for (; c + 4 * lanes <= channels; c += 4 * lanes)
+          forward_block<T, BYTES, 4>(sizes, value, first + c, places, shares, to + c);
+        for (; c + 2 * lanes <= channels; c += 2 * lanes)
+          forward_block<T, BYTES, 2>(sizes, value, first + c, places, shares, to + c);
+        for (; c + lanes <= channels; c += lanes)
+          forward_block<T, BYTES, 1>(sizes, value, first + c, places, shares, to + c);
       }
     }
   }

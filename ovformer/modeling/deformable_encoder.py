@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ovformer.modeling.position_encoding import reference_points, sine_position_encoding
 from ovformer.ops.ms_deform_attn import ms_deform_attn
@@ -142,8 +143,10 @@ class MSDeformAttnEncoder(nn.Module):
         num_heads: int,
         num_points: int,
         num_layers: int,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.level_embed = nn.Parameter(torch.randn(num_levels, channels))
         self.encoder = nn.Module()  # the published names have this level
         self.encoder.layers = nn.ModuleList(
@@ -170,7 +173,11 @@ class MSDeformAttnEncoder(nn.Module):
 
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         for layer in self.encoder.layers:
-            tokens = layer(tokens, position, points, spatial_shapes, level_start_index)
+            arguments = (tokens, position, points, spatial_shapes, level_start_index)
+            if self.activation_checkpointing and self.training:
+                tokens = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                tokens = layer(*arguments)
         return [
             x.transpose(1, 2).unflatten(2, shape)
             for x, shape in zip(tokens.split(lengths, dim=1), shapes, strict=True)

@@ -46,6 +46,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         num_points: int,
         dim_feedforward: int,
         dropout: float,
+        activation_checkpointing: bool = False,
     ) -> None:
         """Build the decoder.
 
@@ -62,6 +63,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             num_points: sampling points per head and level.
             dim_feedforward: width of each layer's feed-forward network.
             dropout: probability, in the deformable attention layers.
+            activation_checkpointing: recompute what is inside these layers in the backward pass.
 
         Raises:
             ValueError: the features do not exist or do not reach ``common_stride``, or a width
@@ -86,7 +88,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
             nn.init.xavier_uniform_(projection[0].weight)
             nn.init.zeros_(projection[0].bias)
         self.transformer = MSDeformAttnEncoder(
-            conv_dim, dim_feedforward, dropout, len(coarse), num_heads, num_points, num_layers
+            conv_dim,
+            dim_feedforward,
+            dropout,
+            len(coarse),
+            num_heads,
+            num_points,
+            num_layers,
+            activation_checkpointing,
         )
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         c2_xavier_fill(self.mask_features)
@@ -149,6 +158,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
             "dim_feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "activation_checkpointing": cfg.MODEL.ACTIVATION_CHECKPOINTING,
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -112,6 +112,12 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     if not compiler:
         return None, f"none of {', '.join(COMPILERS)} is on PATH (CXX can name a C++ compiler)"
     try:
-        return build_on_first_use(SOURCE, [*compiler, *FLAGS]), None
+        return build_on_first_use(SOURCE, [*compiler, *FLAGS, *_openmp_of_torch()]), None
     except BuildError as error:
         return None, str(error)
+
+
+def _openmp_of_torch() -> list[str]:
+    """Return flags that link the OpenMP library that torch brings, if any: two share no threads."""
+    found = sorted(str(path) for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
+    return ["-Wl,--no-as-needed", *found, "-Wl,--as-needed"] if found else []

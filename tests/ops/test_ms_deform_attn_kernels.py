@@ -1,6 +1,8 @@
 """Every kernel equals PyTorch in float64 on random shapes, and survives what is out of range."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -91,3 +93,17 @@ def test_the_number_of_threads_changes_no_bit(kernel) -> None:
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(x.equal(y) for x, y in zip(result, results[0], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["cpu"], indirect=True)
+def test_torch_and_the_cpu_kernel_share_their_threads(kernel) -> None:
+    """In a process of its own, as other packages bring OpenMP libraries as well."""
+    code = (
+        "import torch, pathlib\nfrom ovformer.ops import ms_deform_attn_cpu as kernel\n"
+        "assert kernel.unavailable(torch.device('cpu')) is None\n"
+        "words = pathlib.Path('/proc/self/maps').read_text().split()\n"
+        "print(*{word for word in words if 'libgomp' in word}, sep='\\n')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) == 1, run.stdout

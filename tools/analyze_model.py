@@ -5,13 +5,15 @@
     python tools/analyze_model.py --tasks flop --size 360 640 \
         --config-file configs/lvis/ovformer_R50_bs8.yaml MODEL.MASK_FORMER.NUM_OBJECT_QUERIES 200
 
-Needs neither data nor weights: one random image goes through backbone and head, as at inference. A
+Needs neither data nor weights: one random image, or of a model that sees clips one random clip of
+MODEL.MASK_FORMER.TEST.CLIP_LENGTH frames, goes through backbone and head, as at inference. A
 "FLOP" is a multiply-add of a convolution or matrix product, the field's convention; activations are
 the elements that these operations write (Radosavovic et al., 2020). Sampling, as in deformable
 attention, and elementwise operations are not counted.
 """
 
 import argparse
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -46,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = [task for task in UNITS if task in args.tasks]
     counts = {"parameter": count_parameters(model)}
     if {"flop", "activation"} & set(tasks):
-        height, width = args.size or largest_test_image(cfg)
-        print(f"image: {height} x {width} pixels")
-        counts |= count_operations(model, height, width, cfg.MODEL.CLIP.EMBED_DIM)
+        size = tuple(args.size or largest_test_image(cfg))
+        num_frames = cfg.MODEL.MASK_FORMER.TEST.CLIP_LENGTH if model.SEES_CLIPS else 1
+        what = f"clip: {num_frames} frames of" if model.SEES_CLIPS else "image:"
+        print(f"{what} {size[0]} x {size[1]} pixels")
+        counts |= count_operations(model, *size, cfg.MODEL.CLIP.EMBED_DIM, num_frames)
     if tasks:
         print(format_table({task: counts[task] for task in tasks}, args.depth))
 
@@ -75,18 +79,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_without_files(cfg: CfgNode) -> nn.Module:
-    """Build a model on the CPU; a missing text classifier is replaced by a random one."""
+    """Build a model on the CPU; files that a config names and that are missing are replaced.
+
+    These are the text classifier, by a random one, and the counts of categories, by equal ones.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    text_path = cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
+    node, num_classes = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     with tempfile.TemporaryDirectory() as folder:
-        if not text_path or not resolve_path(text_path).is_file():
-            print(f"no text classifier {text_path!r}: counting with random text embeddings")
+        if not node.CLIP_TEXT_PATH or not resolve_path(node.CLIP_TEXT_PATH).is_file():
+            print(f"no text classifier {node.CLIP_TEXT_PATH!r}: counting with a random one")
             path = Path(folder, "random.safetensors")
-            shape = (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.CLIP.EMBED_DIM)
-            save_text_classifier(path, torch.randn(shape), None)
-            cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(path)
+            save_text_classifier(path, torch.randn(num_classes, cfg.MODEL.CLIP.EMBED_DIM), None)
+            node.CLIP_TEXT_PATH = str(path)
+        if node.CAT_INFO_PATH and not resolve_path(node.CAT_INFO_PATH).is_file():
+            path = Path(folder, "categories.json")
+            categories = [{"id": i, "image_count": 1, "frequency": "f"} for i in range(num_classes)]
+            path.write_text(json.dumps(categories), encoding="utf-8")
+            node.CAT_INFO_PATH = str(path)
         return build_model(cfg)
 
 
@@ -147,24 +158,25 @@ class OperationCounter(TorchDispatchMode):
 
 
 def count_operations(
-    model: nn.Module, height: int, width: int, clip_dim: int
+    model: nn.Module, height: int, width: int, clip_dim: int, num_frames: int = 1
 ) -> dict[str, Counter[str]]:
-    """Return ``flop`` and ``activation`` of each module for one image, "" for the whole model.
+    """Return ``flop`` and ``activation`` of each module for one image or clip, "" for all modules.
 
     Args:
         model: one of our meta-architectures, in evaluation mode.
         height: of the image in pixels; it is padded as at inference.
         width: of the image in pixels.
         clip_dim: D.
+        num_frames: of the clip, for a model that sees clips.
     """
-    images = model.normalize_images([torch.rand(3, height, width)]).tensor
+    images = model.normalize_images(list(torch.rand(num_frames, 3, height, width))).tensor
     counter = OperationCounter(model)
     # The operations inside fused attention would not be seen.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model.sem_seg_head(model.backbone(images), torch.randn(1, 1, clip_dim))
+            model.sem_seg_head(model.backbone(images), torch.randn(1, num_frames, clip_dim))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         counter.close()

@@ -123,7 +123,8 @@ def _read_category_info(cfg: CfgNode) -> tuple[Sequence[Mapping[str, Any]], str]
         path = resolve_path(cfg.MODEL.MASK_FORMER.CAT_INFO_PATH)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{key}: no file {path}. tools/get_lvis_cat_info.py makes it from the annotations"
+                f"{key}: no file {path}. tools/get_lvis_cat_info.py (of videos: "
+                "get_lvvis_cat_info.py) makes it from the annotations"
             )
         try:
             return json.loads(path.read_text(encoding="utf-8")), f"{key} ({path})"

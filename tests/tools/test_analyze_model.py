@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart" / "ovformer_shapes.yaml")
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG = str(CONFIGS / "quickstart" / "ovformer_shapes.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,24 @@ def test_the_quick_starts_model(tool, capsys) -> None:
     large = rows(capsys.readouterr().out)
     assert set(large) == {"total", *parts}
     assert large["backbone"][0] == pytest.approx(4 * table["backbone"][1], rel=0.05)
+
+
+def test_a_model_of_clips_is_counted_on_a_clip(tool, capsys) -> None:
+    tables = []
+    for name, opts in (
+        ("ovformer_R50_bs8", []),
+        ("video_ovformer_R50_bs8", ["MODEL.MASK_FORMER.TEST.CLIP_LENGTH", "3"]),
+    ):
+        config = str(CONFIGS / "lvvis" / f"{name}.yaml")
+        tool.main(["--size", "64", "96", "--depth", "3", "--config-file", config, *opts])
+        tables.append(capsys.readouterr().out)
+    assert "image: 64 x 96 pixels" in tables[0] and "clip: 3 frames of 64 x 96" in tables[1]
+    image, clip = map(rows, tables)
+    assert [row[0] for row in image.values()] == [row[0] for row in clip.values()]  # parameters
+    for name in ("backbone", "sem_seg_head.pixel_decoder"):
+        assert clip[name][1] == pytest.approx(3 * image[name][1], abs=0.05)
+    decoder = "sem_seg_head.predictor"
+    assert image[decoder][1] < clip[decoder][1] < 3 * image[decoder][1]
 
 
 def test_options_change_the_model_and_the_structure_is_printed(tool, capsys) -> None:

@@ -53,6 +53,11 @@ class MiniVideos:
         """The annotation file of a split."""
         return self.root / self.spec(split).annotations
 
+    def is_novel(self, category: dict) -> bool:
+        """Whether a category of the data set's table is novel."""
+        key, values = self.spec("train").groups["novel"]
+        return category[key] in values
+
     def write(self, split: str = "val", **changes: object) -> Path:
         """Write the annotations of a split, with other values of some keys."""
         path = self.annotations(split)

@@ -175,6 +175,20 @@ def test_clip_configs_are_of_stage_3() -> None:
         assert {CLIP.evaluator_type(name) for name in cfg.DATASETS.TEST} == {"vis"}
 
 
+def test_the_recipe_for_a_small_gpu_changes_no_result() -> None:
+    folder = ROOT / "configs" / "lvvis"
+    whole, small = (
+        leaves(get_ovformer_cfg(str(folder / f"video_ovformer_R50_{name}.yaml")))
+        for name in ("bs8", "24gb")
+    )
+    assert {key for key in whole if whole[key] != small[key]} == {
+        "MODEL.ACTIVATION_CHECKPOINTING",
+        "SOLVER.ACCUMULATION_STEPS",
+        "SOLVER.AMP.PRECISION",
+    }
+    assert small["SOLVER.IMS_PER_BATCH"] % small["SOLVER.ACCUMULATION_STEPS"] == 0
+
+
 @pytest.mark.parametrize("key", FIXED_KEYS)
 def test_fixed_keys_have_their_value_by_default(key: str) -> None:
     assert lookup(get_ovformer_cfg(), key) == FIXED_KEYS[key]

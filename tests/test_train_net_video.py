@@ -1,121 +1,24 @@
 """``train_net_video.py`` as a user runs it, on a tiny data set with a tiny model."""
 
-import copy
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from mini_videos import VIDEOS, MiniVideos, make_videos
-from tiny_shapes import CLIP_DIM, MODEL, ROOT, own_loggers
+from mini_videos import VIDEOS
+from tiny_shapes import ROOT
+from tiny_videos import DETECTIONS, VideoRun, make_run
 
-from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import DatasetCatalog, MetadataCatalog, build_model
-from ovformer.data.clip_features import ClipFeatureWriter
-from ovformer.data.dataset_spec import load_categories, load_dataset
-from ovformer.engine.cli import main
-from ovformer.engine.stages import VIDEO
+from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.evaluation import vis_evaluator
-from ovformer.modeling.text_classifier import save_text_classifier
 
-DETECTIONS = 5
 spec = importlib.util.spec_from_file_location("mAP", ROOT / "mAP.py")
 mAP = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(mAP)
-
-
-@dataclass
-class VideoRun:
-    """A data set, a config file and an output folder.
-
-    Attributes:
-        data: the data set.
-        config: the config file.
-        output: OUTPUT_DIR.
-    """
-
-    data: MiniVideos
-    config: Path
-    output: Path
-
-    def command(self, *words: str) -> list[str]:
-        options = [word for word in words if word.startswith("--")]
-        opts = [word for word in words if not word.startswith("--")]
-        return ["--config-file", str(self.config), *options, "OUTPUT_DIR", str(self.output), *opts]
-
-    def script(self, *words: str, processes: int = 1) -> subprocess.CompletedProcess:
-        """Run the script, under torchrun for several processes."""
-        command = [str(ROOT / "train_net_video.py"), *self.command(*words)]
-        if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command = [*launcher, str(processes), *command]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        env = {
-            **os.environ,
-            "DETECTRON2_DATASETS": str(self.data.root),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": path,
-        }
-        return subprocess.run(
-            [sys.executable, *command], env=env, capture_output=True, text=True, timeout=300
-        )
-
-    def here(self, *words: str) -> None:
-        """Run the script's code in this process."""
-        with own_loggers():
-            main(VIDEO, self.command(*words))
-
-    def results(self, name: str = "ytvis_2019_val") -> list[dict]:
-        path = self.output / "inference" / name / "results.json"
-        return json.loads(path.read_text())
-
-    def scores(self, name: str = "ytvis_2019_val") -> dict:
-        return json.loads((self.output / "inference" / name / "scores.json").read_text())
-
-
-def make_run(folder: Path) -> VideoRun:
-    """Write everything that a run needs, with the weights of an untrained model."""
-    data = make_videos(folder / "data sets")
-    root = data.root
-    names = [category["name"] for category in load_categories("ytvis_2019")]
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(len(names), CLIP_DIM, generator=generator)
-    save_text_classifier(root / "metadata" / "classes.safetensors", weights, names, {})
-    with ClipFeatureWriter(root / "metadata" / "frames.safetensors", {}) as writer:
-        for split in ("train", "val", "test"):
-            for record in load_dataset(f"ytvis_2019_{split}"):
-                features = torch.randn(record["length"], CLIP_DIM, generator=generator)
-                writer.add(record["clip_keys"], features)
-    counts = [
-        {**c, "image_count": 5, "frequency": "n" if c["novel"] else "b"}
-        for c in load_categories("ytvis_2019")
-    ]
-    (root / "metadata" / "counts.json").write_text(json.dumps(counts))
-    settings = copy.deepcopy(MODEL)
-    settings["_BASE_"] = str(ROOT / "configs" / "base_video.yaml")
-    settings["MODEL"]["WEIGHTS"] = str(folder / "untrained.pth")
-    settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] = len(names)
-    settings["MODEL"]["MASK_FORMER"] |= {
-        "CLIP_TEXT_PATH": "datasets/metadata/classes.safetensors",
-        "CLIP_IMAGE_PATH": "datasets/metadata/frames.safetensors",
-        "CLIP_IMAGE_PATH_TRAIN": "datasets/metadata/frames.safetensors",
-    }
-    settings["DATASETS"] = {"TRAIN": [], "TEST": ["ytvis_2019_val"]}
-    settings["INPUT"] = {"MIN_SIZE_TEST": 64, "MIN_SIZE_TRAIN": [64]}
-    settings["TEST"]["DETECTIONS_PER_IMAGE"] = DETECTIONS
-    config = folder / "tiny.yaml"
-    config.write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
-    torch.manual_seed(1)
-    model = build_model(get_ovformer_cfg(str(config)))
-    torch.save({"model": model.state_dict()}, folder / "untrained.pth")
-    return VideoRun(data, config, folder / "output")
 
 
 @pytest.fixture
@@ -168,7 +71,7 @@ def test_two_processes_give_the_same(run: VideoRun) -> None:
     expected, scores = run.results(), run.scores()
     process = run.script("--eval-only", "OUTPUT_DIR", str(run.output / "two"), processes=2)
     assert process.returncode == 0, process.stderr
-    two = VideoRun(run.data, run.config, run.output / "two")
+    two = replace(run, output=run.output / "two")
     order = ("video_id", "score", "category_id")
     for entries in (expected, found := two.results()):
         entries.sort(key=lambda entry: [entry[key] for key in order])
@@ -272,7 +175,7 @@ def test_training(run: VideoRun) -> None:
         "DATASETS.TRAIN",
         "('ytvis_2019_train',)",
         "MODEL.MASK_FORMER.CAT_INFO_PATH",
-        "datasets/metadata/counts.json",
+        "datasets/metadata/ytvis_2019_train_cat_info.json",
         "TEST.EVAL_PERIOD",
         "4",
     ]
@@ -285,7 +188,7 @@ def test_training(run: VideoRun) -> None:
     moved = [key for key in before if not torch.equal(before[key], trained[key])]
     assert any(key.startswith("sem_seg_head.pixel_decoder") for key in moved)
     # Micro-batches of clips.
-    other = VideoRun(run.data, run.config, run.output / "accumulated")
+    other = replace(run, output=run.output / "accumulated")
     other.here(*words, "SOLVER.ACCUMULATION_STEPS", "2")
     assert (other.output / "model_final.pth").is_file()
 

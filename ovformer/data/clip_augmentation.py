@@ -3,7 +3,8 @@
 Legend: T frames, h w pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -83,6 +84,22 @@ def pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
     is_shared = node.MIN_SIZE_TRAIN_SAMPLING.endswith(BY_CLIP)
     (shared if is_shared else own).append(_resize(node, prefix))
     return ClipAugmentation(shared, own)
+
+
+def clip_input_errors(cfg: CfgNode) -> Iterator[str]:
+    """Yield all that is wrong with the keys of both augmentations."""
+    parts = [partial(_flip, cfg)]
+    for node, prefix in ((cfg.INPUT, "INPUT"), (cfg.INPUT.PSEUDO, "INPUT.PSEUDO")):
+        parts += [
+            partial(extra_augmentations, node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS"),
+            partial(_crop, node, prefix),
+            partial(_resize, node, prefix),
+        ]
+    for part in parts:
+        try:
+            part()
+        except ValueError as error:
+            yield str(error)
 
 
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:

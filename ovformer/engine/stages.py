@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.d2 import CfgNode, DatasetEvaluator, MetadataCatalog
-from ovformer.data.clip_augmentation import clip_augmentation, pseudo_augmentation
+from ovformer.data.clip_augmentation import clip_input_errors
 from ovformer.data.loaders import build_test_loader, build_train_loader
 from ovformer.data.video_loaders import build_video_test_loader, build_video_train_loader
 from ovformer.evaluation.lvis_evaluator import LvisEvaluator
@@ -26,8 +26,7 @@ class Stage:
             called with ``skip``, ids that are done, where an evaluator knows such ids.
         evaluators: ``evaluator_type`` of a data set -> from its name and a folder to what scores it
             and writes ``results.json`` into the folder.
-        input_checks: called with a config; what they raise ValueError for would stop the training
-            when its first batch is made.
+        input_errors: from a config to what is wrong with its keys of the training's augmentation.
         can_resume: whether evaluators take ``resume`` and keep ``finished``, ids that are done.
     """
 
@@ -36,7 +35,7 @@ class Stage:
     build_train_loader: Callable[[CfgNode, int], Iterable[list[dict]]]
     build_test_loader: Callable[..., Iterable[list[dict]]]
     evaluators: dict[str, Callable[..., DatasetEvaluator]]
-    input_checks: tuple[Callable[[CfgNode], object], ...] = ()
+    input_errors: Callable[[CfgNode], Iterable[str]] = lambda cfg: ()
     can_resume: bool = False
 
     def build_evaluator(self, dataset_name: str, folder: Path, resume: bool) -> DatasetEvaluator:
@@ -77,7 +76,7 @@ VIDEO = Stage(
     build_video_train_loader,
     build_video_test_loader,
     {"vis": VisEvaluator, "burst": VisEvaluator},
-    input_checks=(clip_augmentation, pseudo_augmentation),
+    input_errors=clip_input_errors,
     can_resume=True,
 )
 CLIP = replace(VIDEO, script="train_net_lvvis.py", meta_architecture="VideoOVFormer")

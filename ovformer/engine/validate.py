@@ -51,6 +51,9 @@ _CHOICES = {
 _AT_LEAST = {
     "INPUT.SAMPLING_FRAME_NUM": 1,
     "INPUT.SAMPLING_FRAME_RANGE": 0,
+    "MODEL.MASK_FORMER.TEST.CLIP_LENGTH": 1,
+    "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP": 0,
+    "MODEL.MASK_FORMER.TEST.WINDOW_SIZE": 1,
     "SOLVER.ACCUMULATION_STEPS": 1,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.IMS_PER_BATCH": 1,
@@ -133,14 +136,20 @@ def _ranges(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         is_of_training = key.startswith(("INPUT.", "SOLVER."))
         if _lookup(cfg, key) < least and not (eval_only and is_of_training):
             yield f"{key}: expected at least {least}, got {_lookup(cfg, key)}."
+    test = cfg.MODEL.MASK_FORMER.TEST
+    if test.CLIP_OVERLAP >= test.CLIP_LENGTH >= 1:
+        yield (
+            "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP: expected less than CLIP_LENGTH, "
+            f"{test.CLIP_LENGTH}, got {test.CLIP_OVERLAP}."
+        )
 
 
 def _training(cfg: CfgNode, stage: Stage) -> Iterator[str]:
     for key, known in _CHOICES.items():
         if _lookup(cfg, key) not in known:
             yield f"{key}: unknown {_lookup(cfg, key)!r}. Known: {', '.join(known)}."
-    for check in (dataset_ratios, *stage.input_checks):
-        yield from _caught(check, cfg)
+    yield from _caught(dataset_ratios, cfg)
+    yield from stage.input_errors(cfg)
 
 
 def _batch(cfg: CfgNode, processes: int) -> Iterator[str]:
@@ -241,7 +250,9 @@ def _model(cfg: CfgNode, stage: Stage) -> Iterator[str]:
             ),
         ):
             errors += _registered(f"MODEL.{key}", value, registry)
-    yield from errors
+        yield from errors or _caught(META_ARCH_REGISTRY.get(name).check_decoder, cfg)
+    else:
+        yield from errors
     backbone_errors = list(
         _registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
     )

@@ -174,15 +174,7 @@ class OVFormerBase(nn.Module):
         Raises:
             ValueError: the model sees clips and the decoder does not, or the other way round.
         """
-        decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-        decoder_class = TRANSFORMER_DECODER_REGISTRY.get(decoder)
-        if getattr(decoder_class, "SEES_CLIPS", False) != cls.SEES_CLIPS:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME: {decoder} does not go with "
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which sees "
-                f"{'clips' if cls.SEES_CLIPS else 'single images'}. Set it to "
-                f"{'Video' * cls.SEES_CLIPS}MultiScaleMaskedTransformerDecoder"
-            )
+        cls.check_decoder(cfg)
         backbone = build_backbone(cfg)
         clip = cfg.MODEL.CLIP
         return {
@@ -201,6 +193,19 @@ class OVFormerBase(nn.Module):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
+
+    @classmethod
+    def check_decoder(cls, cfg: CfgNode) -> None:
+        """Raise ValueError if the model sees clips and the configured decoder does not, or v.v."""
+        decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+        decoder_class = TRANSFORMER_DECODER_REGISTRY.get(decoder)
+        if getattr(decoder_class, "SEES_CLIPS", False) != cls.SEES_CLIPS:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME: {decoder} does not go with "
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which sees "
+                f"{'clips' if cls.SEES_CLIPS else 'single images'}. Set it to "
+                f"{'Video' * cls.SEES_CLIPS}MultiScaleMaskedTransformerDecoder"
+            )
 
     @property
     def device(self) -> torch.device:

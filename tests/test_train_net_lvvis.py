@@ -1,0 +1,363 @@
+"""``train_net_lvvis.py`` as a user runs it: clips of a tiny LV-VIS, a tiny model."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_shapes
+import torch
+from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
+from mini_videos import CATEGORIES, VIDEOS
+from tiny_shapes import CLIP_DIM, ROOT
+from tiny_videos import DETECTIONS, VideoRun, make_run
+
+from ovformer.data.clip_features import ClipFeatureWriter
+from ovformer.data.dataset_spec import load_categories, load_dataset
+from ovformer.engine.stages import CLIP, IMAGE
+
+TRAIN_ONLY = ("DATASETS.TEST", "()")
+VOCABULARY = ("class_embed.zs_weight", "criterion.")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> VideoRun:
+    """A finished training with evaluations in between, by the command of the README."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder / "data sets"))
+        run = make_run(folder, CLIP)
+    process = run.script()
+    assert process.returncode == 0, process.stderr
+    (folder / "stdout").write_text(process.stdout)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
+    """A fresh data set and output folder."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
+    return make_run(tmp_path, CLIP)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def log(run: VideoRun) -> str:
+    return (run.output / "log.txt").read_text()
+
+
+def losses(run: VideoRun) -> list[float]:
+    return [line["total_loss"] for line in run.metrics() if "total_loss" in line]
+
+
+def test_training(trained: VideoRun) -> None:
+    names = {path.name for path in trained.output.iterdir() if "tfevents" not in path.name}
+    expected = {"config.yaml", "inference", "last_checkpoint", "log.txt", "metrics.json"}
+    checkpoints = {"model_0000001.pth", "model_0000003.pth", "model_final.pth"}
+    assert names == expected | checkpoints
+    assert losses(trained)[-1] > 0
+    before, after = weights(trained.untrained), weights(trained.output / "model_final.pth")
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    for part in ("backbone.", "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor.mask_embed."):
+        assert any(key.startswith(part) for key in moved), part
+
+
+def test_scores_of_base_and_novel(trained: VideoRun) -> None:
+    results = trained.results()
+    assert len(results) == DETECTIONS * len(VIDEOS)
+    own_ids = {category["id"] for category in load_categories("lvvis")}
+    for entry in results:
+        length, height, width = VIDEOS[entry["video_id"]]
+        assert [rle["size"] for rle in entry["segmentations"]] == [[height, width]] * length
+        assert entry["category_id"] in own_ids
+    groups = trained.scores()["groups"]
+    assert set(groups) == {"all", "base", "novel"}
+    assert all(0 <= group["AP"] <= 1 for group in groups.values())
+    text = (trained.untrained.parent / "stdout").read_text()
+    assert "Average Precision" in text
+    for metric in ("AP", "AP_base", "AP_novel"):
+        last = [line for line in trained.metrics() if f"lvvis_val/segm/{metric}" in line][-1]
+        group = metric.removeprefix("AP").strip("_") or "all"
+        assert last[f"lvvis_val/segm/{metric}"] == pytest.approx(100 * groups[group]["AP"])
+
+
+@pytest.mark.slow
+def test_mAP_scores_it_again(trained: VideoRun, tmp_path: Path) -> None:
+    command = [str(ROOT / "mAP.py"), "--dt", str(trained.output), "--et", "lvvis_val"]
+    process = trained.python(*command, "--out", str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    again = json.loads((tmp_path / "scores.json").read_text())
+    assert again["groups"] == trained.scores()["groups"]
+
+
+def test_a_training_goes_on_where_it_stopped(
+    trained: VideoRun, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
+    stopped = replace(trained, output=tmp_path / "output")
+    stopped.output.mkdir()
+    shutil.copy(trained.output / "model_0000001.pth", stopped.output)
+    (stopped.output / "last_checkpoint").write_text("model_0000001.pth")
+    stopped.here("--resume")
+    assert "Resuming: 2 iterations are done" in log(stopped)
+    expected = weights(trained.output / "model_final.pth")
+    found = weights(stopped.output / "model_final.pth")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate(trained: VideoRun, tmp_path: Path) -> None:
+    two = replace(trained, output=tmp_path / "two")
+    process = two.script(processes=2)
+    assert process.returncode == 0, process.stderr
+    # Each process draws points and classes of its own.
+    assert losses(two) == pytest.approx(losses(trained), rel=0.15)
+    assert {entry["video_id"] for entry in two.results()} == set(VIDEOS)
+
+
+def test_the_submission_of_the_test_set(trained: VideoRun, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
+    other = replace(trained, output=tmp_path / "output")
+    model = str(trained.output / "model_final.pth")
+    other.here("--eval-only", "MODEL.WEIGHTS", model, "DATASETS.TEST", "('lvvis_test',)")
+    assert not (other.output / "inference" / "lvvis_test" / "scores.json").exists()
+    assert "tools/ytvis_json.py --results" in log(other)
+    pack = [str(ROOT / "tools" / "ytvis_json.py"), "--dataset", "lvvis_test"]
+    process = trained.python(*pack, "--results", str(other.output))
+    assert process.returncode == 0, process.stderr
+    with zipfile.ZipFile(other.output / "inference" / "lvvis_test" / "all.zip") as file:
+        assert file.namelist() == ["results.json"]
+        packed = json.loads(file.read("results.json"))
+    assert packed == other.results("lvvis_test")
+    assert {entry["video_id"] for entry in packed} == set(VIDEOS)
+
+
+@pytest.mark.slow
+def test_from_the_files_of_the_data_set(run: VideoRun) -> None:
+    """The commands of the README, from LV-VIS's own annotations on."""
+    content = {**run.data.content, "categories": load_categories("lvvis")}
+    folder = run.data.root / "LVVIS"
+    (folder / "train" / "train_instances_.json").write_text(json.dumps(content))
+    for path in (
+        run.data.annotations("train"),
+        run.data.annotations("test"),
+        run.data.root / "metadata" / "lvvis_train_cat_info.json",
+    ):
+        path.unlink()
+    features = run.data.root / "metadata" / "frames.safetensors"
+    for command in (
+        ["remove_lvvis_novel.py", "--ann", "datasets/LVVIS/train/train_instances_.json"],
+        ["get_lvvis_cat_info.py", "--add_freq"],
+        ["lvvis_test_instances_json.py"],
+    ):
+        process = run.python(str(ROOT / "tools" / command[0]), *command[1:])
+        assert process.returncode == 0, process.stderr
+    kept = json.loads(run.data.annotations("train").read_text())["annotations"]
+    assert CATEGORIES["lvvis"][1] not in {annotation["category_id"] for annotation in kept}
+    assert features.is_file()
+    process = run.script("DATASETS.TEST", "('lvvis_val', 'lvvis_test')", "TEST.EVAL_PERIOD", "0")
+    assert process.returncode == 0, process.stderr
+    assert {entry["video_id"] for entry in run.results("lvvis_test")} == {0, 1, 2}
+
+
+def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:  # noqa: F811
+    store = run.data.root / "metadata" / "both.safetensors"
+    with ClipFeatureWriter(store, {}) as writer:
+        for record in (*load_dataset("lvvis_train"), *load_dataset("lvis_v1_train")):
+            keys = record.get("clip_keys", [record.get("clip_key")])
+            writer.add(keys, torch.ones(len(keys), CLIP_DIM))
+    options = {
+        "DATASETS.TRAIN": "('lvvis_train', 'lvis_v1_train')",
+        "DATASETS.DATASET_RATIO": "(1, 1)",
+        "MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN": str(store),
+        "SOLVER.ACCUMULATION_STEPS": "2",
+        "SOLVER.IMS_PER_BATCH": "4",
+        "DATASETS.TEST": "()",
+    }
+    run.here(*(word for pair in options.items() for word in pair))
+    assert "lvis_v1_train: 640 of its 1203 classes are trained classes of lvvis_train" in log(run)
+    assert "of 7 annotations 5 are kept, of 5 images or videos 5" in log(run)
+    assert losses(run)[-1] > 0
+
+
+def test_videos_of_one_frame(run: VideoRun) -> None:
+    one = [video for video in run.data.content["videos"] if video["id"] == 8]
+    tracks = [a for a in run.data.content["annotations"] if a["video_id"] == 8]
+    run.data.write("train", videos=one, annotations=tracks)
+    run.here("INPUT.SAMPLING_FRAME_NUM", "3", *TRAIN_ONLY)
+    assert losses(run)[-1] > 0
+
+
+def test_videos_without_objects(run: VideoRun) -> None:
+    run.data.write("train", annotations=[])
+    options = [*TRAIN_ONLY, "SOLVER.MAX_ITER", "1"]
+    with pytest.raises(ValueError, match="DATASETS.TRAIN: nothing in lvvis_train has an annotat"):
+        run.here(*options, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True")
+    run.here(*options)
+    (line,) = [line for line in run.metrics() if "total_loss" in line]
+    assert line["loss_object_ce"] > 0 and line["loss_mask"] == line["loss_dice"] == 0
+
+
+def test_from_the_weights_of_stage_1(run: VideoRun, tmp_path: Path, monkeypatch) -> None:
+    """Of another vocabulary: 36 classes there, 1,196 here."""
+    with monkeypatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(tmp_path / "images" / "data sets"))
+        images = tiny_shapes.make_run(tmp_path / "images")
+        tiny_shapes.run_here(images, "SOLVER.MAX_ITER", "1", *TRAIN_ONLY)
+    stage_1 = weights(images.output / "model_final.pth")
+    start = ["MODEL.WEIGHTS", str(images.output / "model_final.pth")]
+    run.here(*start, "SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0.0", *TRAIN_ONLY)
+    found = weights(run.output / "model_final.pth")
+    assert found.keys() == stage_1.keys()
+    for key, value in stage_1.items():
+        if any(word in key for word in VOCABULARY):
+            continue
+        assert torch.equal(found[key], value), key
+    assert found["sem_seg_head.predictor.class_embed.zs_weight"].shape == (CLIP_DIM, 1197)
+    evaluated = replace(run, output=run.output / "evaluated")
+    evaluated.here("--eval-only", *start)
+    assert "has random weights" not in log(evaluated)
+    assert set(evaluated.scores()["groups"]) == {"all", "base", "novel"}
+
+
+def test_the_recipe_for_a_small_gpu(run: VideoRun) -> None:
+    """Recomputed activations change nothing, micro-batches what is drawn, bfloat16 the rounding."""
+    options = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", *TRAIN_ONLY]
+    run.here(*options)
+    recipe = ["MODEL.ACTIVATION_CHECKPOINTING", "True"]
+    recomputed = replace(run, output=run.output / "recomputed")
+    recomputed.here(*options, *recipe)
+    expected = weights(run.output / "model_final.pth")
+    for key, value in weights(recomputed.output / "model_final.pth").items():
+        assert torch.allclose(value, expected[key], rtol=1e-4, atol=1e-6), key
+    recipe += ["SOLVER.ACCUMULATION_STEPS", "4"]
+    recipe += ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"]
+    small = replace(run, output=run.output / "small")
+    small.here(*options, *recipe)
+    assert losses(small) == pytest.approx(losses(run), rel=0.15)
+
+
+def truncated(path: Path) -> None:
+    path.write_text(path.read_text()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "message"),
+    [
+        (
+            lambda run: (run.data.frames / "video3" / "00002.png").unlink(),
+            ["--eval-only"],
+            r"lvvis_val: 1 of 10 images not found.*00002\.png \(frame 2 of video 3\)",
+        ),
+        (
+            lambda run: (run.data.frames_of("train") / "video3" / "00002.png").unlink(),
+            [],
+            r"lvvis_train: 1 of 10 images not found.*00002\.png \(frame 2 of video 3\)",
+        ),
+        (
+            lambda run: truncated(run.data.annotations("train")),
+            [],
+            r"train_instances_nonovel\.json: not valid JSON .* truncated",
+        ),
+        (
+            lambda run: run.data.write("val", videos=[]),
+            ["--eval-only"],
+            "is no video annotation file",
+        ),
+        (
+            lambda run: [f.write_bytes(b"?") for f in run.data.frames_of("train").rglob("*.png")],
+            [],
+            r"Frame \d of video \d+: .*png: the image can't be decoded",
+        ),
+    ],
+    ids=["test frame", "training frame", "training annotations", "no videos", "damaged frames"],
+)
+def test_bad_files(run: VideoRun, spoil: Callable, options: list[str], message: str) -> None:
+    spoil(run)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        run.here(*options)
+
+
+def refused(run: VideoRun, capsys: pytest.CaptureFixture, *words: str) -> str:
+    """Return the message with which the script stops before any work."""
+    with pytest.raises(SystemExit) as stop:
+        run.here(*words)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_all_that_is_wrong_with_a_config_at_once(run: VideoRun, capsys) -> None:
+    truncated(run.data.annotations("val"))
+    run.data.annotations("train").unlink()
+    options = {
+        "MODEL.META_ARCHITECTURE": "OVFormerVideo",
+        "MODEL.WEIGHTS": "none.pth",
+        "MODEL.MASK_FORMER.TEST.CLIP_LENGTH": "0",
+        "INPUT.SAMPLING_FRAME_NUM": "0",
+        "INPUT.RANDOM_FLIP": "by_clip",
+        "INPUT.PSEUDO.CROP.TYPE": "half",
+        "DATASETS.DATASET_RATIO": "(1, 2)",
+    }
+    message = refused(run, capsys, *(word for pair in options.items() for word in pair))
+    for part in (
+        "MODEL.META_ARCHITECTURE: train_net_video.py runs OVFormerVideo; train_net_lvvis.py runs",
+        "MODEL.WEIGHTS: none.pth not found",
+        "MODEL.MASK_FORMER.TEST.CLIP_LENGTH: expected at least 1, got 0",
+        "INPUT.SAMPLING_FRAME_NUM: expected at least 1, got 0",
+        "INPUT.RANDOM_FLIP: unknown flip 'by_clip'",
+        "INPUT.PSEUDO.CROP.TYPE: unknown 'half'",
+        "DATASETS.DATASET_RATIO: expected a number above 0 for each of the 1 sets",
+        "train_instances_nonovel.json of 'lvvis_train' not found",
+    ):
+        assert part in message
+    # What takes long to find is looked for once the rest is right.
+    run.data.write("train")
+    assert "val_instances_.json: not valid JSON" in refused(run, capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "1195"],
+            "NUM_CLASSES is 1195, but 'lvvis_train' (DATASETS.TRAIN) has 1196",
+        ),
+        (
+            ["DATASETS.TEST", "('shapes_val',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "36"],
+            "'shapes_val' is scored by 'lvis', which this script can't do. It can: vis, burst",
+        ),
+        (
+            ["MODEL.MASK_FORMER.TEST.CLIP_OVERLAP", "5"],
+            "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP: expected less than CLIP_LENGTH, 5, got 5",
+        ),
+        (
+            ["MODEL.MASK_FORMER.CAT_INFO_PATH", "datasets/none.json"],
+            "MODEL.MASK_FORMER.CAT_INFO_PATH: no file",
+        ),
+        (
+            ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "MultiScaleMaskedTransformerDecoder"],
+            "does not go with MODEL.META_ARCHITECTURE VideoOVFormer, which sees clips. Set it",
+        ),
+    ],
+)
+def test_bad_configs(run: VideoRun, capsys, options: list[str], message: str) -> None:
+    assert message in refused(run, capsys, *options)
+
+
+def test_videos_in_the_script_of_images(run: VideoRun, capsys) -> None:
+    options = ["MODEL.META_ARCHITECTURE", "OVFormer"]
+    decoder = "MultiScaleMaskedTransformerDecoder"
+    options += ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", decoder]
+    options += ["INPUT.RANDOM_FLIP", "horizontal"]
+    images = replace(run, stage=IMAGE)
+    assert "'lvvis_val' is scored by 'vis', which this script can't do" in refused(
+        images, capsys, *options
+    )
+    with pytest.raises(ValueError, match="'lvvis_train' is a data set of videos; train_net_lvvis"):
+        images.here(*options, "DATASETS.TEST", "()")

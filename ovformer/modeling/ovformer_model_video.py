@@ -11,7 +11,7 @@ from torch import Tensor
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
 from ovformer.modeling.meta_arch_base import annotated
 from ovformer.modeling.ovformer_model import OVFormer
-from ovformer.modeling.tracking import FrameTracks, QueryTracker, TrackSelection
+from ovformer.modeling.tracking import QueryTracker, TrackSelection, VideoTracks
 from ovformer.modeling.video_inference import VideoInference, frame_records
 from ovformer.ops.mask_resize import mask_logits
 
@@ -89,11 +89,11 @@ class OVFormerVideo(VideoInference, OVFormer):
         """Return the number of instances that are visible in each frame of a video."""
         return [len(_visible_instances(instances)) for instances in annotated(record)]
 
-    def _new_tracks(self) -> FrameTracks:
-        return FrameTracks()
+    def _new_tracks(self) -> VideoTracks:
+        return VideoTracks()
 
-    def _follow(
-        self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: FrameTracks
+    def follow(
+        self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: VideoTracks
     ) -> tuple[int, int]:
         """Assign the queries of each frame, one frame after the other."""
         outputs, images = self.outputs(window)
@@ -110,7 +110,7 @@ class OVFormerVideo(VideoInference, OVFormer):
             tracks.append(logits[order], object_logits[order], masks)
         return tuple(images.tensor.shape[-2:])
 
-    def _select(self, tracks: FrameTracks) -> TrackSelection:
+    def _select(self, tracks: VideoTracks) -> TrackSelection:
         return tracks.select(self.detections_per_image, self.frame_score_ratio)
 
 

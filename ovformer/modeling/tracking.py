@@ -76,7 +76,7 @@ class TrackSelection(NamedTuple):
     visible: Tensor
 
 
-class VideoTracks:
+class TrackStore:
     """What is known of the tracks of a video, in memory that does not grow with its length.
 
     Only sums over frames or clips are kept there. What is known of each frame goes to a temporary
@@ -93,7 +93,7 @@ class VideoTracks:
         self._num_columns = 0
         self._num_summands = 0
 
-    def __enter__(self) -> "VideoTracks":
+    def __enter__(self) -> "TrackStore":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -145,7 +145,7 @@ class VideoTracks:
         return torch.from_numpy(np.stack(frames, axis=2)).to(queries.device)
 
 
-class FrameTracks(VideoTracks):
+class VideoTracks(TrackStore):
     """Tracks of queries that see one frame each."""
 
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
@@ -185,7 +185,7 @@ class FrameTracks(VideoTracks):
         return TrackSelection(scores, queries[order], classes[order], visible[order])
 
 
-class ClipTracks(VideoTracks):
+class ClipTracks(TrackStore):
     """Tracks of queries that see one clip each; clips may overlap.
 
     A frame that is in several clips has one mask in the end, of the mean of their logits. Until no

@@ -12,7 +12,7 @@ import torch
 
 from ovformer.modeling.mask_store import MaskSizes, encode_tubes
 from ovformer.modeling.meta_arch_base import OVFormerBase
-from ovformer.modeling.tracking import QueryTracker, TrackSelection, VideoTracks
+from ovformer.modeling.tracking import QueryTracker, TrackSelection, TrackStore
 
 _END = object()
 
@@ -41,21 +41,26 @@ class VideoInference(OVFormerBase):
         self.window_overlap = window_overlap
         self.memory_momentum = memory_momentum
 
-    def _new_tracks(self) -> VideoTracks:
+    def _new_tracks(self) -> TrackStore:
         """Return what will keep the tracks of a video."""
         raise NotImplementedError
 
-    def _follow(
-        self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: VideoTracks
+    def follow(
+        self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: TrackStore
     ) -> tuple[int, int]:
         """Run the network on the next frames and assign its queries to tracks.
+
+        Args:
+            window: records of the frames.
+            tracker: assigns the queries.
+            tracks: their ``append`` gets what was assigned.
 
         Returns:
             Height and width of the padded frames.
         """
         raise NotImplementedError
 
-    def _select(self, tracks: VideoTracks) -> TrackSelection:
+    def _select(self, tracks: TrackStore) -> TrackSelection:
         """Choose the predictions of a video."""
         raise NotImplementedError
 
@@ -63,7 +68,7 @@ class VideoInference(OVFormerBase):
         """Find and follow the objects of videos, one video after the other.
 
         Frames are taken from a record a window at a time and not kept. What has to be known of all
-        frames until the end is kept by :class:`ovformer.modeling.tracking.VideoTracks`. The masks
+        frames until the end is kept by :class:`ovformer.modeling.tracking.TrackStore`. The masks
         of a video are encoded in the background while the network sees the next one.
 
         Args:
@@ -91,7 +96,7 @@ class VideoInference(OVFormerBase):
                     yield pending.result()
 
     @torch.no_grad()
-    def _track(self, record: Mapping[str, Any]) -> tuple[VideoTracks, MaskSizes]:
+    def _track(self, record: Mapping[str, Any]) -> tuple[TrackStore, MaskSizes]:
         """Run the network over a video and assign its queries to tracks."""
         tracker = QueryTracker(self.memory_momentum)
         tracks = self._new_tracks()
@@ -101,14 +106,14 @@ class VideoInference(OVFormerBase):
             if first == 0:
                 image_size = tuple(window[0]["image"].shape[-2:])
             _check_sizes(record, window, image_size, first)
-            padded_size = self._follow(window, tracker, tracks)
+            padded_size = self.follow(window, tracker, tracks)
         _check_length(record, tracks.num_frames)
         output_size = (record.get("height", image_size[0]), record.get("width", image_size[1]))
         return tracks, MaskSizes(padded_size, image_size, output_size)
 
     @torch.no_grad()
     def _prediction(
-        self, video_id: int | None, tracks: VideoTracks, sizes: MaskSizes
+        self, video_id: int | None, tracks: TrackStore, sizes: MaskSizes
     ) -> dict[str, Any]:
         """Return the prediction dict of a video that was tracked."""
         scores, labels, tubes = [], [], []

@@ -123,7 +123,7 @@ class VideoOVFormer(VideoInference):
     def _new_tracks(self) -> ClipTracks:
         return ClipTracks(self.window_overlap)
 
-    def _follow(
+    def follow(
         self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: ClipTracks
     ) -> tuple[int, int]:
         """Assign the queries of a clip."""

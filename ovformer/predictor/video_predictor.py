@@ -332,9 +332,8 @@ class VideoPredictor:
         """Add frames to tracks; return the sizes of the padded and the unpadded network input."""
         model: OVFormerVideo = self.model
         records = [self._record(frame) for frame in frames]
-        outputs, images = model.outputs(records)
-        model._follow(outputs, tracker, tracks)
-        return tuple(images.tensor.shape[-2:]), tuple(records[0]["image"].shape[-2:])
+        padded_size = model.follow(records, tracker, tracks)
+        return padded_size, tuple(records[0]["image"].shape[-2:])
 
     def _objects(
         self,

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from ovformer.modeling.mask_store import MaskSizes, encode_tubes
 from ovformer.modeling.postprocess import class_scores
-from ovformer.modeling.tracking import ClipTracks, FrameTracks, QueryTracker
+from ovformer.modeling.tracking import ClipTracks, QueryTracker, VideoTracks
 
 CPU = torch.device("cpu")
 # Largest difference of a score. Measured: 2e-7.
@@ -25,7 +25,7 @@ def track(arrays, prefix, num_frames):
         key: torch.from_numpy(arrays[f"{prefix}pred_{key}"][:num_frames])
         for key in ("embds", "logits", "object_logits", "masks")
     }
-    tracker, tracks, orders = QueryTracker(0.7), FrameTracks(), []
+    tracker, tracks, orders = QueryTracker(0.7), VideoTracks(), []
     for t in range(num_frames):
         orders.append(tracker(frames["embds"][t]))
         tracks.append(*(frames[key][t][orders[-1]] for key in ("logits", "object_logits", "masks")))
@@ -176,7 +176,7 @@ def random_tracks(num_frames, queries=4, classes=3, seed=0):
     frames = [
         [4 * torch.randn(shape, generator=generator) for shape in shapes] for _ in range(num_frames)
     ]
-    tracks = FrameTracks()
+    tracks = VideoTracks()
     for frame in frames:
         tracks.append(*frame)
     return tracks, frames
@@ -212,7 +212,7 @@ def test_no_frame_is_left_out_at_ratio_zero() -> None:
 
 
 def test_empty_masks_have_score_zero_and_empty_codes() -> None:
-    with FrameTracks() as tracks:
+    with VideoTracks() as tracks:
         for _ in range(3):
             tracks.append(torch.zeros(2, 4), torch.zeros(2, 2), torch.full((2, 5, 5), -2.0))
         best = tracks.select(4, 0.1)
@@ -224,7 +224,7 @@ def test_empty_masks_have_score_zero_and_empty_codes() -> None:
 
 
 def test_half_precision_is_scored_in_float32() -> None:
-    with FrameTracks() as tracks:
+    with VideoTracks() as tracks:
         tracks.append(torch.randn(2, 4).half(), torch.randn(2, 2).half(), torch.randn(2, 5, 5))
         assert tracks.select(4, 0.1).scores.dtype == torch.float32
 
@@ -239,12 +239,12 @@ def test_the_file_is_closed_at_the_end() -> None:
 MEASURE = """
 import resource
 import torch
-from ovformer.modeling.tracking import FrameTracks
+from ovformer.modeling.tracking import VideoTracks
 
 torch.set_num_threads(1)
 masks = torch.full((100, 90, 160), -3.0)
 masks[:, 20:50, 30:80] = 2.0
-with FrameTracks() as tracks:
+with VideoTracks() as tracks:
     for _ in range(4):
         for _ in range(20):
             tracks.append(torch.zeros(100, 41), torch.zeros(100, 2), masks)

@@ -2,39 +2,29 @@
 """Write a page about a training: scores, pictures of what it finds, loss curves, commands.
 
     python tools/make_report.py --dataset shapes_val --run output/quickstart/train \
-        --control output/quickstart/control --steps output/quickstart/steps.json \
-        --output output/quickstart/report.html
+        --control output/quickstart/control --video-dataset shapes_video_val \
+        --zero-shot output/quickstart/zero_shot --clips output/quickstart/clips \
+        --steps output/quickstart/steps.json --output output/quickstart/report.html
 
-The page needs no other file; its pictures are also written beside it, as predictions.png and
-losses.png. All numbers and predictions are read from the files of the runs.
+The page needs no other file; its pictures are also written beside it, as predictions.png, films.png
+and losses.png. All numbers and predictions are read from the files of the runs.
 """
 
 import argparse
 import base64
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-from pycocotools import mask as coco_mask
-
-matplotlib.use("Agg")
-from matplotlib import patheffects
-from matplotlib import pyplot as plt
+from reports.films import draw_films
+from reports.images import draw_losses, draw_predictions
 
 from ovformer.d2 import MetadataCatalog
-from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_mapper import read_rgb
 from ovformer.data.json_file import read_json
 
-NUM_IMAGES = 8
-# Predictions below this score are not drawn, nor those that overlap a better one by this IoU.
-MIN_SCORE = 0.3
-MAX_IOU = 0.5
-CURVES = ("total_loss", "loss_ce", "loss_object_ce", "loss_mask", "loss_dice")
+# Titles of the two models on videos.
+ZERO_SHOT, CLIPS = "zero-shot", "clip-trained"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; }
@@ -57,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="registered data set that was evaluated")
     parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the training")
     parser.add_argument("--control", type=Path, required=True, help="OUTPUT_DIR of the control")
+    parser.add_argument("--video-dataset", required=True, help="registered data set of videos")
+    parser.add_argument(
+        "--zero-shot", type=Path, required=True, help="OUTPUT_DIR of the image model on the videos"
+    )
+    parser.add_argument("--clips", type=Path, required=True, help="OUTPUT_DIR of the clip model")
     parser.add_argument("--steps", type=Path, required=True, help="commands and their seconds")
     parser.add_argument("--output", type=Path, required=True, help="the .html file")
     args = parser.parse_args(argv)
@@ -66,7 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     control = read_json(args.control / "inference" / args.dataset / "scores.json")
     pictures = args.output.parent / "predictions.png"
     curves = args.output.parent / "losses.png"
+    strips = args.output.parent / "films.png"
     draw_predictions(args.dataset, read_json(results / "results.json"), pictures)
+    folders = {ZERO_SHOT: args.zero_shot, CLIPS: args.clips}
+    folders = {title: run / "inference" / args.video_dataset for title, run in folders.items()}
+    groups = {t: read_json(folder / "scores.json")["groups"] for t, folder in folders.items()}
+    tubes = {title: read_json(folder / "results.json") for title, folder in folders.items()}
+    draw_films(args.video_dataset, tubes, strips)
     draw_losses(args.run / "metrics.json", curves)
     novel = novel_names(args.dataset)
     page = "\n".join(
@@ -82,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             inline_image(pictures, "predictions next to the ground truth"),
             "<h2>AP50 of each category</h2>",
             category_bars(scores["categories"], novel),
-            "<h2>Training</h2>",
+            "<h2>Videos</h2>",
+            video_table(groups),
+            "<p>Outlines keep their colour while a track lasts. Names as above.</p>",
+            inline_image(strips, "frames of videos with what both models find"),
+            "<h2>Training on images</h2>",
             inline_image(curves, "loss curves"),
             "<h2>How this was made</h2>",
             command_list(read_json(args.steps)),
@@ -90,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     )
     args.output.write_text(page, encoding="utf-8")
-    print(score_lines(scores["segm"], control["segm"]))
-    print(f"{args.output}, {pictures}, {curves}")
+    print(score_lines(score_rows(scores["segm"], control["segm"])))
+    print(score_lines(video_rows(groups)))
+    print(f"{args.output}, {pictures}, {strips}, {curves}")
 
 
 def novel_names(dataset_name: str) -> set[str]:
@@ -109,26 +115,48 @@ def score_rows(scores: Mapping, control: Mapping) -> list[tuple[str, float, floa
     ]
 
 
-def score_lines(scores: Mapping, control: Mapping) -> str:
-    """Return the scores as text."""
+def video_rows(groups: Mapping[str, Mapping]) -> list[tuple[str, float, float]]:
+    """Return rows of what was measured on videos, AP and AP50 in percent.
+
+    Args:
+        groups: title of a model -> group -> scores from 0 to 1, as in ``scores.json``.
+    """
+    return [
+        (f"{title}, {group}", *(100 * (scores[group][name] or 0.0) for name in ("AP", "AP50")))
+        for group in ("base", "novel")
+        for title, scores in groups.items()
+    ]
+
+
+def score_lines(rows: Sequence[tuple[str, float, float]]) -> str:
+    """Return scores as text."""
     lines = [f"{'':32}{'AP':>6}{'AP50':>8}"]
-    return "\n".join(
-        lines + [f"{name:32}{ap:6.1f}{ap50:8.1f}" for name, ap, ap50 in score_rows(scores, control)]
-    )
+    return "\n".join(lines + [f"{name:32}{ap:6.1f}{ap50:8.1f}" for name, ap, ap50 in rows])
+
+
+def html_table(corner: str, rows: Sequence[tuple[str, float, float]]) -> str:
+    """Return scores as an HTML table."""
+    lines = "".join(f"<tr><td>{name}<td>{ap:.1f}<td>{ap50:.1f}" for name, ap, ap50 in rows)
+    return f"<table><tr><th>{corner}<th>AP<th>AP50{lines}</table>"
 
 
 def score_table(scores: Mapping, control: Mapping) -> str:
-    """Return the scores as HTML, with what they mean."""
-    rows = "".join(
-        f"<tr><td>{name}<td>{ap:.1f}<td>{ap50:.1f}"
-        for name, ap, ap50 in score_rows(scores, control)
-    )
+    """Return the scores on images as HTML, with what they mean."""
     return (
         "<p>Mask AP in percent. Novel categories are combinations of colour and shape that the "
         "segmenter was never shown; it knows them by their text embeddings alone. In the control "
         "each category gets the embedding of another shape of its colour: what is left of the AP "
-        "does not come from reading the name.</p>"
-        f"<table><tr><th>mask<th>AP<th>AP50{rows}</table>"
+        "does not come from reading the name.</p>" + html_table("mask", score_rows(scores, control))
+    )
+
+
+def video_table(groups: Mapping[str, Mapping]) -> str:
+    """Return the scores on videos as HTML, with what they mean."""
+    return (
+        "<p>AP of tubes (masks over time) in percent. Zero-shot: the image model above, frame by "
+        "frame, its queries assigned to each other over time; it saw no video in training. "
+        "Clip-trained: the model that goes on from its weights on clips of videos with base "
+        "categories.</p>" + html_table("tube", video_rows(groups))
     )
 
 
@@ -161,118 +189,6 @@ def inline_image(path: Path, alt: str) -> str:
     """Return an image as HTML with the image inside."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return f'<img alt="{alt}" src="data:image/png;base64,{data}">'
-
-
-def draw_losses(metrics: Path, path: Path) -> None:
-    """Draw the losses in detectron2's ``metrics.json``.
-
-    Args:
-        metrics: a JSON object a line; those with a loss are used.
-        path: the PNG file to write.
-    """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(15, 2.8), layout="constrained")
-    for axis, name in zip(axes, CURVES, strict=True):
-        points = [(line["iteration"], line[name]) for line in lines if name in line]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 5 else "")
-        axis.set(title=name, xlabel="iteration", ylim=(0, None))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_predictions(dataset_name: str, predictions: Sequence[Mapping], path: Path) -> None:
-    """Draw the ground truth and the predictions of some images, side by side.
-
-    Args:
-        dataset_name: a registered data set.
-        predictions: content of ``results.json``.
-        path: the PNG file to write.
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    novel = set(metadata.class_groups["novel"])
-    contiguous_ids = metadata.thing_dataset_id_to_contiguous_id
-    names = [f"{name} ★" if i in novel else name for i, name in enumerate(metadata.thing_classes)]
-    records = [
-        record
-        for record in load_dataset(dataset_name)
-        if len(record["annotations"]) > 1
-        and any(annotation["category_id"] in novel for annotation in record["annotations"])
-    ][:NUM_IMAGES]
-    figure, axes = plt.subplots(
-        -(-len(records) // 2), 4, figsize=(15, 3.8 * -(-len(records) // 2)), layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for record, (truth_axis, axis) in zip(records, axes.reshape(-1, 2), strict=False):
-        image = read_rgb(record["file_name"])
-        truth = [(a["category_id"], a["segmentation"]) for a in record["annotations"]]
-        draw_image(truth_axis, image, [(rle, names[label], "#333") for label, rle in truth])
-        found = [
-            (contiguous_ids[p["category_id"]], p["segmentation"], p["score"])
-            for p in select_predictions(predictions, record["image_id"])
-        ]
-        labelled = [
-            (rle, f"{names[label]} {score:.2f}", "#2a7" if is_right(label, rle, truth) else "#c33")
-            for label, rle, score in found
-        ]
-        draw_image(axis, image, labelled)
-        truth_axis.set_title("ground truth", fontsize=9)
-        axis.set_title("prediction", fontsize=9)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def select_predictions(predictions: Sequence[Mapping], image_id: int) -> list[Mapping]:
-    """Return the predictions of an image worth drawing: the best one of each object."""
-    kept: list[Mapping] = []
-    candidates = [p for p in predictions if p["image_id"] == image_id and p["score"] >= MIN_SCORE]
-    for prediction in sorted(candidates, key=lambda p: -p["score"]):
-        others = [other["segmentation"] for other in kept]
-        if not others or iou(prediction["segmentation"], others).max() < MAX_IOU:
-            kept.append(prediction)
-    return kept
-
-
-def is_right(label: int, rle: Mapping, truth: Sequence[tuple[int, Mapping]]) -> bool:
-    """Return whether an object of that class is there, with an IoU of at least one half."""
-    same = [other for other_label, other in truth if other_label == label]
-    return bool(same) and iou(rle, same).max() >= 0.5
-
-
-def iou(rle: Mapping, others: Sequence[Mapping]) -> np.ndarray:
-    """Return the IoU of a mask with each of several ones."""
-    return coco_mask.iou([rle], list(others), [False] * len(others))[0]
-
-
-def draw_image(
-    axis: plt.Axes, image: np.ndarray, objects: Sequence[tuple[Mapping, str, str]]
-) -> None:
-    """Draw an image with outlines and names of objects.
-
-    Args:
-        axis: where to draw.
-        image: uint8 (H, W, 3), RGB.
-        objects: mask as RLE, text, and colour behind the text.
-    """
-    axis.imshow(image)
-    outline = [patheffects.withStroke(linewidth=3.5, foreground="black")]
-    for rle, text, colour in objects:
-        mask = coco_mask.decode(rle)
-        height, width = mask.shape
-        grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
-        lines = axis.contour(*grid, np.pad(mask, 1), [0.5], colors="white", linewidths=1.5)
-        lines.set(path_effects=outline)
-        rows, columns = np.nonzero(mask)
-        if len(rows):
-            axis.text(
-                columns.mean(),
-                rows.min(),
-                text,
-                color="white",
-                fontsize=9,
-                ha="center",
-                bbox={"facecolor": colour, "alpha": 0.85, "pad": 1.5, "linewidth": 0},
-            )
 
 
 if __name__ == "__main__":

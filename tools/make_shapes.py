@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Draw the ``shapes`` benchmark: images, and annotations in LVIS v1 format.
+"""Draw the ``shapes`` benchmark: images with annotations in LVIS v1 format, and videos.
 
     python tools/make_shapes.py --output datasets/shapes
 
-The training images show objects of the 27 base categories only, the validation images of all 36.
-The same arguments give the same bytes.
+Training images and videos show objects of the 27 base categories only, those of validation of all
+36. The videos' annotations are in the format of YouTube-VIS. The same arguments give the same
+bytes.
 """
 
 import argparse
@@ -17,7 +18,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ovformer.data.shape_scenes import BASE_INDICES, CATEGORY_NAMES, NOVEL_NAMES, Scene, draw_scene
+from ovformer.data.shape_scenes import (
+    BASE_INDICES,
+    CATEGORY_NAMES,
+    NOVEL_NAMES,
+    Scene,
+    draw_film,
+    draw_scene,
+)
 from ovformer.paths import dataset_root
 
 MAX_OBJECTS = 5
@@ -26,7 +34,7 @@ JSON_NAMES = {"train": "shapes_train_norare.json", "val": "shapes_val.json"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw both splits."""
+    """Draw images and videos of both splits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--output",
@@ -36,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--train-images", type=int, default=4000)
     parser.add_argument("--val-images", type=int, default=400)
+    parser.add_argument("--train-videos", type=int, default=200)
+    parser.add_argument("--val-videos", type=int, default=80)
+    parser.add_argument("--frames", type=int, default=8, help="of each video")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -51,6 +62,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = args.output / JSON_NAMES[split]
         path.write_text(json.dumps({**record, "categories": table}))
         print(f"{path}: {counts[split]} images, {len(record['annotations'])} objects")
+    counts = {"train": args.train_videos, "val": args.val_videos}
+    for number, split in enumerate(counts, start=len(counts)):
+        record = draw_videos(
+            args.output / f"video_{split}",
+            shown[split],
+            counts[split],
+            args.frames,
+            args.size,
+            [args.seed, number],
+        )
+        path = args.output / f"shapes_video_{split}.json"
+        path.write_text(json.dumps({**record, "categories": table}))
+        print(f"{path}: {counts[split]} videos, {len(record['annotations'])} objects")
 
 
 def draw_split(
@@ -75,8 +99,7 @@ def draw_split(
         rng = np.random.default_rng([*seeds, image_id])
         scene = draw_scene(rng, rng.choice(shown, rng.integers(1, MAX_OBJECTS + 1)), size)
         name = f"{split}/{image_id:06d}.png"
-        if not cv2.imwrite(str(folder / name), scene.image[..., ::-1]):
-            raise OSError(f"{folder / name}: the image could not be written")
+        write_image(folder / name, scene.image)
         absent = set(shown) - set(scene.categories)
         images.append(
             {
@@ -103,16 +126,69 @@ def object_annotations(scene: Scene) -> list[dict]:
     """Return an annotation for each object of a scene, its visible part as RLE, holes left out."""
     annotations = []
     for category, mask in zip(scene.categories, scene.masks, strict=True):
-        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        rle = encode(mask)
         annotations.append(
             {
                 "category_id": int(category) + 1,
                 "bbox": coco_mask.toBbox(rle).tolist(),
                 "area": float(mask.sum()),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                "segmentation": rle,
             }
         )
     return annotations
+
+
+def draw_videos(
+    folder: Path, shown: Sequence[int], count: int, frames: int, size: int, seeds: Sequence[int]
+) -> dict:
+    """Draw and write the videos of one split.
+
+    Args:
+        folder: frames go to ``folder/000001/00000.png`` and so on.
+        shown: the categories, as indices, that may be drawn.
+        count: number of videos.
+        frames: of each video.
+        size: side of the frames in pixels.
+        seeds: the seeds from which, with the video's number, each video is drawn.
+
+    Returns:
+        The record in the format of YouTube-VIS, without its categories.
+    """
+    videos, annotations = [], []
+    for video_id in tqdm(range(1, count + 1), desc=f"drawing {folder.name}", mininterval=2):
+        rng = np.random.default_rng([*seeds, video_id])
+        film = draw_film(rng, rng.choice(shown, rng.integers(1, MAX_OBJECTS + 1)), frames, size)
+        names = [f"{video_id:06d}/{t:05d}.png" for t in range(frames)]
+        (folder / names[0]).parent.mkdir(parents=True, exist_ok=True)
+        for name, image in zip(names, film.images, strict=True):
+            write_image(folder / name, image)
+        videos.append(
+            {"id": video_id, "width": size, "height": size, "length": frames, "file_names": names}
+        )
+        for category, tube in zip(film.categories, film.masks, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "video_id": video_id,
+                    "category_id": int(category) + 1,
+                    "iscrowd": 0,
+                    "areas": [float(mask.sum()) or None for mask in tube],
+                    "segmentations": [encode(mask) if mask.any() else None for mask in tube],
+                }
+            )
+    return {"videos": videos, "annotations": annotations}
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, uint8 (H, W, 3), RGB, or raise OSError."""
+    if not cv2.imwrite(str(path), image[..., ::-1]):
+        raise OSError(f"{path}: the image could not be written")
+
+
+def encode(mask: np.ndarray) -> dict:
+    """Return the RLE of a mask, bool (H, W), as it stands in an annotation file."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
 def category_table(record: dict) -> list[dict]:

@@ -27,6 +27,8 @@ from ovformer.data.dataset_spec import load_categories
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart/ovformer_shapes.yaml"
+ZERO_SHOT_CONFIG = "configs/quickstart/ovformer_shapes_video.yaml"
+CLIP_CONFIG = "configs/quickstart/video_ovformer_shapes.yaml"
 # Paths below the dataset root, as the config has them.
 SHAPES = "datasets/shapes"
 CLIP = f"local-dir:{SHAPES}/clip"
@@ -92,12 +94,15 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     """
     data = output / "datasets" / "shapes"
     train, control = output / "train", output / "control"
+    zero_shot, clips = output / "zero_shot", output / "clips"
     random = ["--seed", str(seed)]
     small = {
-        "data": ["--train-images", "40", "--val-images", "8"],
+        "data": ["--train-images", "40", "--val-images", "8"]
+        + ["--train-videos", "6", "--val-videos", "6", "--frames", "4"],
         "clip": ["--steps", "6", "--crops-per-name", "2"],
         "backbone": ["--iterations", "6", "--batch-size", "16"],
         "train": ["SOLVER.MAX_ITER", "6", "SOLVER.WARMUP_ITERS", "2"],
+        "clips": ["SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "2"],
     }
     less = small if fast else dict.fromkeys(small, [])
     classifier = ["tools/build_text_classifier.py", "--clip", CLIP, "--pretrained", ""]
@@ -108,7 +113,7 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     report = output / "report.html"
     steps = [
         Step(
-            "Draw the shapes data set, in LVIS format. Novel combinations are only in its val set",
+            "Draw the shapes, images and videos. Novel combinations are only in the val sets",
             ["tools/make_shapes.py", *random, *less["data"]],
             data,
         ),
@@ -130,7 +135,8 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
         Step(
             "CLIP's image features, which the model would compute in each iteration otherwise",
             ["tools/save_clip_features.py", "--clip", CLIP, "--pretrained", ""]
-            + ["--dataset", "shapes_train", "shapes_val", "--num-workers", "1"],
+            + ["--dataset", "shapes_train", "shapes_val", "shapes_video_train", "shapes_video_val"]
+            + ["--num-workers", "1"],
             data / "clip_features.safetensors",
         ),
         Step(
@@ -161,10 +167,24 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
             control,
         ),
         Step(
+            "Evaluate it on videos, zero-shot: frame by frame, without training on videos",
+            ["train_net_video.py", "--config-file", ZERO_SHOT_CONFIG, "--eval-only"]
+            + ["OUTPUT_DIR", str(zero_shot), "MODEL.WEIGHTS", str(train / "model_final.pth")],
+            zero_shot,
+        ),
+        Step(
+            "Train the clip model on videos from these weights, and evaluate it",
+            ["train_net_lvvis.py", "--config-file", CLIP_CONFIG, "--resume"]
+            + ["OUTPUT_DIR", str(clips), "MODEL.WEIGHTS", str(train / "model_final.pth")]
+            + ["SEED", str(seed), *less["clips"]],
+            clips,
+        ),
+        Step(
             "Write the report",
             ["tools/make_report.py", "--dataset", "shapes_val", "--run", str(train)]
-            + ["--control", str(control), "--steps", str(output / "steps.json")]
-            + ["--output", str(report)],
+            + ["--control", str(control), "--video-dataset", "shapes_video_val"]
+            + ["--zero-shot", str(zero_shot), "--clips", str(clips)]
+            + ["--steps", str(output / "steps.json"), "--output", str(report)],
             report,
         ),
     ]

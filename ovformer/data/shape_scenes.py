@@ -1,13 +1,13 @@
-"""Drawn scenes of coloured shapes: the pictures of the ``shapes`` benchmark. NumPy and OpenCV only.
+"""Drawn scenes of coloured shapes, still and moving: the pictures of the ``shapes`` benchmark.
 
 A category is a colour and a shape, "red circle". The novel categories are combinations that no
 training image shows, while each of their colours and each of their shapes occurs in others.
-H W pixels, N objects.
+NumPy and OpenCV only. H W pixels, N objects, T frames.
 """
 
 import colorsys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -37,6 +37,10 @@ MIN_VISIBLE = 0.4
 _HUE_JITTER = 6
 _SUPERSAMPLING = 4
 _PLACEMENT_ATTEMPTS = 20
+# Motion from one frame to the next: pixels, radians, logarithm of the size.
+_MAX_SPEED = 12.0
+_MAX_TURN = 0.2
+_MAX_GROWTH = 0.04
 
 
 @dataclass
@@ -73,6 +77,21 @@ class Scene:
     masks: np.ndarray
 
 
+@dataclass
+class Film:
+    """A moving scene with what can be seen in each frame.
+
+    Attributes:
+        images: T of uint8 (H, W, 3), RGB.
+        categories: N indices into ``CATEGORY_NAMES``, from back to front.
+        masks: bool (N, T, H, W), the visible pixels of each object; no two overlap.
+    """
+
+    images: list[np.ndarray]
+    categories: list[int]
+    masks: np.ndarray
+
+
 def draw_scene(
     rng: np.random.Generator,
     categories: Sequence[int],
@@ -91,25 +110,107 @@ def draw_scene(
         radius_range: smallest and largest radius in pixels.
     """
     canvas = draw_background(rng, size)
-    placed: list[int] = []
-    masks = np.zeros((0, size, size), bool)
+    placed, masks = _place(
+        categories, lambda category: [random_object(rng, category, size, radius_range)], size
+    )
+    image = _draw_frame(rng, canvas, [poses[0] for poses in placed])
+    return Scene(image, [poses[0].category for poses in placed], masks[:, 0])
+
+
+def draw_film(
+    rng: np.random.Generator,
+    categories: Sequence[int],
+    num_frames: int,
+    size: int,
+    radius_range: tuple[float, float] = (12.0, 32.0),
+) -> Film:
+    """Draw a scene whose objects move, turn and change their size, each at its own even pace.
+
+    Each is wholly inside the image in at least one frame. It may leave, enter, and be hidden by
+    others in some of the frames, as long as enough of it is seen over time. Objects of one colour
+    never overlap.
+
+    Args:
+        rng: source of all randomness.
+        categories: indices into ``CATEGORY_NAMES``, from back to front.
+        num_frames: T.
+        size: side of the square frames in pixels.
+        radius_range: smallest and largest radius in pixels, in the frame that an object is inside.
+    """
+    background = draw_background(rng, size)
+    placed, masks = _place(
+        categories,
+        lambda category: random_motion(
+            rng, random_object(rng, category, size, radius_range), num_frames
+        ),
+        size,
+    )
+    images = [
+        _draw_frame(rng, background.copy(), [poses[t] for poses in placed])
+        for t in range(num_frames)
+    ]
+    return Film(images, [poses[0].category for poses in placed], masks)
+
+
+def _place(
+    categories: Sequence[int], propose: Callable[[int], list[ShapeObject]], size: int
+) -> tuple[list[list[ShapeObject]], np.ndarray]:
+    """Find a place for an object of each category, one in front of the other.
+
+    Args:
+        categories: from back to front.
+        propose: draws the T poses of an object of a category.
+        size: side of the image in pixels.
+
+    Returns:
+        The poses of the N objects for which a place was found, and their visible pixels, bool
+        (N, T, size, size).
+    """
+    placed: list[list[ShapeObject]] = []
+    masks = np.zeros((0, 1, size, size), bool)
     full_areas = np.zeros(0)
     for category in categories:
         for _ in range(_PLACEMENT_ATTEMPTS):
-            candidate = random_object(rng, category, size, radius_range)
-            alpha = object_alpha(candidate, size)
-            covered = alpha >= 0.5
+            poses = propose(category)
+            covered = np.stack([object_alpha(pose, size) >= 0.5 for pose in poses])
             visible = masks & ~covered
-            hidden = (masks & covered).any((1, 2))
-            same_colour = [_colour(other) == _colour(category) for other in placed]
-            enough = visible.sum((1, 2)) >= MIN_VISIBLE * full_areas
+            hidden = (masks & covered).any((1, 2, 3))
+            same_colour = [_colour(other[0].category) == _colour(category) for other in placed]
+            enough = visible.sum((1, 2, 3)) >= MIN_VISIBLE * full_areas
             if np.all(enough & ~(hidden & np.asarray(same_colour, bool))):
-                paint(canvas, alpha, candidate.rgb)
                 masks = np.concatenate([visible, covered[None]])
                 full_areas = np.append(full_areas, covered.sum())
-                placed.append(category)
+                placed.append(poses)
                 break
-    return Scene(finish(rng, canvas), placed, masks)
+    return placed, masks
+
+
+def _draw_frame(
+    rng: np.random.Generator, canvas: np.ndarray, objects: Sequence[ShapeObject]
+) -> np.ndarray:
+    """Paint objects, from back to front, on a canvas that is used up: uint8 (H, W, 3)."""
+    for item in objects:
+        paint(canvas, object_alpha(item, len(canvas)), item.rgb)
+    return finish(rng, canvas)
+
+
+def random_motion(
+    rng: np.random.Generator, item: ShapeObject, num_frames: int
+) -> list[ShapeObject]:
+    """Return the object in each of T frames; in one of them, drawn too, it is as given."""
+    speed, direction = rng.uniform(0, _MAX_SPEED), rng.uniform(0, 2 * np.pi)
+    velocity = speed * np.array([np.cos(direction), np.sin(direction)])
+    turn, growth = rng.uniform(-_MAX_TURN, _MAX_TURN), rng.uniform(-_MAX_GROWTH, _MAX_GROWTH)
+    moments = np.arange(num_frames) - rng.integers(num_frames)
+    return [
+        replace(
+            item,
+            centre=tuple(item.centre + moment * velocity),
+            radius=item.radius * np.exp(moment * growth),
+            angle=item.angle + moment * turn,
+        )
+        for moment in moments
+    ]
 
 
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -135,7 +236,10 @@ def random_object(
 
 
 def object_alpha(item: ShapeObject, size: int) -> np.ndarray:
-    """Return how much of each pixel an object covers: float32 (size, size), 0..1."""
+    """Return how much of each pixel an object covers: float32 (size, size), 0..1.
+
+    The object may be partly or wholly outside.
+    """
     x, y = item.centre
     reach = int(np.ceil(1.2 * item.radius)) + 1
     left, top = int(x) - reach, int(y) - reach
@@ -154,8 +258,11 @@ def object_alpha(item: ShapeObject, size: int) -> np.ndarray:
     alpha = np.zeros((size, size), np.float32)
     rows = slice(max(top, 0), min(top + side, size))
     columns = slice(max(left, 0), min(left + side, size))
-    inner = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    alpha[rows, columns] = inner / np.float32(255)
+    if rows.start < rows.stop and columns.start < columns.stop:
+        inner = patch[rows.start - top : rows.stop - top, columns.start - left :][
+            :, : columns.stop - columns.start
+        ]
+        alpha[rows, columns] = inner / np.float32(255)
     return alpha
 
 

@@ -14,8 +14,10 @@ from ovformer.data.shape_scenes import (
     SHAPES,
     ShapeObject,
     draw_background,
+    draw_film,
     draw_scene,
     object_alpha,
+    random_motion,
 )
 
 SIZE = 128
@@ -116,3 +118,39 @@ def test_the_seed_decides() -> None:
     images = [draw_scene(np.random.default_rng(seed), MANY, SIZE).image for seed in (1, 1, 2)]
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
+
+
+def test_an_object_outside_covers_nothing() -> None:
+    for centre in ((-100.0, 64.0), (64.0, -100.0), (300.0, 64.0), (64.0, 300.0)):
+        assert not object_alpha(ShapeObject(0, centre, 30.0, 0.0, (255.0, 0.0, 0.0)), SIZE).any()
+
+
+def test_motion_is_even_and_passes_the_given_pose() -> None:
+    item = shape_object("star")
+    poses = random_motion(np.random.default_rng(3), item, 6)
+    assert any(pose.centre == pytest.approx(item.centre) for pose in poses)
+    steps = np.diff([(*pose.centre, pose.angle, np.log(pose.radius)) for pose in poses], axis=0)
+    assert np.allclose(steps, steps[0]) and np.any(steps[0])
+
+
+def test_objects_of_a_film_move_leave_and_are_hidden() -> None:
+    absent = moved = 0
+    for seed in range(10):
+        film = draw_film(np.random.default_rng(seed), MANY, 6, SIZE)
+        assert film.masks.shape == (len(film.categories), 6, SIZE, SIZE)
+        assert [image.shape for image in film.images] == [(SIZE, SIZE, 3)] * 6
+        assert film.masks.sum(0).max() == 1
+        seen = film.masks.any((2, 3))
+        assert seen.any(1).all()
+        absent += (~seen).sum()
+        moved += (film.masks[:, 0] != film.masks[:, -1]).any((1, 2)).sum()
+    assert absent and moved > 30
+
+
+def test_a_film_of_one_frame_has_the_rules_of_a_scene() -> None:
+    reds = list(range(6))
+    for seed in range(10):
+        film = draw_film(np.random.default_rng(seed), reds, 1, SIZE)
+        for mask in film.masks[:, 0]:
+            parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
+            assert parts == 2

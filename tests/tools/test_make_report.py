@@ -1,6 +1,8 @@
 """tools/make_report.py: what it draws and what it says."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,24 @@ import pytest
 from pycocotools import mask as coco_mask
 
 
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
 @pytest.fixture(scope="module")
 def tool(load_tool):
-    return load_tool("make_report")
+    sys.path.insert(0, str(TOOLS))
+    yield load_tool("make_report")
+    sys.path.remove(str(TOOLS))
+
+
+@pytest.fixture(scope="module")
+def images(tool):
+    return importlib.import_module("reports.images")
+
+
+@pytest.fixture(scope="module")
+def films(tool):
+    return importlib.import_module("reports.films")
 
 
 def square(left: int, side: int = 8) -> dict:
@@ -23,25 +40,28 @@ def prediction(left: int, score: float, image_id: int = 1) -> dict:
     return {"image_id": image_id, "category_id": 1, "score": score, "segmentation": square(left)}
 
 
-def test_the_best_prediction_of_each_object_is_drawn(tool) -> None:
+def test_the_best_prediction_of_each_object_is_drawn(images) -> None:
     best, same = prediction(0, 0.9), prediction(1, 0.8)
     other, weak, elsewhere = prediction(20, 0.5), prediction(10, 0.2), prediction(0, 0.9, 2)
     predictions = [same, other, best, weak, elsewhere]
-    assert tool.select_predictions(predictions, 1) == [best, other]
+    assert images.select_predictions(predictions, 1) == [best, other]
 
 
-def test_right_is_the_same_class_at_the_same_place(tool) -> None:
+def test_right_is_the_same_class_at_the_same_place(images) -> None:
     truth = [(3, square(0)), (5, square(20))]
-    assert tool.is_right(3, square(1), truth)
-    assert not tool.is_right(5, square(1), truth)
-    assert not tool.is_right(3, square(4), truth)
-    assert not tool.is_right(7, square(0), truth)
+    assert images.is_right(3, square(1), truth)
+    assert not images.is_right(5, square(1), truth)
+    assert not images.is_right(3, square(4), truth)
+    assert not images.is_right(7, square(0), truth)
 
 
 def test_scores_are_in_the_text_and_in_the_page(tool) -> None:
     scores = {"AP_base": 1.25, "AP50_base": 2.5, "AP_novel": 3.75, "AP50_novel": 5.0}
     control = {"AP_base": 0.0, "AP50_base": 0.0, "AP_novel": 6.25, "AP50_novel": 7.5}
-    rows = [line.split()[-2:] for line in tool.score_lines(scores, control).splitlines()[1:]]
+    rows = [
+        line.split()[-2:]
+        for line in tool.score_lines(tool.score_rows(scores, control)).splitlines()[1:]
+    ]
     assert rows == [["1.2", "2.5"], ["3.8", "5.0"], ["6.2", "7.5"]]
     table = tool.score_table(scores, control)
     assert all(f"<td>{ap}<td>{ap50}" in table for ap, ap50 in rows)
@@ -60,9 +80,40 @@ def test_the_commands_can_be_pasted(tool) -> None:
     assert "python a.py --x &#x27;two words&#x27;" in text and "1.5 minutes" in text
 
 
-def test_lines_without_losses_are_left_out_of_the_curves(tool, tmp_path: Path) -> None:
-    line = {"iteration": 0, **dict.fromkeys(tool.CURVES, 1.0)}
+def test_lines_without_losses_are_left_out_of_the_curves(images, tmp_path: Path) -> None:
+    line = {"iteration": 0, **dict.fromkeys(images.CURVES, 1.0)}
     lines = [line, {**line, "iteration": 20}, {"iteration": 21, "shapes_val/segm/AP": 3.0}]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    tool.draw_losses(tmp_path / "metrics.json", tmp_path / "losses.png")
+    images.draw_losses(tmp_path / "metrics.json", tmp_path / "losses.png")
     assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_scores_of_videos_are_percentages_of_each_group_and_model(tool) -> None:
+    scores = {"base": {"AP": 0.5, "AP50": 0.625}, "novel": {"AP": 0.25, "AP50": None}}
+    rows = tool.video_rows({"zero-shot": scores, "clip-trained": scores})
+    assert rows == [
+        ("zero-shot, base", 50.0, 62.5),
+        ("clip-trained, base", 50.0, 62.5),
+        ("zero-shot, novel", 25.0, 0.0),
+        ("clip-trained, novel", 25.0, 0.0),
+    ]
+    table = tool.video_table({"zero-shot": scores})
+    assert "<tr><td>zero-shot, base<td>50.0<td>62.5" in table
+
+
+def test_the_best_tube_of_each_object_is_drawn(films) -> None:
+    def tube(left: int, score: float, video_id: int = 1) -> dict:
+        masks = [square(left), None, square(left + 2)]
+        return {"video_id": video_id, "category_id": 1, "score": score, "segmentations": masks}
+
+    best, same, other = tube(0, 0.9), tube(1, 0.8), tube(20, 0.5)
+    others = [tube(10, 0.2), tube(0, 0.9, 2)]
+    assert films.select_tubes([same, other, best, *others], 1) == [best, other]
+    truth = [(3, best["segmentations"]), (5, other["segmentations"])]
+    assert films.is_right(3, same["segmentations"], truth)
+    assert not films.is_right(5, same["segmentations"], truth)
+
+
+def test_objects_of_a_video_are_its_tracks(films) -> None:
+    frames = [[{"id": 7, "category_id": 2, "segmentation": square(0)}], []]
+    assert films.truth_tubes({"length": 2, "annotations": frames}) == [(2, [square(0), None])]

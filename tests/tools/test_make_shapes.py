@@ -12,6 +12,7 @@ from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.shape_scenes import BASE_INDICES, CATEGORY_NAMES, NOVEL_NAMES, draw_scene
 
 ARGUMENTS = ["--train-images", "30", "--val-images", "40", "--size", "64"]
+ARGUMENTS += ["--train-videos", "8", "--val-videos", "10", "--frames", "5"]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,13 @@ def records(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict]
     """Dataset dicts of each split, as training and evaluation get them."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     return {split: DatasetCatalog.get(f"shapes_{split}") for split in ("train", "val")}
+
+
+@pytest.fixture
+def videos(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict]]:
+    """The same of the videos."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    return {split: DatasetCatalog.get(f"shapes_video_{split}") for split in ("train", "val")}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -125,3 +133,22 @@ def test_a_ring_keeps_its_hole(records: dict[str, list[dict]]) -> None:
     ]
     # A ring of which a part is covered may be open.
     assert len(rings) > 5 and np.mean(holes) > 0.5
+
+
+def test_the_loader_reads_the_videos(videos: dict[str, list[dict]]) -> None:
+    assert {split: len(part) for split, part in videos.items()} == {"train": 8, "val": 10}
+    for record in videos["train"] + videos["val"]:
+        assert record["length"] == len(record["file_names"]) == 5
+        for file_name, annotations in zip(record["file_names"], record["annotations"], strict=True):
+            assert cv2.imread(file_name).shape == (64, 64, 3)
+            masks = [coco_mask.decode(a["segmentation"]) for a in annotations]
+            assert not masks or np.sum(masks, axis=0).max() == 1
+
+
+def test_training_videos_show_nothing_novel(videos: dict[str, list[dict]]) -> None:
+    used = {
+        split: {a["category_id"] for r in part for frame in r["annotations"] for a in frame}
+        for split, part in videos.items()
+    }
+    assert used["train"] <= set(BASE_INDICES)
+    assert used["val"] - set(BASE_INDICES)

@@ -2,8 +2,10 @@
 
 from ovformer.data.dataset_spec import DatasetSpec
 from ovformer.data.lvis_json import BASE_AND_NOVEL, read_lvis_json
+from ovformer.data.vis_json import read_vis_json
 
-_ANNOTATIONS = {"train": "shapes_train_norare.json", "val": "shapes_val.json"}
+_IMAGES = {"train": "shapes_train_norare.json", "val": "shapes_val.json"}
+_SOURCE = "tools/make_shapes.py draws it."
 
 SPECS = [
     DatasetSpec(
@@ -14,7 +16,19 @@ SPECS = [
         read=read_lvis_json,
         evaluator="lvis",
         groups=BASE_AND_NOVEL,
-        source="tools/make_shapes.py draws it.",
+        source=_SOURCE,
     )
-    for split, file_name in _ANNOTATIONS.items()
+    for split, file_name in _IMAGES.items()
+] + [
+    DatasetSpec(
+        name=f"shapes_video_{split}",
+        image_root=f"shapes/video_{split}",
+        annotations=f"shapes/shapes_video_{split}.json",
+        categories="shapes",
+        read=read_vis_json,
+        evaluator="vis",
+        groups=BASE_AND_NOVEL,
+        source=_SOURCE,
+    )
+    for split in ("train", "val")
 ]

@@ -1,0 +1,1 @@
+"""The pictures of tools/make_report.py."""

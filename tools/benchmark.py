@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from benchmarks import attention_ops, train_step, video_inference, video_scoring
 from benchmarks.measure import describe_machine, format_table, format_value
 

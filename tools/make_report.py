@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from reports.films import draw_films
-from reports.images import draw_losses, draw_predictions
-
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.json_file import read_json
+from reports.films import draw_films
+from reports.images import draw_losses, draw_predictions
 
 # Titles of the two models on videos.
 ZERO_SHOT, CLIPS = "zero-shot", "clip-trained"

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+from ovformer.d2 import META_ARCH_REGISTRY
+from ovformer.modeling.video_ovformer_model import VideoOVFormer
 from video_models import (
     CLIP_DIM,
     CLIPS,
@@ -11,9 +14,6 @@ from video_models import (
     training_batch,
     video,
 )
-
-from ovformer.d2 import META_ARCH_REGISTRY
-from ovformer.modeling.video_ovformer_model import VideoOVFormer
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

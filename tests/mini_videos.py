@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from video_fixture import encode
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.dataset_spec import DatasetSpec, load_categories
-from video_fixture import encode
 
 SPLITS = ("train", "val", "test")
 # id: frames, height, width

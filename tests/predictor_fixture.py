@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from video_models import TINY
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
@@ -18,7 +19,6 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.text_classifier import save_text_classifier
 from ovformer.predictor import VideoPredictor
-from video_models import TINY
 
 WORDS = ["red circle", "blue ring", "green star"]
 TEMPLATES = ["a {}", "the {}"]

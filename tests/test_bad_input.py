@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.engine import cli
 from ovformer.engine.stages import CLIP, IMAGE, STAGES, Stage
 from ovformer.modeling.text_classifier import save_text_classifier
-from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 
 @pytest.fixture

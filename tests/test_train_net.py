@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_shapes import FILES, ROOT, TinyRun, make_run, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import BACKEND, DatasetCatalog, MetadataCatalog
 from ovformer.data.clip_features import ClipFeatureStore, ClipFeatureWriter
 from ovformer.data.dataset_spec import register_dataset
 from ovformer.data.datasets import shapes
-from tiny_shapes import FILES, ROOT, TinyRun, make_run, run_here, tiny_run_fixture  # noqa: F401
 
 
 @pytest.fixture(scope="module")

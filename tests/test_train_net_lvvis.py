@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-
 import tiny_shapes
+import torch
 from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
 from mini_videos import CATEGORIES, VIDEOS
+from tiny_shapes import CLIP_DIM, ROOT
+from tiny_videos import DETECTIONS, VideoRun, make_run
+
 from ovformer.data.clip_features import ClipFeatureWriter
 from ovformer.data.dataset_spec import load_categories, load_dataset
 from ovformer.engine.stages import CLIP, IMAGE
-from tiny_shapes import CLIP_DIM, ROOT
-from tiny_videos import DETECTIONS, VideoRun, make_run
 
 TRAIN_ONLY = ("DATASETS.TEST", "()")
 VOCABULARY = ("class_embed.zs_weight", "criterion.")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from mini_videos import VIDEOS
-from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.evaluation import vis_evaluator
 from tiny_shapes import ROOT
 from tiny_videos import DETECTIONS, VideoRun, make_run
+
+from ovformer.d2 import DatasetCatalog, MetadataCatalog
+from ovformer.evaluation import vis_evaluator
 
 spec = importlib.util.spec_from_file_location("mAP", ROOT / "mAP.py")
 mAP = importlib.util.module_from_spec(spec)

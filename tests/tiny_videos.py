@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 import yaml
-
 from mini_videos import SPLITS, MiniVideos, make_videos
+from tiny_shapes import CLIP_DIM, MODEL, ROOT, own_loggers
+
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.data.clip_features import ClipFeatureWriter
@@ -19,7 +20,6 @@ from ovformer.data.dataset_spec import load_categories, load_dataset
 from ovformer.engine.cli import main
 from ovformer.engine.stages import CLIP, VIDEO, Stage
 from ovformer.modeling.text_classifier import save_text_classifier
-from tiny_shapes import CLIP_DIM, MODEL, ROOT, own_loggers
 
 DETECTIONS = 5
 # By the script: the config that the tiny one changes, and the data set.

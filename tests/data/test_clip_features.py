@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lvis_fixture import MiniLvis
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from lvis_fixture import MiniLvis
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.clip_features import ClipFeatureStore, ClipFeatureWriter, clip_image, clip_key
 

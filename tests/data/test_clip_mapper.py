@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from lvis_fixture import MiniLvis
 from mini_videos import make_videos
+from PIL import Image
+
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode
 from ovformer.data.clip_features import ClipFeatureWriter, clip_image

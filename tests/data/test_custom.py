@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
-
 from lvis_fixture import compressed_rle, rectangle
 from mini_videos import MiniVideos
+from PIL import Image
+
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.custom import register_custom

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from lvis_fixture import MiniLvis
 
 import ovformer.data.datasets
-from lvis_fixture import MiniLvis
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data import dataset_spec
 from ovformer.data.dataset_spec import (

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
 from PIL import Image
 
-from lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog
 from ovformer.d2 import transforms as T

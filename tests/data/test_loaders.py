@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from lvis_fixture import MiniLvis, corners
+
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import (
     CfgNode,

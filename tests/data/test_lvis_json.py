@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from lvis_fixture import CATEGORIES, MiniLvis, compressed_rle, uncompressed_rle
 from pycocotools import mask as coco_mask
 
-from lvis_fixture import CATEGORIES, MiniLvis, compressed_rle, uncompressed_rle
 from ovformer.d2 import BoxMode, DatasetCatalog
 from ovformer.data.lvis_json import read_lvis_json, run_total
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from lvis_fixture import MiniLvis
 from mini_videos import MiniVideos
+
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog, TrainingSampler, comm
 from ovformer.data.custom import register_custom

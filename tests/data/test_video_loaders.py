@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mini_videos import VIDEOS, MiniVideos
 from PIL import Image
 
-from mini_videos import VIDEOS, MiniVideos
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, comm
 from ovformer.d2 import transforms as T

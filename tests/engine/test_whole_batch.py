@@ -9,7 +9,6 @@ import sys
 import one_step
 import pytest
 import torch
-
 from tiny_shapes import TinyRun, make_run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from mini_videos import MiniVideos, mini_videos_fixture  # noqa: F401
+from video_fixture import encode
+
 from ovformer.d2 import MetadataCatalog
 from ovformer.evaluation.vis_evaluator import VisEvaluator
-from video_fixture import encode
 
 
 def prediction(video_id: int, tubes: list[list[dict]], label: int = 0) -> dict:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-
 from video_models import CLIP_DIM, CLIPS, TINY, build_video_model, training_batch
 
 SIZES = {

@@ -9,10 +9,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
-from ovformer.d2 import BitMasks, Instances
-from ovformer.modeling.postprocess import class_scores, select_top
 from recorded_numbers import (
     assert_same,
     assert_same_losses,
@@ -20,7 +16,11 @@ from recorded_numbers import (
     assert_same_tubes,
     gradient_difference,
 )
+from torch.nn import functional as F
 from video_models import CLIPS, RECORDED, build_video_model
+
+from ovformer.d2 import BitMasks, Instances
+from ovformer.modeling.postprocess import class_scores, select_top
 
 CLASSES = 100
 CLIP_LENGTHS = (5, 5, 2)

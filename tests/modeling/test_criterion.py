@@ -95,52 +95,6 @@ def test_losses_by_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(losses["loss_dice"], (1 - dice).sum() / 5)
 
 
-def as_clips(outputs: dict, targets: list[dict]) -> tuple[dict, list[dict]]:
-    """The same images as clips of one frame."""
-    targets = [{**target, "masks": target["masks"][:, None]} for target in targets]
-    return {**outputs, "mask_features": outputs["mask_features"][:, None]}, targets
-
-
-def test_a_clip_of_one_frame_has_the_losses_of_an_image() -> None:
-    criterion, losses = make_criterion(layers=2), []
-    outputs, targets = make_outputs(aux=1), [make_target([1, 4, CLASSES]), make_target([])]
-    for arguments in ((outputs, targets), as_clips(outputs, targets)):
-        torch.manual_seed(0)
-        losses.append(criterion(*arguments))
-    assert losses[0] == losses[1]
-
-
-def test_points_of_a_clip_are_drawn_for_each_instance_and_frame(monkeypatch) -> None:
-    """And the losses of its frames add up: a clip counts as one image."""
-    torch.manual_seed(0)
-    criterion, num_frames = make_criterion(), 3
-    outputs, target = make_outputs(batch=1), make_target([1, 4])
-    features = torch.randn(num_frames, 3, 5, 6)
-    masks = torch.rand(2, num_frames, 20, 24) > 0.5
-    match = (torch.tensor([0, 5]), torch.tensor([1, 0]))
-    monkeypatch.setattr(criterion.matcher, "forward", lambda *_: [match])
-    points = torch.rand(2, num_frames, 32, 2)  # of each instance and frame
-    drawn = []
-
-    def draw(logits, *_):
-        drawn.append(len(logits))
-        return points.flatten(0, 1) if len(logits) == 6 else points[:, len(drawn) - 2]
-
-    monkeypatch.setattr(criterion_module, "get_uncertain_point_coords_with_randomness", draw)
-    clip = {**outputs, "mask_features": features[None]}
-    losses = criterion(clip, [{**target, "masks": masks}])
-    of_frames = [
-        criterion(
-            {**outputs, "mask_features": features[t, None]}, [{**target, "masks": masks[:, t]}]
-        )
-        for t in range(num_frames)
-    ]
-    assert drawn == [6, 2, 2, 2]
-    for name in ("loss_mask", "loss_dice"):
-        torch.testing.assert_close(losses[name], sum(frame[name] for frame in of_frames))
-    assert losses["loss_object_ce"] == of_frames[0]["loss_object_ce"]
-
-
 def test_only_chosen_classes_are_trained_and_unmatched_queries_not() -> None:
     torch.manual_seed(0)
     criterion = make_criterion(fed_loss_num_classes=0)

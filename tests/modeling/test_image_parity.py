@@ -8,11 +8,6 @@ import json
 import numpy as np
 import pytest
 import torch
-
-import ovformer.modeling  # noqa: F401  (registers)
-from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import BitMasks, Instances, build_model
-from ovformer.modeling.postprocess import predict_instances
 from recorded_numbers import (
     LAYERS,
     TOLERANCE,
@@ -21,6 +16,11 @@ from recorded_numbers import (
     assert_same_outputs,
     gradient_difference,
 )
+
+import ovformer.modeling  # noqa: F401  (registers)
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import BitMasks, Instances, build_model
+from ovformer.modeling.postprocess import predict_instances
 
 CLASSES, QUERIES = 100, 20
 

@@ -53,27 +53,6 @@ def test_the_match_is_the_cheapest_of_all(queries: int, instances: int, seed: in
     assert cost[query, instance].sum().item() == pytest.approx(min(pairings), abs=1e-4)
 
 
-def test_a_clip_is_compared_at_the_same_points_of_all_frames() -> None:
-    matcher = HungarianMatcher(2.0, 5.0, 5.0, num_points=16)
-    outputs, target = make_outputs(4), make_target(3)
-    outputs["mask_features"] = torch.randn(1, 3, 3, 5, 6)  # of three frames
-    target["masks"] = torch.rand(3, 3, 20, 24) > 0.5
-    torch.manual_seed(0)
-    costs = matcher.costs({k: v[0] for k, v in outputs.items()}, target)
-    torch.manual_seed(0)
-    points = torch.rand(1, 16, 2)
-    tubes = torch.einsum("qc,tchw->tqhw", outputs["mask_embed"][0], outputs["mask_features"][0])
-    logits, labels = (
-        torch.cat(
-            [point_sample(x[None].float(), points, align_corners=False)[0] for x in frames], 1
-        )
-        for frames in (tubes, target["masks"].transpose(0, 1))
-    )
-    assert logits.shape == (4, 3 * 16) and labels.shape == (3, 3 * 16)
-    torch.testing.assert_close(costs["mask"], 5 * pairwise_mask_bce(logits, labels))
-    torch.testing.assert_close(costs["dice"], 5 * pairwise_dice(logits, labels))
-
-
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 20), st.integers(0, 1000))
 def test_features_sampled_at_points_give_the_masks_logits(q: int, p: int, seed: int) -> None:

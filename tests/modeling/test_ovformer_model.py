@@ -8,13 +8,13 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from video_models import CLIPS
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import META_ARCH_REGISTRY, BitMasks, Instances, build_model
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.ovformer_model import OVFormer
-from video_models import CLIPS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

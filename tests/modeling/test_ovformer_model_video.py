@@ -5,9 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-
-from ovformer.d2 import META_ARCH_REGISTRY
-from ovformer.modeling.ovformer_model_video import OVFormerVideo
 from recorded_numbers import assert_same_tubes
 from video_models import (
     CLIP_DIM,
@@ -18,6 +15,9 @@ from video_models import (
     training_batch,
     video,
 )
+
+from ovformer.d2 import META_ARCH_REGISTRY
+from ovformer.modeling.ovformer_model_video import OVFormerVideo
 
 # Largest difference of a score. Measured: 2e-7.
 TOLERANCE = 1e-5

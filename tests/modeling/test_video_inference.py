@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-
-from ovformer.modeling import video_inference
-from ovformer.modeling.video_inference import windows
 from video_models import (
     CLIP_DIM,
     CLIPS,
@@ -23,6 +20,9 @@ from video_models import (
     build_video_model,
     video,
 )
+
+from ovformer.modeling import video_inference
+from ovformer.modeling.video_inference import windows
 
 TESTS = Path(__file__).parents[1]
 MODELS = {"frames": {}, "clips": CLIPS}

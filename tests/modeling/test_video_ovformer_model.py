@@ -2,9 +2,6 @@
 
 import pytest
 import torch
-
-from ovformer.d2 import META_ARCH_REGISTRY
-from ovformer.modeling.video_ovformer_model import VideoOVFormer
 from video_models import (
     CLIP_DIM,
     CLIPS,
@@ -14,6 +11,9 @@ from video_models import (
     training_batch,
     video,
 )
+
+from ovformer.d2 import META_ARCH_REGISTRY
+from ovformer.modeling.video_ovformer_model import VideoOVFormer
 
 
 @pytest.fixture

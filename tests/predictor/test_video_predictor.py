@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import build_model
@@ -14,7 +15,6 @@ from ovformer.data.augmentation import evaluation_augmentations
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.predictor import VideoPredictor
 from ovformer.predictor.video_io import Frame
-from predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
 
 
 def load(trained: Path, vocabulary=None, **options) -> VideoPredictor:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from video_models import TINY
 
 TOOLS = Path(__file__).parents[2] / "tools"

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from lvis_fixture import CATEGORIES, MiniLvis, mini_lvis  # noqa: F401
+
 from ovformer.d2 import DatasetCatalog
 
 TOOLS = Path(__file__).parents[2] / "tools"

@@ -8,10 +8,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
 from PIL import Image
 from safetensors.torch import save_file
 
-from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.clip_features import ClipFeatureStore, clip_image
 from ovformer.data.image_mapper import read_rgb

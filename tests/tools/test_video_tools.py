@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
-
 from mini_videos import VIDEOS, MiniVideos, mini_videos_fixture  # noqa: F401
+from PIL import Image
+from video_fixture import encode
+
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.vis_json import load_vis_json
-from video_fixture import encode
 
 TOOLS = (
     "burst2ytvis",

@@ -1,6 +1,7 @@
 """Tracks of a stream: their scores and labels up to the present frame, and nothing of the past.
 
-Legend: Q queries (and tracks), K classes, N objects, h w resolution of the mask features.
+Legend: T frames of a clip, Q queries (and tracks), K classes, N objects, h w resolution of the mask
+features.
 """
 
 from collections import deque
@@ -37,6 +38,9 @@ class RunningTracks:
     times the mean's. At the end of a video these are the scores of ``VideoTracks.select``, if no
     label changed and each frame was judged by the last mean as by its own.
 
+    Of a model of clips the mean is over clips, and is the score as it is: see
+    :class:`ovformer.modeling.tracking.ClipTracks`.
+
     Attributes:
         ready: the frames that were appended and not yet taken, oldest first.
     """
@@ -44,7 +48,7 @@ class RunningTracks:
     def __init__(
         self,
         limit: int,
-        frame_score_ratio: float,
+        frame_score_ratio: float | None,
         score_threshold: float = 0.0,
         memory: int | None = None,
     ) -> None:
@@ -52,11 +56,11 @@ class RunningTracks:
 
         Args:
             limit: most objects of a frame.
-            frame_score_ratio: see above.
+            frame_score_ratio: see above; None for a model of clips.
             score_threshold: least score of an object.
-            memory: the mean is over about so many frames, of which later ones weigh more; None for
-                the plain mean over all. A stream without end needs it to give things that come late
-                a name of their own.
+            memory: the mean is over about so many frames or clips, of which later ones weigh more;
+                None for the plain mean over all. A stream without end needs it to give things that
+                come late a name of their own.
         """
         self.limit = limit
         self.frame_score_ratio = frame_score_ratio
@@ -68,31 +72,38 @@ class RunningTracks:
         self._mask_sums: Tensor | None = None  # (2, Q) probability and pixels of foreground
 
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
-        """Add the next frame, its queries in the order of the tracks.
+        """Add the next frame or clip, its queries in the order of the tracks.
 
         Args:
             logits: (Q, K + 1) class logits.
             object_logits: (Q, 2), object and no object.
-            masks: (Q, h, w) logits.
+            masks: (Q, h, w) logits, or (T, Q, h, w) of a clip.
         """
         now = [logits.float(), object_logits.float()]
-        inside = masks > 0
-        pixels = inside.sum((1, 2))
-        mask_numbers = torch.stack(((masks.sigmoid() * inside).sum((1, 2)), pixels.float()))
         if not self._sums:
             self._sums = [torch.zeros_like(values) for values in now]
-            self._mask_sums = torch.zeros_like(mask_numbers)
         self._weight = self._weight * self._decay + 1
         for total, values in zip(self._sums, now, strict=True):
             total.mul_(self._decay).add_(values)
         means = [total / self._weight for total in self._sums]
         scores, labels = class_scores(*means).max(1)
-        frame_scores = class_scores(*now).gather(1, labels[:, None])[:, 0]
-        counts = frame_scores >= self.frame_score_ratio * scores
-        self._mask_sums.mul_(self._decay).add_(mask_numbers * counts)
+        counts = torch.ones_like(labels, dtype=torch.bool)
+        if self.frame_score_ratio is not None:
+            frame_scores = class_scores(*now).gather(1, labels[:, None])[:, 0]
+            counts = frame_scores >= self.frame_score_ratio * scores
+            scores = scores * self._mask_probability(masks, counts)
+        for of_frame in masks if masks.dim() == 4 else masks[None]:
+            seen = counts & (of_frame > 0).any(2).any(1) & (scores >= self.score_threshold)
+            best, tracks = scores.masked_fill(~seen, -1).topk(min(self.limit, len(scores)))
+            tracks = tracks[best >= 0]
+            self.ready.append(FrameTracks(tracks, labels[tracks], scores[tracks], of_frame[tracks]))
+
+    def _mask_probability(self, masks: Tensor, counts: Tensor) -> Tensor:
+        """Add a frame's masks (Q, h, w), those that count, and return the mean probability (Q,)."""
+        inside = masks > 0
+        numbers = torch.stack(((masks.sigmoid() * inside).sum((1, 2)), inside.sum((1, 2)).float()))
+        if self._mask_sums is None:
+            self._mask_sums = torch.zeros_like(numbers)
+        self._mask_sums.mul_(self._decay).add_(numbers * counts)
         probability, area = self._mask_sums
-        scores = scores * probability / (area + 1e-6)
-        seen = counts & (pixels > 0) & (scores >= self.score_threshold)
-        best, tracks = scores.masked_fill(~seen, -1).topk(min(self.limit, len(scores)))
-        tracks = tracks[best >= 0]
-        self.ready.append(FrameTracks(tracks, labels[tracks], scores[tracks], masks[tracks]))
+        return probability / (area + 1e-6)

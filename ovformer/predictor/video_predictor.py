@@ -225,7 +225,7 @@ class VideoPredictor:
         self,
         video: Any,
         *,
-        window: int = 1,
+        window: int | None = None,
         score_threshold: float = 0.0,
         max_objects: int | None = None,
         max_iou: float = 0.7,
@@ -239,7 +239,8 @@ class VideoPredictor:
         Args:
             video: see :func:`ovformer.predictor.video_io.frames_of`.
             window: frames that go through the network together. The results of a frame come when
-                its window is full, or the video ends.
+                its window is full, or the video ends. None for 1, or for a model of clips for
+                MODEL.MASK_FORMER.TEST.CLIP_LENGTH.
             score_threshold: least score of an object.
             max_objects: most objects of a frame; None for TEST.DETECTIONS_PER_IMAGE.
             max_iou: an object that overlaps a better one by more than this is left out.
@@ -252,6 +253,7 @@ class VideoPredictor:
         for name, value in (("window", window), ("memory", memory), ("max_objects", max_objects)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        window = window or (self.model.window_size if self.model.SEES_CLIPS else 1)
         limit = max_objects or self.model.detections_per_image
         frames = iter(frames_of(video))
         if not self._tracks:
@@ -262,7 +264,7 @@ class VideoPredictor:
         while batch := list(islice(frames, window)):
             if names is not self.names:  # at the beginning, and when set_vocabulary was called
                 names = self.names
-                ratio = self.model.frame_score_ratio
+                ratio = None if self.model.SEES_CLIPS else self.model.frame_score_ratio
                 tracks = RunningTracks(limit, ratio, score_threshold, memory)
             size = size or batch[0].image.shape[:2]
             for frame in batch:

@@ -75,6 +75,37 @@ def test_a_stream_ends_with_the_scores_of_the_video(predictor, make_frames, monk
     assert [o.score for o in last.objects] == sorted((o.score for o in last.objects), reverse=True)
 
 
+@pytest.fixture
+def clip_predictor(trained) -> VideoPredictor:
+    return load(trained, architecture="clip")
+
+
+def test_a_model_of_clips_on_a_stream(clip_predictor, make_frames) -> None:
+    """A clip at a time; in the last one the scores and masks are those of the whole video."""
+    frames, taken = make_frames(7), []
+    whole = clip_predictor.predict(frames, max_objects=18)
+
+    def camera() -> Iterator[np.ndarray]:
+        for frame in frames:
+            taken.append(frame)
+            yield frame
+
+    results = clip_predictor.stream(camera(), max_iou=1.0, max_objects=6)
+    first = next(results)
+    assert len(taken) == clip_predictor.model.window_size == 5
+    rest = list(results)
+    assert [result.number for result in [first, *rest]] == list(range(7))
+    assert rest[-1].objects and rest[-2].objects
+    for t, result in ((5, rest[-2]), (6, rest[-1])):
+        for item in result.objects:
+            assert any(
+                other.label == item.label
+                and other.segmentations[t] == item.rle
+                and abs(other.score - item.score) < 1e-5
+                for other in whole.objects
+            )
+
+
 @pytest.mark.parametrize("window", [2, 4])
 def test_the_window_changes_latency_and_nothing_else(predictor, make_frames, window) -> None:
     """Frames of a window are asked for together, and each gets the same result as alone."""

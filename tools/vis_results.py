@@ -9,13 +9,11 @@ pip install 'ovformer[demo]'.
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
@@ -25,6 +23,9 @@ from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_dataset
 from ovformer.data.video_reader import check_frame_size, read_frame
 from ovformer.evaluation.vis_results import find_results, read_results
+from ovformer.predictor.painter import Painter
+from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
+from ovformer.predictor.video_io import FilmWriter
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "These are results of another data set."
         )
     folder = args.out or results.parent / "visualization"
-    painter = Painter(names)
+    painter = Painter()
     for number, predictions in tqdm(sorted(chosen.items()), unit="video"):
-        draw_video(records[number], predictions, painter, folder, args.fps)
+        draw_video(records[number], predictions, names, painter, folder, args.fps)
     print(f"{folder}: {len(chosen)} videos")
 
 
@@ -96,81 +97,20 @@ def best_of_videos(
     }
 
 
-class Painter:
-    """Draws masks, names and scores; the colour says which object of the video it is."""
-
-    def __init__(self, names: dict[int, str]):
-        """Prepare.
-
-        Args:
-            names: category id -> name.
-        """
-        try:
-            import supervision
-        except ModuleNotFoundError as error:
-            if error.name != "supervision":
-                raise
-            sys.exit("tools/vis_results.py: supervision is missing: pip install 'ovformer[demo]'")
-        self.names = names
-        self._sv = supervision
-        lookup = {"color_lookup": supervision.ColorLookup.TRACK}
-        self._annotators = [
-            supervision.MaskAnnotator(opacity=0.45, **lookup),
-            supervision.PolygonAnnotator(thickness=1, **lookup),
-        ]
-        self._labels = supervision.LabelAnnotator(
-            text_scale=0.4, text_padding=3, smart_position=True, **lookup
-        )
-
-    def __call__(self, frame: np.ndarray, predictions: Sequence[dict], t: int) -> np.ndarray:
-        """Return a frame with what is predicted in it.
-
-        Args:
-            frame: uint8 (H, W, 3), BGR.
-            predictions: of the video; their places in this list are their colours.
-            t: the number of the frame.
-        """
-        rows, masks = [], []
-        for row, prediction in enumerate(predictions):
-            rle = prediction["segmentations"][t]
-            mask = coco_mask.decode(rle).astype(bool) if rle else np.zeros(0, bool)
-            if mask.any():
-                rows.append(row)
-                masks.append(mask)
-        if not rows:
-            return frame
-        masks = np.stack(masks)
-        detections = self._sv.Detections(
-            xyxy=self._sv.mask_to_xyxy(masks).astype(np.float64),
-            mask=masks,
-            tracker_id=np.array(rows),
-        )
-        for annotator in self._annotators:
-            frame = annotator.annotate(frame, detections)
-        shown = [predictions[row] for row in rows]
-        labels = [f"{self.names[p['category_id']]} {p['score']:.2f}" for p in shown]
-        return self._labels.annotate(frame, detections, labels)
-
-    def video(self, path: Path, size: tuple[int, int], fps: float):
-        """Return a context manager with ``write_frame(bgr)`` that writes an mp4.
-
-        Args:
-            path: the file.
-            size: height and width in pixels.
-            fps: frames per second.
-        """
-        info = self._sv.VideoInfo(width=size[1], height=size[0], fps=fps)
-        return self._sv.VideoSink(str(path), info)
-
-
 def draw_video(
-    record: dict, predictions: Sequence[dict], painter: Painter, folder: Path, fps: float
+    record: dict,
+    predictions: Sequence[dict],
+    names: dict[int, str],
+    painter: Painter,
+    folder: Path,
+    fps: float,
 ) -> None:
     """Write the frames of a video, and the film that they make.
 
     Args:
         record: the dataset dict of the video.
-        predictions: what is drawn.
+        predictions: what is drawn; their places in this list are their colours.
+        names: category id -> name.
         painter: draws it.
         folder: gets <video>.mp4 and <video>/<frame>.png.
         fps: frames per second of the film.
@@ -190,13 +130,23 @@ def draw_video(
     name = Path(record["file_names"][0]).parent.name
     frames = folder / name
     frames.mkdir(parents=True, exist_ok=True)
-    with painter.video(folder / f"{name}.mp4", size, fps) as film:
+    with FilmWriter(folder / f"{name}.mp4", fps) as film:
         for t, file_name in enumerate(record["file_names"]):
             frame = read_frame(record, t)
             check_frame_size(record, t, frame.shape[:2], size)
-            drawn = painter(np.ascontiguousarray(frame[:, :, ::-1]), predictions, t)
-            film.write_frame(drawn)
-            cv2.imwrite(str(frames / f"{Path(file_name).stem}.png"), drawn)
+            drawn = painter(frame, seen_objects(predictions, names, t))
+            film.write(drawn, t / fps)
+            cv2.imwrite(str(frames / f"{Path(file_name).stem}.png"), drawn[:, :, ::-1])
+
+
+def seen_objects(predictions: Sequence[dict], names: dict[int, str], t: int) -> list[ObjectInFrame]:
+    """Return the predictions of a video that are not empty in frame ``t``."""
+    seen = []
+    for row, prediction in enumerate(predictions):
+        label, rle = prediction["category_id"], prediction["segmentations"][t]
+        if rle and coco_mask.area(rle):
+            seen.append(object_in_frame(row, label, names[label], prediction["score"], rle))
+    return seen
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Legend: T frames, N objects, H W pixels of the original frames.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -116,7 +116,7 @@ class VideoResult:
             if areas.any() and not (
                 others and tube_iou([item.segmentations], others).max() > max_iou
             ):
-                kept.append(item)
+                kept.append(replace(item, track_id=len(kept)))
         return VideoResult(self.names, self.size, self.times, kept)
 
     def in_frame(self, t: int) -> list[ObjectInFrame]:

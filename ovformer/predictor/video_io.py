@@ -82,10 +82,9 @@ class VideoSource:
         elif self.path.suffix.lower() in IMAGE_SUFFIXES:
             self._images, self.is_still = [self.path], True
         else:
-            with _opened(self.path) as (_, stream):
+            with _opened(self.path) as (container, stream):
                 self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-                seconds = stream.duration and float(stream.duration * stream.time_base)
-                self.num_frames = stream.frames or (seconds and round(seconds * self.rate)) or None
+                self.num_frames = _expected_frames(container, stream, self.rate)
         if self._images:
             self.num_frames = len(self._images)
 
@@ -180,7 +179,7 @@ def thinned(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> I
     Args:
         frames: in order of time.
         stride: one of so many.
-        seconds: at least so long after the one before.
+        seconds: the first that comes after each multiple of so many seconds; 0 for all.
     """
     due = 0.0
     for index, frame in enumerate(frames):
@@ -281,7 +280,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Frame]:
     """Decode a stream, over broken packets."""
     av = import_av()
-    number, broken, start = 0, 0, None
+    number, broken, start, reason = 0, 0, None, ""
     packets = container.demux(stream)
     while True:
         try:
@@ -302,14 +301,25 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Frame]:
             number += 1
     if not number:
         raise ValueError(f"{path}: a video without a frame that can be decoded")
-    if broken:
+    # Other formats than mp4 count places without a frame, or do not know.
+    is_short = "mp4" in container.format.name and number < stream.frames
+    if broken or is_short:
         logger.warning(
-            "%s: %d places can't be decoded (%s); the other %d frames are used",
+            "%s: gave %d frames, but it says that it has %s. It is cut off or damaged%s",
             path,
-            broken,
-            reason,
             number,
+            stream.frames or "more",
+            f" ({broken} places: {reason})" if broken else "",
         )
+
+
+def _expected_frames(container: Any, stream: Any, rate: float) -> int | None:
+    """Return how many frames a video has, or by its duration should have; None if unknown."""
+    if stream.frames:
+        return stream.frames
+    if stream.duration is not None:
+        return round(float(stream.duration * stream.time_base) * rate)
+    return round(container.duration / 1e6 * rate) if container.duration else None
 
 
 def _numbered(images: Iterable[Any]) -> Iterator[Frame]:

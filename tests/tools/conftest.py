@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from predictor_fixture import make_frames, trained  # noqa: F401
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

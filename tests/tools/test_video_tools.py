@@ -14,6 +14,7 @@ from video_fixture import encode
 
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.vis_json import load_vis_json
+from ovformer.predictor.painter import Painter
 
 TOOLS = (
     "burst2ytvis",
@@ -289,6 +290,7 @@ def test_drawn_results(
     load_tool: Callable,
 ) -> None:
     pytest.importorskip("supervision", reason="needs the extra [demo]")
+    pytest.importorskip("av", reason="needs the extra [demo]")
     path = write_results(tmp_path, [prediction(3, 6, 0.8), prediction(3, 1), prediction(8, 1, 0.3)])
     tool = load_tool("vis_results")
     tool.main(["--results", str(path), "--dataset", "ytvis_2019_val"])
@@ -315,20 +317,22 @@ def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
     masks[0, 100:180, 20:120] = True
     masks[1, 100:180, 160:280] = True
     one, two = map(encode, masks)
-    painter = load_tool("vis_results").Painter({1: "cat", 6: "dog"})
+    tool, painter = load_tool("vis_results"), Painter()
+    names = {1: "cat", 6: "dog"}
     predictions = [
         {"score": 0.9, "category_id": 1, "segmentations": [one, one, None]},
         {"score": 0.8, "category_id": 6, "segmentations": [None, two, two]},
     ]
     frame = np.full((200, 300, 3), 120, np.uint8)
-    drawn = [painter(frame.copy(), predictions, t) for t in range(3)]
+    drawn = [painter(frame, tool.seen_objects(predictions, names, t)) for t in range(3)]
     left = [image[170, 70].tolist() for image in drawn]
     right = [image[170, 220].tolist() for image in drawn]
     assert left[0] == left[1] != right[1] == right[2]
     assert left[2] == right[0] == [120, 120, 120]
     assert not (drawn[0][60:100] == 120).all()  # its name and score
     nothing = [{**p, "segmentations": [None] * 3} for p in predictions]
-    assert np.array_equal(painter(frame.copy(), nothing, 0), frame)
+    assert np.array_equal(painter(frame, tool.seen_objects(nothing, names, 0)), frame)
+    assert (frame == 120).all()
 
 
 def test_drawing_results_of_another_data_set(

@@ -319,7 +319,7 @@ class D2SwinTransformer(Backbone):
             x = layer(x, self.use_checkpoint)
             if STAGE_NAMES[stage] in self._out_features:
                 normed = getattr(self, f"norm{stage}")(x)
-                features[STAGE_NAMES[stage]] = normed.permute(0, 3, 1, 2).contiguous()
+                features[STAGE_NAMES[stage]] = normed.permute(0, 3, 1, 2)
             if layer.downsample is not None:
                 x = layer.downsample(x)
         return features

@@ -14,6 +14,7 @@ from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from ovformer.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, FrozenBatchNorm2d, ShapeSpec
+from ovformer.modeling.backbone.folded_norm import fold_frozen_norms
 
 # Name in the published configs -> timm architecture. The weights come from MODEL.WEIGHTS.
 PUBLISHED_NAMES = {"resnet50_in21k": "resnet50"}
@@ -72,6 +73,7 @@ class TimmBackbone(Backbone):
         self._freeze_levels(freeze_at)
         if norm == "FrozenBN":
             self.base = freeze_batch_norms(self.base)
+        fold_frozen_norms(self.base)
 
     def _freeze_levels(self, freeze_at: int) -> None:
         """Stop the training of the first ``freeze_at`` levels."""
@@ -104,7 +106,7 @@ class TimmBackbone(Backbone):
         """
         features = self.base(images)
         if self._channels_last:
-            features = [x.permute(0, 3, 1, 2).contiguous() for x in features]
+            features = [x.permute(0, 3, 1, 2) for x in features]
         return dict(zip(self._out_features, features, strict=True))
 
 

@@ -1,0 +1,141 @@
+"""Frozen batch norms as part of the convolution before them, where no gradient is wanted.
+
+A frozen norm multiplies each channel by a constant and adds another. Both can be done to the
+convolution's weights instead of its output, which is exact but for rounding and saves a pass over
+the largest arrays of the network. Weights, their names and training stay as they are.
+
+Legend: C channels.
+"""
+
+import torch
+from timm.models import FeatureListNet
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from ovformer.d2 import FrozenBatchNorm2d
+
+
+class FoldingConv2d(nn.Conv2d):
+    """A convolution that does the work of the frozen norm after it, unless gradients are on.
+
+    Attributes:
+        folds: set it to False to have the norm do its own work.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
+        """Take the parameters of a convolution.
+
+        Args:
+            conv: what this module stands for.
+            norm: what is applied to its output, and to nothing else.
+        """
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.folds = True
+        self._norm = (norm,)  # in a tuple, as it is no part of this module
+        self._folded: tuple[tuple, Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C, H, W), and normalise if this convolution folds now."""
+        if not self.folds_now():
+            return super().forward(x)
+        return self._conv_forward(x, *self._folded_parameters())
+
+    def folds_now(self) -> bool:
+        """Tell whether the norm is part of the convolution."""
+        return self.folds and not torch.is_grad_enabled()
+
+    def _folded_parameters(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias, computed again only after one of their sources changed."""
+        (norm,) = self._norm
+        sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        if torch.compiler.is_compiling() or any(x.is_inference() for x in sources):
+            return self._fold(*sources)
+        state = tuple((x.data_ptr(), x._version) for x in sources)
+        if self._folded is None or self._folded[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._folded = (state, *self._fold(*sources))
+        return self._folded[1:]
+
+    def _fold(
+        self, weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        (norm,) = self._norm
+        scale = scale * (variance + norm.eps).rsqrt()
+        bias = shift - mean * scale
+        if self.bias is not None:
+            bias = bias + self.bias * scale
+        return weight * scale.view(-1, 1, 1, 1), bias
+
+    def train(self, mode: bool = True) -> "FoldingConv2d":
+        """Switch the mode, and forget folded weights: they may change unseen, through ``data``."""
+        self._folded = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        """Leave what can be computed again out of copies."""
+        return {**self.__dict__, "_folded": None}
+
+
+class FoldedNorm(FrozenBatchNorm2d):
+    """A frozen norm that does nothing while the convolution before it does its work."""
+
+    def __init__(self, norm: FrozenBatchNorm2d) -> None:
+        """Take the constants of a norm."""
+        super().__init__(norm.num_features, norm.eps)
+        for name, constant in norm.named_buffers():
+            setattr(self, name, constant)
+        self.conv: tuple[FoldingConv2d, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W), unless that is done."""
+        return x if self.conv[0].folds_now() else super().forward(x)
+
+
+def fold_frozen_norms(network: nn.Module) -> None:
+    """Let convolutions do the work of the frozen norms that follow them, in place.
+
+    Args:
+        network: of timm. Where it is not known what follows a convolution, all stays as it is.
+    """
+    for parent in list(network.modules()):
+        for conv_name, norm_name in _consecutive(parent):
+            conv, norm = (parent.get_submodule(name) for name in (conv_name, norm_name))
+            if type(conv) is nn.Conv2d and type(norm) is FrozenBatchNorm2d:
+                folded = FoldedNorm(norm)
+                folding = FoldingConv2d(conv, folded)
+                folded.conv = (folding,)
+                parent.add_module(conv_name, folding)
+                parent.add_module(norm_name, folded)
+
+
+def _consecutive(parent: nn.Module) -> list[tuple[str, str]]:
+    """Return names of children of which the second is applied to the first's output and no other.
+
+    They may be of any kind.
+    """
+    names = [name for name, _ in parent.named_children()]
+    if type(parent) in (nn.Sequential, FeatureListNet):
+        return list(zip(names, names[1:], strict=False))
+    if type(parent) in (BasicBlock, Bottleneck):
+        return [(f"conv{n}", f"bn{n}") for n in (1, 2, 3) if f"conv{n}" in names]
+    return []
+
+
+def stop_folding(module: nn.Module) -> nn.Module:
+    """Let all norms of a network do their own work; return the network."""
+    for part in module.modules():
+        if isinstance(part, FoldingConv2d):
+            part.folds = False
+    return module

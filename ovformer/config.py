@@ -45,6 +45,7 @@ def add_ovformer_config(cfg: CfgNode) -> None:
     _add_dataset_keys(cfg)
     _add_input_keys(cfg)
     _add_solver_keys(cfg)
+    _add_execution_keys(cfg)
     _add_backbone_keys(cfg)
     _add_head_keys(cfg)
     _add_mask_former_keys(cfg)
@@ -172,6 +173,22 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATION_STEPS = 1
 
 
+def _add_execution_keys(cfg: CfgNode) -> None:
+    # docs/performance.md says what each of these is worth.
+    # Whether the channels of a pixel are neighbours in memory: "always", "never" or "auto", which
+    # is for inference on CPUs.
+    cfg.MODEL.CHANNELS_LAST = "auto"
+    # Backend of torch.compile for backbone, pixel decoder and query decoder, e.g. "inductor".
+    # Empty: not compiled.
+    cfg.MODEL.COMPILE = ""
+    # Precision of the network in evaluation: "float32" (published), "float16" or "bfloat16".
+    cfg.TEST.PRECISION = "float32"
+    # Precision of the pixel decoder where the network runs in a half type: "float32" (published) or
+    # "autocast", which computes sampling locations, norms and softmax in float32 and the rest in
+    # the half type.
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION = "float32"
+
+
 def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM = CfgNode()
     # "resnet50_in21k" (published), or any timm model that gives features at several strides.
@@ -287,8 +304,9 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
 def _add_video_keys(cfg: CfgNode) -> None:
     # Videos frame by frame (published values).
     test = cfg.MODEL.MASK_FORMER.TEST
-    # Frames that go through the network together. The result does not depend on it.
-    test.WINDOW_SIZE = 10
+    # Frames that go through the network together (published: 10). The result does not depend on it.
+    # 0: one on a CPU, where it is fastest, and 10 elsewhere.
+    test.WINDOW_SIZE = 0
     # Queries of a frame are matched with a memory: so much of the current frame's queries, and
     # the rest of the memory before.
     test.MEMORY_MOMENTUM = 0.7

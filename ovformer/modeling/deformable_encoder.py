@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ovformer.modeling.position_encoding import reference_points, sine_position_encoding
+from ovformer.ops.linear import linear
 from ovformer.ops.ms_deform_attn import ms_deform_attn
 
 
@@ -46,12 +46,12 @@ class MSDeformAttn(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise all parameters."""
-        for linear in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for layer in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=1)  # on a square, not a circle
         directions = directions / directions.abs().amax(dim=1, keepdim=True)
@@ -71,6 +71,8 @@ class MSDeformAttn(nn.Module):
     ) -> Tensor:
         """Attend around each query's reference point.
 
+        Places and weights are computed in float32, also under autocast: 16 bits are too coarse.
+
         Args:
             query: (B, Q, C).
             points: (B or 1, Q, L or 1, 2), x and y from 0 to 1, of each query in each level.
@@ -82,14 +84,22 @@ class MSDeformAttn(nn.Module):
             (B, Q, C).
         """
         sizes = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(2, (*sizes, 2))  # pixels of the level
-        weights = self.attention_weights(query).unflatten(2, (self.num_heads, -1))
-        weights = weights.softmax(-1).unflatten(3, sizes[1:])
-        extents = spatial_shapes.flip(1).to(offsets)[:, None]  # width and height, (L, 1, 2)
-        locations = points[:, :, None, :, None] + offsets / extents
-        values = self.value_proj(value).unflatten(2, (self.num_heads, -1))
+        with torch.autocast(query.device.type, enabled=False):
+            precise = query.to(self.sampling_offsets.weight.dtype)
+            # Offsets are in pixels of a level; dividing weights makes them shares of its size.
+            extents = spatial_shapes.flip(1).to(precise).repeat_interleave(self.num_points, dim=0)
+            extents = extents.flatten().repeat(self.num_heads)
+            offsets = linear(
+                precise,
+                self.sampling_offsets.weight / extents[:, None],
+                self.sampling_offsets.bias / extents,
+            )
+            locations = points[:, :, None, :, None] + offsets.unflatten(2, (*sizes, 2))
+            weights = _apply(self.attention_weights, precise).unflatten(2, (self.num_heads, -1))
+            weights = weights.softmax(-1).unflatten(3, sizes[1:])
+        values = _apply(self.value_proj, value).unflatten(2, (self.num_heads, -1))
         output = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
-        return self.output_proj(output)
+        return _apply(self.output_proj, output)
 
 
 class MSDeformAttnEncoderLayer(nn.Module):
@@ -127,8 +137,8 @@ class MSDeformAttnEncoderLayer(nn.Module):
             tokens + position, points, tokens, spatial_shapes, level_start_index
         )
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        hidden = self.dropout(_apply(self.linear1, tokens, relu=True))
+        return self.norm2(tokens + self.dropout(_apply(self.linear2, hidden)))
 
 
 class MSDeformAttnEncoder(nn.Module):
@@ -182,3 +192,7 @@ class MSDeformAttnEncoder(nn.Module):
             x.transpose(1, 2).unflatten(2, shape)
             for x, shape in zip(tokens.split(lengths, dim=1), shapes, strict=True)
         ]
+
+
+def _apply(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
+    return linear(x, layer.weight, layer.bias, relu)

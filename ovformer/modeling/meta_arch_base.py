@@ -5,6 +5,7 @@ Legend: B batch, K classes, D CLIP width, M CLIP tokens, N instances, H W pixels
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from ovformer.d2 import CfgNode, ImageList, build_backbone, build_sem_seg_head, configurable
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.criterion import build_criterion
+from ovformer.modeling.execution import Execution
 from ovformer.modeling.query_decoder import TRANSFORMER_DECODER_REGISTRY
 
 logger = logging.getLogger(__name__)
@@ -141,6 +143,7 @@ class OVFormerBase(nn.Module):
         pixel_std: Sequence[float],
         size_divisibility: int,
         detections_per_image: int,
+        execution: Execution | None = None,
     ) -> None:
         """Combine the parts.
 
@@ -154,6 +157,7 @@ class OVFormerBase(nn.Module):
             size_divisibility: images are padded to multiples of so many pixels; 0 takes the
                 backbone's own number.
             detections_per_image: predictions kept per image or video.
+            execution: how the network is run; None for the defaults.
         """
         super().__init__()
         self.backbone = backbone
@@ -166,6 +170,8 @@ class OVFormerBase(nn.Module):
             size_divisibility if size_divisibility > 0 else backbone.size_divisibility
         )
         self.detections_per_image = detections_per_image
+        self.execution = execution or Execution()
+        self.execution.prepare((backbone, *sem_seg_head.children()))  # the head is its two decoders
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -192,6 +198,7 @@ class OVFormerBase(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "execution": Execution.from_config(cfg),
         }
 
     @classmethod
@@ -259,7 +266,9 @@ class OVFormerBase(nn.Module):
         clip_features = self.clip_features(records, self.device)
         if num_clips is not None:  # the alignment takes the frames' embeddings as tokens
             clip_features = clip_features.flatten(0, 1).unflatten(0, (num_clips, -1))
-        return self.sem_seg_head(self.backbone(images.tensor), clip_features), images
+        with nullcontext() if self.training else self.execution.inference_precision(self.device):
+            features = self.backbone(self.execution.lay_out(images.tensor, self.training))
+            return self.sem_seg_head(features, clip_features), images
 
     def targets(
         self, records: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]

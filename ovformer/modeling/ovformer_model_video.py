@@ -24,7 +24,7 @@ class OVFormerVideo(VideoInference, OVFormer):
     def __init__(
         self,
         *,
-        window_size: int = 10,
+        window_size: int = 0,
         memory_momentum: float = 0.7,
         frame_score_ratio: float = 0.1,
         **parts: Any,
@@ -32,7 +32,7 @@ class OVFormerVideo(VideoInference, OVFormer):
         """Combine the parts.
 
         Args:
-            window_size: frames that go through the network together.
+            window_size: frames that go through the network together; 0 leaves it to the device.
             memory_momentum: weight of the current frame in the memory of a track.
             frame_score_ratio: a mask is left out of a frame in which its score is below so many
                 times its score in the video.
@@ -42,7 +42,7 @@ class OVFormerVideo(VideoInference, OVFormer):
             ValueError: a number is out of range.
         """
         for key, value, valid, expected in (
-            ("WINDOW_SIZE", window_size, window_size >= 1, "at least 1"),
+            ("WINDOW_SIZE", window_size, window_size >= 0, "0 or more"),
             ("MEMORY_MOMENTUM", memory_momentum, 0 < memory_momentum <= 1, "more than 0, up to 1"),
             ("FRAME_SCORE_RATIO", frame_score_ratio, frame_score_ratio >= 0, "0 or more"),
         ):

@@ -1,6 +1,6 @@
 """Pixel decoder: multi-scale deformable attention over the backbone's features, then an FPN.
 
-It works in float32, also under autocast: 16 bits are too coarse for sampling locations.
+It works in float32, also under autocast, unless told otherwise.
 
 Legend: B batch, C channels, Cm mask channels, H W pixels.
 """
@@ -25,6 +25,7 @@ from ovformer.modeling.deformable_encoder import MSDeformAttnEncoder
 # Levels that the query decoder looks at.
 NUM_OUTPUT_LEVELS = 3
 NUM_GROUPS = 32
+PRECISIONS = ("float32", "autocast")
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -47,6 +48,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         dim_feedforward: int,
         dropout: float,
         activation_checkpointing: bool = False,
+        precision: str = "float32",
     ) -> None:
         """Build the decoder.
 
@@ -64,12 +66,19 @@ class MSDeformAttnPixelDecoder(nn.Module):
             dim_feedforward: width of each layer's feed-forward network.
             dropout: probability, in the deformable attention layers.
             activation_checkpointing: recompute what is inside these layers in the backward pass.
+            precision: under autocast: "float32" or "autocast".
 
         Raises:
-            ValueError: the features do not exist or do not reach ``common_stride``, or a width
-                does not fit.
+            ValueError: the features do not exist or do not reach ``common_stride``, a width does
+                not fit, or the precision is unknown.
         """
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION: expected one of {list(PRECISIONS)}, "
+                f"got {precision!r}"
+            )
+        self.precision = precision
         if conv_dim % NUM_GROUPS:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.CONVS_DIM: expected a multiple of {NUM_GROUPS} (groups of the "
@@ -159,6 +168,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "dim_feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
             "dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
             "activation_checkpointing": cfg.MODEL.ACTIVATION_CHECKPOINTING,
+            "precision": head.PIXEL_DECODER_PRECISION,
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -171,23 +181,29 @@ class MSDeformAttnPixelDecoder(nn.Module):
             Mask features (B, Cm, H, W) at the common stride, and three levels of features
             (B, C, H, W), coarsest first.
         """
-        with torch.autocast(features[self.transformer_in_features[0]].device.type, enabled=False):
-            maps = self.transformer(
-                [
-                    projection(features[name].float())
-                    for projection, name in zip(
-                        self.input_proj, self.transformer_in_features, strict=True
-                    )
-                ]
-            )
-            for index in range(len(self.fpn_in_features), 0, -1):
-                name = self.fpn_in_features[index - 1]
-                lateral = self.get_submodule(f"adapter_{index}")(features[name].float())
-                above = F.interpolate(
-                    maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
+        if self.precision == "autocast":
+            return self._decode(features)
+        device = features[self.transformer_in_features[0]].device
+        with torch.autocast(device.type, enabled=False):
+            return self._decode({name: x.float() for name, x in features.items()})
+
+    def _decode(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        maps = self.transformer(
+            [
+                projection(features[name])
+                for projection, name in zip(
+                    self.input_proj, self.transformer_in_features, strict=True
                 )
-                maps.append(self.get_submodule(f"layer_{index}")(lateral + above))
-            return self.mask_features(maps[-1]), maps[:NUM_OUTPUT_LEVELS]
+            ]
+        )
+        for index in range(len(self.fpn_in_features), 0, -1):
+            name = self.fpn_in_features[index - 1]
+            lateral = getattr(self, f"adapter_{index}")(features[name])
+            above = F.interpolate(
+                maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
+            )
+            maps.append(getattr(self, f"layer_{index}")(lateral + above))
+        return self.mask_features(maps[-1]), maps[:NUM_OUTPUT_LEVELS]
 
 
 def _by_stride(

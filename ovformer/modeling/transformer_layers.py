@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovformer.ops.linear import linear
+
 
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with the parameters of :class:`torch.nn.MultiheadAttention`.
@@ -57,14 +59,14 @@ class MultiheadAttention(nn.Module):
         """
         query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
         query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
-        value = F.linear(value, value_weight, value_bias)
+        value = linear(value, value_weight, value_bias)
         if key.shape[1] == 1 and attend is None:
             # The softmax over one token is 1, whatever query and key are. Their parameters get a
             # gradient of zero, as they would from the softmax: they are parts of in_proj_*.
             return self.out_proj(value).expand(-1, query.shape[1], -1)
         attended = F.scaled_dot_product_attention(
-            self._split_heads(F.linear(query, query_weight, query_bias)),
-            self._split_heads(F.linear(key, key_weight, key_bias)),
+            self._split_heads(linear(query, query_weight, query_bias)),
+            self._split_heads(linear(key, key_weight, key_bias)),
             self._split_heads(value),
             attn_mask=None if attend is None else attend.unsqueeze(1),
         )
@@ -135,7 +137,8 @@ class FFNLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Update (..., C)."""
-        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+        hidden = linear(x, self.linear1.weight, self.linear1.bias, relu=True)
+        return self.norm(x + linear(hidden, self.linear2.weight, self.linear2.bias))
 
 
 class MLP(nn.Module):

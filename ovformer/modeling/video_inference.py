@@ -14,6 +14,9 @@ from ovformer.modeling.mask_store import MaskSizes, encode_tubes
 from ovformer.modeling.meta_arch_base import OVFormerBase
 from ovformer.modeling.tracking import QueryTracker, TrackSelection, TrackStore
 
+# Published.
+AUTOMATIC_WINDOW = 10
+
 _END = object()
 
 
@@ -31,7 +34,8 @@ class VideoInference(OVFormerBase):
         """Combine the parts.
 
         Args:
-            window_size: frames that go through the network together.
+            window_size: frames that go through the network together; 0 is one on a CPU, whose
+                caches hold no more, and :data:`AUTOMATIC_WINDOW` elsewhere.
             window_overlap: how many of them are in the next window as well.
             memory_momentum: weight of the current queries in the memory of a track.
             **parts: of the model.
@@ -102,7 +106,8 @@ class VideoInference(OVFormerBase):
         tracks = self._new_tracks()
         image_size = padded_size = (0, 0)
         frames = frame_records(record)
-        for first, window in windows(frames, self.window_size, self.window_overlap):
+        size = self.window_size or (1 if self.device.type == "cpu" else AUTOMATIC_WINDOW)
+        for first, window in windows(frames, size, self.window_overlap):
             if first == 0:
                 image_size = tuple(window[0]["image"].shape[-2:])
             _check_sizes(record, window, image_size, first)

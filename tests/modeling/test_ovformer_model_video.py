@@ -90,7 +90,7 @@ def test_settings_are_those_of_the_config(build) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("WINDOW_SIZE", 0, "WINDOW_SIZE: expected at least 1, got 0"),
+        ("WINDOW_SIZE", -1, "WINDOW_SIZE: expected 0 or more, got -1"),
         ("MEMORY_MOMENTUM", 0.0, "MEMORY_MOMENTUM: expected more than 0, up to 1, got 0"),
         ("MEMORY_MOMENTUM", 1.5, "MEMORY_MOMENTUM: expected more than 0, up to 1, got 1.5"),
         ("FRAME_SCORE_RATIO", -0.1, "FRAME_SCORE_RATIO: expected 0 or more, got -0.1"),

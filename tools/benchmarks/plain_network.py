@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ovformer.modeling.backbone.folded_norm import stop_folding
 from ovformer.ops.ms_deform_attn import ms_deform_attn
 
 
@@ -27,7 +28,7 @@ class PlainNetwork(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """Share the weights of an image model or of a frame-by-frame video model."""
         super().__init__()
-        self.backbone = model.backbone
+        self.backbone = stop_folding(model.backbone)
         self.pixel_decoder = model.sem_seg_head.pixel_decoder
         self.predictor = model.sem_seg_head.predictor
 

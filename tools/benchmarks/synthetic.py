@@ -73,15 +73,14 @@ def load_config(args: argparse.Namespace, folder: Path, changes: Sequence[str] =
 
 
 def build_networks(args: argparse.Namespace, folder: Path) -> dict[str, nn.Module]:
-    """Return the config's model as "ours", and one per variant, all with the same random weights.
+    """Return models with the same random weights: "plain", "ours", and one per variant.
 
-    The model that the plain network takes its weights from is "ours" too: it has the same ones.
+    They are all alike but for the changes of a variant. What is plain is how the first one is used.
     """
-    torch.manual_seed(args.seed)
-    models = {"ours": build_model(load_config(args, folder))}
-    for name, *changes in args.variant:
+    models: dict[str, nn.Module] = {}
+    for name, *changes in (["plain"], ["ours"], *args.variant):
+        torch.manual_seed(args.seed)
         models[name] = build_model(load_config(args, folder, changes))
-        models[name].load_state_dict(models["ours"].state_dict())
     return models
 
 

@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     frames = args.frames if "Video" in cfg.MODEL.META_ARCHITECTURE else 0
     batch = synthetic.training_batch(args.batch, frames, args.size, args.objects, cfg, args.seed)
     images = synthetic.images_of(batch)
-    ours = models["ours"]
+    plain, ours = models.pop(BASELINE), models["ours"]
     ways = {
-        BASELINE: _step(args, ours, lambda: plain_loss(ours, images), "torch"),
+        BASELINE: _step(args, plain, lambda: plain_loss(plain, images), "torch"),
         "ours, PyTorch kernel": _step(args, ours, lambda: _loss(ours, batch), "torch"),
     }
     for key, model in models.items():

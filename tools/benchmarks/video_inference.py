@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         reader = VideoReader(cfg)
         ways = {
-            BASELINE: _plain(models["ours"], record, reader),
+            BASELINE: _plain(models.pop(BASELINE), record, reader),
             "ours, PyTorch kernel": _ours(models["ours"], record, reader, "torch"),
             **{key: _ours(model, record, reader) for key, model in models.items()},
         }

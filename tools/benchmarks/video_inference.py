@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ovformer.data.video_mapper import VideoReader
 from pycocotools import mask as coco_mask
 from torch import nn
 
 from benchmarks import plain_video, synthetic
 from benchmarks.measure import kernel, measure, table
+from ovformer.data.video_reader import VideoReader
 
 BASELINE = "plain"
 THREADS = 4  # that read frames, as many as the published DATALOADER.NUM_WORKERS

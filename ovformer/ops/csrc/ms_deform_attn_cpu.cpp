@@ -200,7 +200,8 @@ struct Backward {
       pixels = std::max(pixels, sizes.shapes[2 * level] * sizes.shapes[2 * level + 1]);
     const size_t room = pixels * channels;
     std::unique_ptr<T[]> rooms(new T[2 * room * sizes.threads]);
-#pragma omp parallel for schedule(dynamic) num_threads(sizes.threads)
+    // Static: neighbours in memory go to the same thread, so that no two write to one cache line.
+#pragma omp parallel for schedule(static) num_threads(sizes.threads)
     for (int64_t task = 0; task < sizes.batch * sizes.heads * sizes.levels; ++task) {
       const int64_t level = task % sizes.levels, head = task / sizes.levels % sizes.heads;
       const int64_t sample = task / sizes.levels / sizes.heads;

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Pack results for the servers of YouTube-VIS and OVIS, after checking them against their rules.
+"""Pack results for the servers of YouTube-VIS, OVIS and LV-VIS, after checking them.
 
     python tools/ytvis_json.py --dataset ytvis_2019_val \
         --results output/inference/ytvis_2019_val/results.json
 
 writes all.zip, base.zip and novel.zip next to the results. Of 40 classes 33 are base and 7 novel in
 YouTube-VIS 2019 (AP = (33 * base + 7 * novel) / 40), and 34 and 6 in 2021. OVIS has no novel
-classes, so only all.zip is written.
+classes, so only all.zip is written. LV-VIS has all three (--dataset lvvis_test).
 """
 
 import argparse

@@ -256,13 +256,9 @@ def object_alpha(item: ShapeObject, size: int) -> np.ndarray:
     cv2.fillPoly(fine, rings, 255, shift=4)
     patch = cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA)
     alpha = np.zeros((size, size), np.float32)
-    rows = slice(max(top, 0), min(top + side, size))
-    columns = slice(max(left, 0), min(left + side, size))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        inner = patch[rows.start - top : rows.stop - top, columns.start - left :][
-            :, : columns.stop - columns.start
-        ]
-        alpha[rows, columns] = inner / np.float32(255)
+    rows, columns = (slice(*np.clip((start, start + side), 0, size)) for start in (top, left))
+    inner = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    alpha[rows, columns] = inner / np.float32(255)
     return alpha
 
 

@@ -1,5 +1,7 @@
 """The drawn scenes: masks are the pixels that one sees."""
 
+import colorsys
+
 import cv2
 import numpy as np
 import pytest
@@ -154,3 +156,15 @@ def test_a_film_of_one_frame_has_the_rules_of_a_scene() -> None:
         for mask in film.masks[:, 0]:
             parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
             assert parts == 2
+
+
+def test_masks_of_a_film_have_the_colours_of_their_objects() -> None:
+    for seed in range(4):
+        film = draw_film(np.random.default_rng(seed), MANY, 4, SIZE, (20.0, 40.0))
+        for category, tube in zip(film.categories, film.masks, strict=True):
+            colour = CATEGORY_NAMES[category].split()[0]
+            for image, mask in zip(film.images, tube, strict=True):
+                inside = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+                if inside.any():
+                    hue, _, _ = colorsys.rgb_to_hsv(*np.median(image[inside], axis=0) / 255)
+                    assert abs((360 * hue - COLOURS[colour] + 180) % 360 - 180) < 10

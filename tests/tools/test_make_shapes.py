@@ -1,4 +1,4 @@
-"""tools/make_shapes.py: a valid LVIS data set without anything novel to train on."""
+"""tools/make_shapes.py: valid LVIS and YouTube-VIS data without anything novel to train on."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.data.shape_scenes import BASE_INDICES, CATEGORY_NAMES, NOVEL_NAMES, draw_scene
+from ovformer.data.shape_scenes import (
+    BASE_INDICES,
+    CATEGORY_NAMES,
+    NOVEL_NAMES,
+    draw_film,
+    draw_scene,
+)
 
 ARGUMENTS = ["--train-images", "30", "--val-images", "40", "--size", "64"]
 ARGUMENTS += ["--train-videos", "8", "--val-videos", "10", "--frames", "5"]
@@ -152,3 +158,35 @@ def test_training_videos_show_nothing_novel(videos: dict[str, list[dict]]) -> No
     }
     assert used["train"] <= set(BASE_INDICES)
     assert used["val"] - set(BASE_INDICES)
+
+
+def test_masks_of_videos_are_those_of_the_frames(
+    load_tool, root: Path, videos: dict[str, list[dict]]
+) -> None:
+    tool = load_tool("make_shapes")
+    content = json.loads((root / "shapes" / "shapes_video_val.json").read_text())
+    absent = 0
+    for record in videos["val"]:
+        # Each video is drawn from the seed, the number of the split and its own number.
+        rng = np.random.default_rng([0, 3, record["video_id"]])
+        shown = rng.choice(range(36), rng.integers(1, tool.MAX_OBJECTS + 1))
+        film = draw_film(rng, shown, 5, 64)
+        frames = [cv2.imread(name)[..., ::-1] for name in record["file_names"]]
+        assert np.array_equal(frames, film.images)
+        tracks = [a for a in content["annotations"] if a["video_id"] == record["video_id"]]
+        assert [track["category_id"] - 1 for track in tracks] == film.categories
+        for track, tube in zip(tracks, film.masks, strict=True):
+            for rle, area, mask in zip(track["segmentations"], track["areas"], tube, strict=True):
+                assert (rle is None) == (area is None) == (not mask.any())
+                if rle is not None:
+                    assert np.array_equal(coco_mask.decode(rle), mask) and area == mask.sum()
+                absent += rle is None
+    assert absent
+
+
+def test_videos_have_categories_with_the_groups_of_the_table(root: Path) -> None:
+    tables = [
+        json.loads((root / "shapes" / f"shapes_{split}.json").read_text())["categories"]
+        for split in ("video_train", "video_val", "val")
+    ]
+    assert tables[0] == tables[1] == tables[2]

@@ -25,6 +25,7 @@ def tool(load_tool):
 def shapes_root(load_tool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     options = ["--train-images", "12", "--val-images", "1"]
+    options += ["--train-videos", "1", "--val-videos", "1"]
     load_tool("make_shapes").main([*options, "--output", str(root / "shapes")])
     return root
 

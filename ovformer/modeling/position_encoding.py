@@ -7,14 +7,26 @@ Legend: T frames, C channels, H W pixels, S tokens (pixels, row by row).
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 
 import torch
 from torch import Tensor
 
 # Sizes are those of three levels, for encodings of one or two widths.
 _KEPT = 8
+
+
+def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep the latest results, but none of a traced graph, whose tensors are of no use outside."""
+    cached = lru_cache(maxsize=_KEPT)(function)
+
+    @wraps(function)
+    def wrapper(*arguments: object) -> Tensor:
+        return (function if torch.compiler.is_compiling() else cached)(*arguments)
+
+    wrapper.cache_info = cached.cache_info
+    return wrapper
 
 
 def sine_position_encoding(
@@ -50,7 +62,7 @@ def sine_position_encoding(
     return _sine_position_encoding(int(height), int(width), channels, device, temperature)
 
 
-@lru_cache(maxsize=_KEPT)
+@_kept
 def _sine_position_encoding(
     height: int, width: int, channels: int, device: torch.device, temperature: float
 ) -> Tensor:
@@ -95,7 +107,7 @@ def clip_position_encoding(
     )
 
 
-@lru_cache(maxsize=_KEPT)
+@_kept
 def _clip_position_encoding(
     num_frames: int,
     height: int,
@@ -133,7 +145,7 @@ def reference_points(shapes: Sequence[tuple[int, int]], device: torch.device) ->
     return _reference_points(tuple((int(h), int(w)) for h, w in shapes), device)
 
 
-@lru_cache(maxsize=_KEPT)
+@_kept
 def _reference_points(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         points = []

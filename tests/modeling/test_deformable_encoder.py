@@ -53,3 +53,20 @@ def test_any_sizes_of_maps_keep_their_shape_and_order() -> None:
 def test_channels_that_cannot_be_divided_into_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="CONVS_DIM 10 cannot be divided into 4 heads"):
         MSDeformAttn(10, num_levels=1, num_heads=4, num_points=1)
+
+
+@pytest.mark.parametrize("trace", ["export", "compile"])
+def test_the_encoder_is_traced_and_works_as_before_afterwards(trace) -> None:
+    """What is kept between calls holds no tensor of a traced graph."""
+    torch.manual_seed(0)
+    encoder = MSDeformAttnEncoder(
+        8, 16, dropout=0.0, num_levels=2, num_heads=2, num_points=2, num_layers=1
+    )
+    maps = [torch.randn(2, 8, *size) for size in ((3, 11), (6, 22))]
+    if trace == "export":
+        traced = torch.export.export(encoder, (maps,), strict=False).module()
+    else:
+        traced = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    outputs = traced(maps)
+    for output, expected in zip(outputs, encoder(maps), strict=True):
+        torch.testing.assert_close(output, expected)

@@ -80,6 +80,7 @@ def test_help(benchmark, name, capsys) -> None:
     assert stop.value.code == 0 and (name or "eval") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("config", ["ovformer_R50_bs8", "video_ovformer_R50_bs8"])
 @pytest.mark.parametrize(
     "name, differences",
     [
@@ -87,10 +88,13 @@ def test_help(benchmark, name, capsys) -> None:
         ("train-step", {"loss difference", "gradient difference"}),
     ],
 )
-def test_whole_networks_equal_the_plain_one(benchmark, name, differences, tmp_path, capsys) -> None:
+def test_whole_networks_equal_the_plain_one(
+    benchmark, config, name, differences, tmp_path, capsys
+) -> None:
     out = tmp_path / "figures" / "out.json"
     variant = ["--variant", "larger windows", "MODEL.MASK_FORMER.TEST.WINDOW_SIZE", "2"]
-    benchmark.main([name, *SMALL, *variant, "--out", str(out), "--", *TINY_OPTS])
+    file = ["--config-file", str(TOOLS.parent / "configs" / "lvvis" / f"{config}.yaml")]
+    benchmark.main([name, *SMALL, *file, *variant, "--out", str(out), "--", *TINY_OPTS])
     figures = json.loads(out.read_text())
     assert figures["processor"] and figures["threads"] == torch.get_num_threads()
     rows = {row["way"]: row for row in figures["rows"]}
@@ -115,10 +119,18 @@ def test_a_network_that_differs_is_not_timed(benchmark, monkeypatch) -> None:
         benchmark.main(["video", *SMALL, "--", *TINY_OPTS])
 
 
-def test_plain_losses_equal_ours_layer_by_layer(benchmark, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "config, frames",
+    [
+        ("lvis/ovformer_R50_bs8", 0),
+        ("lvvis/ovformer_R50_bs8", 2),
+        ("lvvis/video_ovformer_R50_bs8", 2),
+    ],
+)
+def test_plain_losses_equal_ours(benchmark, config, frames, tmp_path) -> None:
     step = benchmark.train_step
     sizes = argparse.Namespace(
-        config_file=str(TOOLS.parent / "configs" / "lvvis" / "ovformer_R50_bs8.yaml"),
+        config_file=str(TOOLS.parent / "configs" / f"{config}.yaml"),
         device="cpu",
         opts=TINY_OPTS,
         variant=[],
@@ -127,9 +139,9 @@ def test_plain_losses_equal_ours_layer_by_layer(benchmark, tmp_path) -> None:
     models = step.synthetic.build_networks(sizes, tmp_path)
     ours, plain = models["ours"].train(), models["plain"].train()
     cfg = step.synthetic.load_config(sizes, tmp_path)
-    batch = step.synthetic.training_batch(2, 2, (60, 90), 3, cfg, seed=1)
+    batch = step.synthetic.training_batch(2, frames, (60, 90), 3, cfg, seed=1)
     torch.manual_seed(5)
-    expected = step.plain_loss(plain, step.synthetic.images_of(batch))
+    expected = step.plain_loss(plain, batch)
     torch.manual_seed(5)
     got = sum(ours(batch).values())
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)

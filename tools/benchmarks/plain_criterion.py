@@ -3,7 +3,8 @@
 Matching and losses take masks of all queries at full resolution, which the plain network gives for
 every layer. Random numbers are drawn in the same order as ours, so that a seed gives the same loss.
 
-Legend: B batch, Q queries, N instances, K classes, P points, H W pixels.
+Legend: B batch, T frames of a clip (1 for an image), Q queries, N instances, K classes, P points,
+H W pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ def total_loss(
     Args:
         criterion: ``SetCriterion``, whose settings are used.
         outputs: of the plain network.
-        targets: for each image ``labels`` (N,) and ``masks`` (N, H, W).
+        targets: for each image ``labels`` (N,) and ``masks`` (N, H, W), or (N, T, H, W).
     """
     layers = {"": outputs}
     layers |= {f"_{i}": aux for i, aux in enumerate(outputs["aux_outputs"])}
@@ -62,11 +63,14 @@ def _layer_losses(
     norm = count if criterion.class_loss_norm == "instances" else labels.numel()
 
     masks = torch.cat(
-        [x[queries] for x, (queries, _) in zip(layer["pred_masks"], matches, strict=True)]
+        [
+            x[queries].flatten(0, 1)
+            for x, (queries, _) in zip(layer["pred_masks"], matches, strict=True)
+        ]
     )[:, None]
     truth = torch.cat(
         [
-            target["masks"][instances].to(masks)
+            target["masks"][instances].to(masks).flatten(0, -3)
             for target, (_, instances) in zip(targets, matches, strict=True)
         ]
     )[:, None]
@@ -97,11 +101,12 @@ def _match(
     matcher: nn.Module, layer: Mapping[str, Tensor], target: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the indices of matched queries and of their instances in one image."""
-    masks = layer["pred_masks"]
+    masks = layer["pred_masks"]  # (Q, T, H / 4, W / 4)
     truth = target["masks"].to(masks)
+    truth = truth if truth.dim() == 4 else truth[:, None]
     points = torch.rand(1, matcher.num_points, 2, device=masks.device)
     point_logits, point_labels = (
-        point_sample(x[:, None], points.expand(len(x), -1, -1), align_corners=False).squeeze(1)
+        point_sample(x, points.expand(len(x), -1, -1), align_corners=False).flatten(1)
         for x in (masks, truth)
     )
     cost = (

@@ -6,8 +6,8 @@ mask, attention to a single image token in full, position encodings and referenc
 batch, masks for each head. Deformable attention is the PyTorch kernel (choose it with
 ``benchmarks.measure.kernel("torch")``). Attention itself is PyTorch's function.
 
-Legend: B batch, Q queries, C channels, Cm mask channels, M CLIP tokens, D CLIP width, L levels,
-S tokens, H W pixels.
+Legend: B batch (images or clips), T frames of a clip (1 for an image), Q queries, C channels, Cm
+mask channels, M CLIP tokens, D CLIP width, L levels, S tokens, H W pixels.
 """
 
 import math
@@ -26,7 +26,7 @@ class PlainNetwork(nn.Module):
     """Backbone, pixel decoder and query decoder of a model, computed plainly with its weights."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Share the weights of an image model or of a frame-by-frame video model."""
+        """Share the weights of a model of images, of frames or of clips."""
         super().__init__()
         self.backbone = stop_folding(model.backbone)
         self.pixel_decoder = model.sem_seg_head.pixel_decoder
@@ -36,15 +36,16 @@ class PlainNetwork(nn.Module):
         """Predict.
 
         Args:
-            images: (B, 3, H, W), normalised and padded.
-            clip_features: (B, M, D).
+            images: (B * T, 3, H, W), normalised and padded.
+            clip_features: (B, M, D); for clips M is T.
 
         Returns:
-            ``pred_logits``, ``pred_object_logits`` and ``pred_masks`` (B, Q, H / 4, W / 4) of the
-            last layer, ``pred_embds`` (B, Q, C), and ``aux_outputs``: the first three of each
+            ``pred_logits``, ``pred_object_logits`` and ``pred_masks`` (B, Q, T, H / 4, W / 4) of
+            the last layer, ``pred_embds`` (B, Q, C), and ``aux_outputs``: the first three of each
             earlier layer.
         """
         mask_features, levels = pixel_decoder(self.pixel_decoder, self.backbone(images))
+        mask_features = mask_features.unflatten(0, (len(clip_features), -1))
         return query_decoder(self.predictor, levels, mask_features, clip_features)
 
 
@@ -147,19 +148,32 @@ def pixel_centres(x: Tensor) -> Tensor:
     return torch.stack((x_.flatten(), y.flatten()), dim=1)[None].repeat(len(x), 1, 1)
 
 
+def frame_positions(frames: int, channels: int, device: torch.device) -> Tensor:
+    """Return the sine encoding (T, C) of the frames of a clip."""
+    index = torch.arange(channels, dtype=torch.float32, device=device)
+    period = 10000 ** (2 * torch.div(index, 2, rounding_mode="floor") / channels)
+    place = torch.arange(1, frames + 1, dtype=torch.float32, device=device)
+    angle = (place / (frames + 1e-6) * 2 * math.pi)[:, None] / period
+    return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
+
+
 def query_decoder(
     decoder: nn.Module, levels: Sequence[Tensor], mask_features: Tensor, clip_features: Tensor
 ) -> dict[str, Any]:
-    """Compute what ``MultiScaleMaskedTransformerDecoder`` does, with masks in all outputs."""
+    """Compute what the query decoder of images or of clips does, with masks in all outputs."""
+    batch, frames = mask_features.shape[:2]
     tokens, positions, sizes = [], [], []
     for x, projection, embed in zip(
         levels, decoder.input_proj, decoder.level_embed.weight, strict=False
     ):
         x = projection(x)
         sizes.append(tuple(x.shape[-2:]))
-        positions.append(sine_positions(x).flatten(2).transpose(1, 2))
-        tokens.append(x.flatten(2).transpose(1, 2) + embed)
-    batch = len(mask_features)
+        position = sine_positions(x).unflatten(0, (batch, frames))
+        if decoder.SEES_CLIPS:
+            position = position + frame_positions(frames, x.shape[1], x.device)[..., None, None]
+        positions.append(position.flatten(3).transpose(2, 3).flatten(1, 2))
+        x = x.unflatten(0, (batch, frames)).flatten(3)
+        tokens.append(x.transpose(2, 3).flatten(1, 2) + embed)
     place = decoder.query_embed.weight[None].repeat(batch, 1, 1)
     queries = decoder.query_feat.weight[None].repeat(batch, 1, 1)
     outputs = [predict(decoder, queries, mask_features, clip_features)]
@@ -200,14 +214,15 @@ def predict(
     return {
         "pred_logits": logits,
         "pred_object_logits": decoder.object_embed(queries),
-        "pred_masks": torch.einsum("bqc,bchw->bqhw", decoder.mask_embed(queries), mask_features),
+        "pred_masks": torch.einsum("bqc,btchw->bqthw", decoder.mask_embed(queries), mask_features),
         "pred_embds": queries,
     }
 
 
 def hidden_places(masks: Tensor, size: tuple[int, int], heads: int) -> Tensor:
-    """Return where each head of each query may not look: (B * heads, Q, H * W) bool."""
-    resized = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+    """Return where each head of each query may not look: (B * heads, Q, S) bool."""
+    resized = F.interpolate(masks.flatten(1, 2), size=size, mode="bilinear", align_corners=False)
+    resized = resized.unflatten(1, masks.shape[1:3])
     hidden = (resized.sigmoid() < 0.5).flatten(2)[:, None].repeat(1, heads, 1, 1).flatten(0, 1)
     hidden = hidden.detach()
     hidden[hidden.all(dim=2)] = False

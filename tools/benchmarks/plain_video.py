@@ -1,12 +1,13 @@
-"""Videos frame by frame as one would write it down at first, for comparison: same predictions.
+"""Videos as one would write it down at first, for comparison: same predictions.
 
-All frames are read before the network starts, what it says of all frames and queries is kept, each
-frame waits for its assignment, and each prediction of each frame is resized and encoded by itself.
+All frames are read before the network starts, what it says of all queries is kept, each frame or
+clip waits for its assignment, and each prediction of each frame is encoded by itself. The clip
+model's masks are brought to full size before predictions are chosen, as published.
 
-Legend: T frames, Q queries, K classes, N predictions, H W pixels.
+Legend: B frames or clips, T frames of the video, Q queries, K classes, N predictions, H W pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,79 +24,109 @@ WINDOW = 10  # frames
 
 @torch.no_grad()
 def predict_video(model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the prediction dict of a video; see ``OVFormerVideo``.
+    """Return the prediction dict of a video; see ``VideoInference``.
 
     Args:
-        model: the model whose weights and settings are used.
+        model: the model whose weights and settings are used, of frames or of clips.
         record: of a video, with ``clip_features``.
     """
     network = PlainNetwork(model)
     images = model.normalize_images(list(record["image"]))
-    clip_features = record["clip_features"][:, None].to(model.device)
-    windows = []
-    for start in range(0, record["length"], WINDOW):
-        end = start + WINDOW
-        outputs = network(images.tensor[start:end], clip_features[start:end])
+    clip_features = record["clip_features"].to(model.device)
+    window = model.window_size if model.SEES_CLIPS else WINDOW
+    parts: list[dict[str, Tensor]] = []  # of each frame or clip
+    for start in range(0, record["length"], window):
+        features = clip_features[start : start + window]
+        features = features[None] if model.SEES_CLIPS else features[:, None]
+        outputs = network(images.tensor[start : start + window], features)
         del outputs["aux_outputs"]
-        windows.append({key: value.cpu() for key, value in outputs.items()})
-    frames = {key: torch.cat([window[key] for window in windows]) for key in windows[0]}
-    tracked = _track(frames, model.memory_momentum)
-    scores, labels, masks = _select(tracked, model.detections_per_image, model.frame_score_ratio)
-    order = scores.argsort(descending=True).tolist()
+        on_host = {key: value.cpu() for key, value in outputs.items()}
+        parts += [{key: value[i] for key, value in on_host.items()} for i in range(len(features))]
+    parts = _track(parts, model.memory_momentum)
     sizes = (images.tensor.shape[-2:], images.image_sizes[0], (record["height"], record["width"]))
+    if model.SEES_CLIPS:
+        scores, labels, masks = _select_clips(parts, model.detections_per_image, sizes)
+    else:
+        select = (model.detections_per_image, model.frame_score_ratio)
+        scores, labels, masks = _select_frames(parts, *select)
+        masks = [_resize(mask, *sizes) for mask in masks]
+    order = scores.argsort(descending=True).tolist()
     return {
         "video_id": record["video_id"],
         "image_size": sizes[2],
         "pred_scores": scores[order].tolist(),
         "pred_labels": labels[order].tolist(),
-        "segmentations": [_encode(masks[index], *sizes) for index in order],
+        "segmentations": [_encode(masks[index]) for index in order],
     }
 
 
-def _track(frames: Mapping[str, Tensor], momentum: float) -> dict[str, Tensor]:
-    """Permute the queries of each frame so that query i is the same object: (Q, T, ...)."""
-    memory = frames["pred_embds"][0]
-    orders = [torch.arange(len(memory))]
-    for embeddings in frames["pred_embds"][1:]:
+def _track(parts: Sequence[Mapping[str, Tensor]], momentum: float) -> list[dict[str, Tensor]]:
+    """Permute the queries of each frame or clip so that query i is the same object."""
+    memory = parts[0]["pred_embds"]
+    tracked = [dict(parts[0])]
+    for part in parts[1:]:
+        embeddings = part["pred_embds"]
         cosines = F.normalize(memory, dim=1) @ F.normalize(embeddings, dim=1).t()
-        orders.append(torch.from_numpy(linear_sum_assignment((1 - cosines).numpy())[1]))
-        memory = momentum * embeddings[orders[-1]] + (1 - momentum) * memory
-    return {
-        key: torch.stack([x[order] for x, order in zip(frames[key], orders, strict=True)], dim=1)
-        for key in ("pred_logits", "pred_object_logits", "pred_masks")
-    }
+        order = torch.from_numpy(linear_sum_assignment((1 - cosines).numpy())[1])
+        memory = momentum * embeddings[order] + (1 - momentum) * memory
+        tracked.append({key: value[order] for key, value in part.items()})
+    return tracked
 
 
-def _select(
-    tracked: Mapping[str, Tensor], limit: int, ratio: float
+def _score(logits: Tensor, object_logits: Tensor) -> Tensor:
+    return (logits.sigmoid()[..., :-1] * object_logits.softmax(-1)[..., :1]).sqrt()
+
+
+def _stack(parts: Sequence[Mapping[str, Tensor]], key: str) -> Tensor:
+    return torch.stack([part[key] for part in parts], dim=1)  # (Q, B, ...)
+
+
+def _best(parts: Sequence[Mapping[str, Tensor]], limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores, queries and labels of the best pairs, by the mean logits: (N,) each."""
+    logits, object_logits = (_stack(parts, f"pred_{kind}logits") for kind in ("", "object_"))
+    scores = _score(logits.mean(1), object_logits.mean(1))
+    best, chosen = scores.flatten().topk(min(limit, scores.numel()))
+    return best, chosen // scores.shape[1], chosen % scores.shape[1]
+
+
+def _select_frames(
+    parts: Sequence[Mapping[str, Tensor]], limit: int, ratio: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores (N,), labels (N,) and mask logits (N, T, H / 4, W / 4)."""
-
-    def score(logits: Tensor, object_logits: Tensor) -> Tensor:
-        return (logits.sigmoid()[..., :-1] * object_logits.softmax(-1)[..., :1]).sqrt()
-
-    logits, object_logits = tracked["pred_logits"], tracked["pred_object_logits"]
-    of_video = score(logits.mean(1), object_logits.mean(1))
-    of_frames = score(logits, object_logits)
-    scores, chosen = of_video.flatten().topk(min(limit, of_video.numel()))
-    queries, labels = chosen // of_video.shape[1], chosen % of_video.shape[1]
-    masks = tracked["pred_masks"][queries]
+    scores, queries, labels = _best(parts, limit)
+    of_frames = _score(_stack(parts, "pred_logits"), _stack(parts, "pred_object_logits"))
+    masks = _stack(parts, "pred_masks").flatten(1, 2)[queries]
     masks[of_frames[queries, :, labels] < ratio * scores[:, None]] = -1
     inside = (masks > 0).float()
     probability = (masks.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
     return scores * probability, labels, masks
 
 
-def _encode(
+def _select_clips(
+    parts: Sequence[Mapping[str, Tensor]], limit: int, sizes: tuple
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scores (N,), labels (N,) and mask logits (N, T, H, W)."""
+    masks = torch.cat(
+        [torch.stack([_resize(mask, *sizes) for mask in part["pred_masks"]]) for part in parts],
+        dim=1,
+    )
+    scores, queries, labels = _best(parts, limit)
+    return scores, labels, masks[queries]
+
+
+def _resize(
     logits: Tensor, padded: tuple[int, int], image: tuple[int, int], output: tuple[int, int]
-) -> list[dict]:
-    """Return the codes of one prediction's masks (T, H / 4, W / 4)."""
+) -> Tensor:
+    """Bring masks (N, H / 4, W / 4) to the size of the original frames."""
+    logits = F.interpolate(logits[None], size=padded, mode="bilinear", align_corners=False)
+    logits = logits[..., : image[0], : image[1]]
+    return F.interpolate(logits, size=output, mode="bilinear", align_corners=False)[0]
+
+
+def _encode(masks: Tensor) -> list[dict]:
+    """Return the codes of one prediction's masks (T, H, W)."""
     codes = []
-    for frame in logits:
-        frame = F.interpolate(frame[None, None], size=padded, mode="bilinear", align_corners=False)
-        frame = frame[..., : image[0], : image[1]]
-        frame = F.interpolate(frame, size=output, mode="bilinear", align_corners=False)
-        mask = np.asfortranarray((frame[0, 0] > 0).numpy(), dtype=np.uint8)
-        code = coco_mask.encode(mask)
-        codes.append({"size": list(output), "counts": code["counts"].decode()})
+    for frame in masks:
+        code = coco_mask.encode(np.asfortranarray((frame > 0).numpy(), dtype=np.uint8))
+        codes.append({"size": list(frame.shape), "counts": code["counts"].decode()})
     return codes

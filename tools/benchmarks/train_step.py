@@ -49,10 +49,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cfg = synthetic.load_config(args, Path(name))
     frames = args.frames if "Video" in cfg.MODEL.META_ARCHITECTURE else 0
     batch = synthetic.training_batch(args.batch, frames, args.size, args.objects, cfg, args.seed)
-    images = synthetic.images_of(batch)
     plain, ours = models.pop(BASELINE), models["ours"]
     ways = {
-        BASELINE: _step(args, plain, lambda: plain_loss(plain, images), "torch"),
+        BASELINE: _step(args, plain, lambda: plain_loss(plain, batch), "torch"),
         "ours, PyTorch kernel": _step(args, ours, lambda: _loss(ours, batch), "torch"),
     }
     for key, model in models.items():
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "config": args.config_file,
         "changes": " ".join(args.opts),
-        "frames": len(images),
+        "frames": len(synthetic.images_of(batch)),
         "size": args.size,
         "precision": args.precision,
         "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -73,12 +72,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def plain_loss(model: nn.Module, images: Sequence[dict]) -> Tensor:
-    """Return the loss of a batch of images, computed plainly."""
+def plain_loss(model: nn.Module, batch: Sequence[dict]) -> Tensor:
+    """Return the loss of a batch of images, or of clips that the model sees as clips or frames."""
+    clips = batch if model.SEES_CLIPS else synthetic.images_of(batch)
+    images = synthetic.images_of(batch)
     normalized = model.normalize_images([image["image"] for image in images]).tensor
-    features = torch.stack([image["clip_features"] for image in images]).to(model.device)
+    features = torch.stack([clip["clip_features"] for clip in clips]).to(model.device)
     outputs = PlainNetwork(model)(normalized, features)
-    targets = model.targets(images, tuple(normalized.shape[-2:]))
+    targets = model.targets(clips, tuple(normalized.shape[-2:]))
     return plain_criterion.total_loss(model.criterion, outputs, targets)
 
 

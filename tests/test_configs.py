@@ -10,6 +10,7 @@ from ovformer.config import _WITHOUT_EFFECT, FIXED_KEYS, UnknownKeyError, get_ov
 from ovformer.d2 import CfgNode
 from ovformer.data.dataset_spec import check_class_count
 from ovformer.engine.stages import CLIP, VIDEO
+from ovformer.engine.validate import _ranges
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -89,7 +90,8 @@ def assert_same_value(got: object, value: object, key: str) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_loads(path: Path) -> None:
-    assert get_ovformer_cfg(str(path)).is_frozen()
+    cfg = get_ovformer_cfg(str(path))
+    assert cfg.is_frozen() and not list(_ranges(cfg, eval_only=False))
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -85,7 +85,8 @@ def load_kernel(name: str) -> ModuleType:
 def _choose_kernel(device: torch.device, wanted: str) -> str:
     """Do what :func:`choose_kernel` does, once per device, with a line in the log."""
     if wanted != "auto" and wanted not in KERNELS:
-        raise ValueError(f"OVFORMER_MSDA: unknown kernel {wanted!r}. Known: auto, {_all_kernels()}")
+        known = ", ".join(["auto", *KERNELS])
+        raise ValueError(f"OVFORMER_MSDA: unknown kernel {wanted!r}. Known: {known}")
     if wanted != "auto":
         if reason := load_kernel(wanted).unavailable(device):
             usable = [name for name in KERNELS if not load_kernel(name).unavailable(device)]
@@ -106,10 +107,6 @@ def _choose_kernel(device: torch.device, wanted: str) -> str:
     level = logging.WARNING if name == "torch" and passed_over else logging.INFO
     logger.log(level, "Deformable attention on %s: %s kernel%s", device, name, "".join(passed_over))
     return name
-
-
-def _all_kernels() -> str:
-    return ", ".join(KERNELS)
 
 
 def _in_full_precision(

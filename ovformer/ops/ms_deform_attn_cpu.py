@@ -37,12 +37,8 @@ def forward(
 ) -> Tensor:
     """Do what :func:`ovformer.ops.ms_deform_attn.ms_deform_attn` does."""
     batch, _, heads, channels = value.shape
-    output = torch.empty(
-        batch,
-        sampling_locations.shape[1],
-        heads * channels,
-        dtype=sampling_locations.dtype,
-    )
+    queries = sampling_locations.shape[1]
+    output = sampling_locations.new_empty(batch, queries, heads * channels)
     exact = value.to(sampling_locations.dtype)
     _call(
         "forward",

@@ -137,7 +137,15 @@ def test_it_is_exported_and_takes_any_kernel_then(strict, monkeypatch) -> None:
         torch.testing.assert_close(exported.module()(*inputs), expected, rtol=0, atol=0)
 
 
-def test_shapes_may_be_on_any_device_and_have_any_integer_type(kernel) -> None:
+def test_it_makes_tensors_where_its_inputs_are(kernel) -> None:
+    inputs, variables = differentiable(random_inputs([(2, 3), (4, 3)]))
+    with torch.device("meta"):  # what is made without a device has no numbers
+        output = ms_deform_attn(*inputs)
+        grads = torch.autograd.grad(output.sum(), variables)
+    assert all(x.device == CPU for x in (output, *grads))
+
+
+def test_shapes_may_have_any_integer_type(kernel) -> None:
     value, shapes, starts, places, weights = random_inputs([(2, 3), (4, 3)])
     expected = ms_deform_attn(value, shapes, starts, places, weights)
     short = ms_deform_attn(value, shapes.int(), starts.short(), places, weights)

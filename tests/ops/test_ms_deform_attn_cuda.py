@@ -1,0 +1,108 @@
+"""The CUDA kernel's module checks what it hands over, and its source is right beyond one launch."""
+
+import ctypes
+
+import pytest
+import torch
+
+from ovformer.ops import ms_deform_attn_cuda as cuda
+from ovformer.ops.self_test import differences, fits, random_inputs
+
+NAMES = ("value", "spatial_shapes", "level_start_index", "sampling_locations", "attention_weights")
+
+
+def inputs(**changes):
+    tensors = dict(zip(NAMES, random_inputs([(3, 4), (2, 2)], dtype=torch.float32), strict=True))
+    return {**tensors, **changes}
+
+
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
+def test_more_levels_than_one_launch_takes(dtype, cuda_kernel_on_host) -> None:
+    found = differences("cuda", random_inputs([(1, 2)] * 300, 1, 3, 2, 16, 1, dtype))
+    assert fits(found, dtype), found
+
+
+def test_no_levels_at_all_give_zeros(cuda_kernel_on_host) -> None:
+    output = cuda.forward(*random_inputs([], channels=4))
+    assert output.shape == (2, 3, 8) and not output.any()
+
+
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
+def test_numbers_that_are_not_at_multiples_of_16_bytes(dtype, cuda_kernel_on_host) -> None:
+    """A view into a larger tensor may begin anywhere; reading 16 bytes there fails on a GPU."""
+    value, *others = random_inputs([(3, 4), (2, 2)], channels=16, dtype=dtype)
+    shifted = torch.cat([value.new_zeros(1), value.flatten()])[1:].view_as(value)
+    assert shifted.data_ptr() % 16
+    assert cuda.forward(shifted, *others).equal(cuda.forward(value, *others))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": torch.zeros(2, 16, 2, 3, dtype=torch.int32)}, "value is torch.int32, expected"),
+        ({"value": torch.zeros(2, 16, 3, 2).transpose(2, 3)}, "value is .* on cpu, strided; exp"),
+        ({"spatial_shapes": torch.zeros(2, 2)}, r"spatial_shapes is \(2, 2\), torch.float32"),
+        ({"spatial_shapes": torch.zeros(2, 2).to("meta")}, "spatial_shapes is .* on meta"),
+        (
+            {"level_start_index": torch.tensor([0])},
+            r"start_index is \(1,\).* expected \(2,\)",
+        ),
+        ({"sampling_locations": torch.zeros(2, 3, 2, 2, 2, 2).half()}, "locations is .*float16"),
+        ({"sampling_locations": torch.zeros(2, 3, 2, 2, 2, 3)}, r"expected \(2, 3, 2, 2, 2, 2\)"),
+        ({"attention_weights": torch.zeros(2, 4, 2, 2, 2)}, r"attention_weights is \(2, 4, 2"),
+        ({"attention_weights": torch.zeros(2, 3, 2, 2, 2).to("meta")}, "weights is .* on meta"),
+    ],
+)
+def test_what_the_library_could_not_read_is_named_before_it_is_called(
+    changes, message, monkeypatch
+) -> None:
+    monkeypatch.setattr(cuda, "_load", lambda: pytest.fail("the library was called"))
+    tensors = inputs(**changes)
+    with pytest.raises(ValueError, match=message):
+        cuda.forward(**tensors)
+    with pytest.raises(ValueError, match=message):
+        cuda.backward(torch.zeros(2, 3, 6, dtype=tensors["value"].dtype), **tensors)
+
+
+def test_a_gradient_of_another_shape_or_type_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(cuda, "_load", lambda: pytest.fail("the library was called"))
+    for grad_output in (torch.zeros(2, 3, 7), torch.zeros(2, 3, 6).half()):
+        with pytest.raises(ValueError, match=r"grad_output is .* expected \(2, 3, 6\), torch.fl"):
+            cuda.backward(grad_output, **inputs())
+
+
+@pytest.mark.parametrize(
+    ("index", "stream", "message"), [(1, 0, "invalid device ordinal"), (0, 8, "invalid resource")]
+)
+def test_device_and_stream_reach_cuda_and_its_errors_are_raised(
+    index, stream, message, cuda_kernel_on_host, monkeypatch
+) -> None:
+    monkeypatch.setattr(cuda, "_index", lambda device: index)
+    monkeypatch.setattr(cuda, "_stream", lambda device: stream)
+    tensors = inputs()
+    with pytest.raises(RuntimeError, match=f"ms_deform_attn_forward_float32 on cpu: {message}"):
+        cuda.forward(**tensors)
+    with pytest.raises(RuntimeError, match=f"ms_deform_attn_backward_float32 on cpu: {message}"):
+        cuda.backward(torch.zeros(2, 3, 6), **tensors)
+
+
+def test_why_it_is_not_available_is_said_in_words(
+    cuda_on_host: ctypes.CDLL, monkeypatch, tmp_path, fresh_choice
+) -> None:
+    gpu = torch.device("cuda:1")
+    assert cuda.unavailable(torch.device("cpu")) == "it is for NVIDIA GPUs"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert cuda.unavailable(gpu) == "this torch was built without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda, "find_cuda_library", lambda: None)
+    assert "not compiled: `python -m ovformer.ops.build`" in cuda.unavailable(gpu)
+    cuda._load.cache_clear()
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes(b"no library, but as long as a checksum")
+    monkeypatch.setattr(cuda, "find_cuda_library", lambda: damaged)
+    assert cuda.unavailable(gpu) == f"{damaged} is damaged"
+    monkeypatch.setattr(cuda, "_load", lambda: (cuda_on_host, None))
+    assert cuda.unavailable(gpu).startswith(
+        "invalid device ordinal (`python -m ovformer.ops.build`"
+    )
+    assert cuda.unavailable(torch.device("cuda:0")) is None

@@ -82,7 +82,8 @@ instances
     training only: list of T ``Instances`` with the same N instances in the same order: gt_classes,
     gt_ids int64 (N,), which are -1 where an instance is absent, gt_masks (empty there), gt_boxes
 instance_counts
-    the number of instances that are visible in each frame of the whole batch
+    the number of instances that are visible in each frame of the whole batch; for a model of clips
+    in each clip
 
 The prediction dict of an image is ``{"instances": Instances}`` with pred_masks bool
 (N, height, width), scores, pred_classes (contiguous) and pred_boxes. That of a video is

@@ -5,17 +5,23 @@ import torch
 from torch.nn import functional as F
 
 from ovformer.modeling.embedding_alignment import UnifiedEmbeddingAlignment
-from ovformer.modeling.query_decoder import MultiScaleMaskedTransformerDecoder, attention_mask
+from ovformer.modeling.query_decoder import (
+    MultiScaleMaskedTransformerDecoder,
+    VideoMultiScaleMaskedTransformerDecoder,
+    attention_mask,
+)
 from ovformer.ops.mask_resize import mask_logits, resize_mask_features
 
 SIZES = ((2, 3), (4, 5), (7, 9))
 
 
-def build(in_channels=16, queries=6, layers=4, **arguments):
+def build(
+    in_channels=16, queries=6, layers=4, decoder=MultiScaleMaskedTransformerDecoder, **arguments
+):
     torch.manual_seed(0)
     class_embed = UnifiedEmbeddingAlignment(16, text_embeddings=torch.randn(3, 8), num_heads=2)
     settings = {"hidden_dim": 16, "mask_dim": 10, "num_heads": 4, "dim_feedforward": 32}
-    return MultiScaleMaskedTransformerDecoder(
+    return decoder(
         in_channels,
         class_embed=class_embed,
         num_queries=queries,
@@ -115,6 +121,31 @@ def test_images_of_a_batch_do_not_influence_each_other() -> None:
         alone = decoder([x[one] for x in features], mask_features[one], clip_features[one])
         for key in ("pred_logits", "pred_object_logits", "mask_embed"):
             torch.testing.assert_close(alone[key], both[key][one], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_clip_in_which_time_does_not_matter_is_an_image(monkeypatch) -> None:
+    """A still seen for three frames is, without 3-D positions, the image seen once."""
+    monkeypatch.setattr(
+        VideoMultiScaleMaskedTransformerDecoder,
+        "_positions",
+        lambda self, shape, x: MultiScaleMaskedTransformerDecoder._positions(self, (), x).repeat(
+            shape[1], 1
+        ),
+    )
+    features, mask_features, clip_features = inputs()
+    expected = build()(features, mask_features, clip_features)
+    repeated = [x.repeat_interleave(3, dim=0) for x in (*features, mask_features)]
+    clips = build(decoder=VideoMultiScaleMaskedTransformerDecoder)(
+        repeated[:-1], repeated[-1], clip_features.expand(-1, 3, -1)
+    )
+    assert clips["mask_features"].equal(mask_features[:, None].expand(-1, 3, -1, -1, -1))
+    for got, wanted in (
+        (clips, expected),
+        *zip(clips["aux_outputs"], expected["aux_outputs"], strict=True),
+    ):
+        for key in ("pred_logits", "pred_object_logits", "mask_embed"):
+            torch.testing.assert_close(got[key], wanted[key], rtol=1e-4, atol=1e-4)
 
 
 def test_masks_are_decided_in_float32_under_autocast() -> None:

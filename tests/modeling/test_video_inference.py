@@ -238,7 +238,7 @@ def test_windows(num_frames, size, overlap, expected) -> None:
 
 
 MEASURE = """
-import resource, sys, tempfile
+import re, sys, tempfile
 from pathlib import Path
 import torch
 from video_models import CLIPS, TINY, build_video_model
@@ -247,19 +247,20 @@ torch.set_num_threads(1)
 num_frames, kind = int(sys.argv[1]), sys.argv[2]
 with tempfile.TemporaryDirectory() as folder:
     options = {"MODEL.MASK_FORMER.TEST.WINDOW_SIZE": 2}
-    if kind != "frames":
-        options = {**CLIPS, "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP": 2 * (kind == "overlap")}
+    options |= CLIPS if kind == "clips" else {}
     model = build_video_model(Path(folder), 50, 16, TINY, **options).eval()
 frames = (torch.randint(0, 256, (3, 360, 640), dtype=torch.uint8) for _ in range(num_frames))
 record = {"image": frames, "clip_features": torch.randn(num_frames, 16)}
 (prediction,) = model([record])
 assert [len(tube) for tube in prediction["segmentations"]] == [num_frames] * 4
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Of this process alone: getrusage's maximum is at least that of the one that started it.
+print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["frames", "clips", "overlap"])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak memory")
+@pytest.mark.parametrize("kind", MODELS)
 def test_memory_does_not_grow_with_the_length_of_a_video(kind) -> None:
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}

@@ -112,18 +112,28 @@ class MaskStore:
         self._shape = (0, 0, 0)
 
     def append(self, logits: Tensor) -> None:
-        """Keep the masks of the next frame.
+        """Keep the masks of the next frame: as :meth:`extend`, without the dimension of frames."""
+        self.extend(logits[None])
+
+    def extend(self, logits: Tensor) -> None:
+        """Keep the masks of the next frames. They are copied from an accelerator together.
 
         Args:
-            logits: (Q, h, w), the same shape for all frames.
+            logits: (T, Q, h, w), of the same shape but for T at each call.
         """
-        self._shape = tuple(logits.shape)
+        self._shape = tuple(logits.shape[1:])
         inside = logits > 0
-        near = _near_boundary(inside)
-        ends = near.flatten(1).sum(1).cumsum(0).cpu().numpy()
-        self._offsets.append(self._file.write(ends))
-        self._file.write(np.packbits(inside.flatten(1).cpu().numpy(), axis=1))
-        self._file.write(logits[near].float().cpu().numpy())
+        near = _near_boundary(inside.flatten(0, 1)).view_as(inside)
+        counts = near.flatten(2).sum(2).cpu().numpy()
+        bits = np.packbits(inside.flatten(2).cpu().numpy(), axis=2)
+        values = logits[near].float().cpu().numpy()
+        first_values = np.cumsum(counts.sum(1))[:-1]
+        for ends, *of_frame in zip(
+            counts.cumsum(1), bits, np.split(values, first_values), strict=True
+        ):
+            self._offsets.append(self._file.write(ends))
+            for array in of_frame:
+                self._file.write(array)
 
     def read(self, items: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """Return masks.

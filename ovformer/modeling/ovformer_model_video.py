@@ -6,6 +6,7 @@ Legend: T frames.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
@@ -97,17 +98,14 @@ class OVFormerVideo(VideoInference, OVFormer):
     ) -> tuple[int, int]:
         """Assign the queries of each frame, one frame after the other."""
         outputs, images = self.outputs(window)
-        for logits, object_logits, mask_embed, mask_features, embeddings in zip(
-            outputs["pred_logits"],
-            outputs["pred_object_logits"],
-            outputs["mask_embed"],
-            outputs["mask_features"],
-            outputs["pred_embds"],
-            strict=True,
-        ):
-            order = tracker(embeddings)
-            masks = mask_logits(mask_embed[order], mask_features)
-            tracks.append(logits[order], object_logits[order], masks)
+        on_host = outputs["pred_embds"].cpu()  # in one copy, as each frame waits for the one before
+        orders = torch.stack([tracker(embeddings) for embeddings in on_host]).to(self.device)
+        logits, object_logits, mask_embed = (
+            outputs[key].take_along_dim(orders[..., None], dim=1)
+            for key in ("pred_logits", "pred_object_logits", "mask_embed")
+        )
+        masks = mask_logits(mask_embed, outputs["mask_features"])
+        tracks.extend(logits, object_logits, masks)
         return tuple(images.tensor.shape[-2:])
 
     def _select(self, tracks: VideoTracks) -> TrackSelection:

@@ -32,8 +32,8 @@ class FrameTracks(NamedTuple):
 class RunningTracks:
     """What :class:`ovformer.modeling.tracking.VideoTracks` is for videos, for streams without end.
 
-    It has the same ``append``. A track has one label, the best by the mean of its logits over the
-    frames so far. Its score is that mean's, times the mean probability over the foreground of its
+    It has the same ``append`` and ``extend``. A track has one label, the best by the mean of its
+    logits over the frames so far. Its score is that mean's, times the mean probability over the foreground of its
     masks, of which those do not count where the frame's own score is below ``frame_score_ratio``
     times the mean's. At the end of a video these are the scores of ``VideoTracks.select``, if no
     label changed and each frame was judged by the last mean as by its own.
@@ -97,6 +97,11 @@ class RunningTracks:
             best, tracks = scores.masked_fill(~seen, -1).topk(min(self.limit, len(scores)))
             tracks = tracks[best >= 0]
             self.ready.append(FrameTracks(tracks, labels[tracks], scores[tracks], of_frame[tracks]))
+
+    def extend(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
+        """Add the next frames of a model of frames: as :meth:`append`, each (T, Q, ...)."""
+        for of_frame in zip(logits, object_logits, masks, strict=True):
+            self.append(*of_frame)
 
     def _mask_probability(self, masks: Tensor, counts: Tensor) -> Tensor:
         """Add a frame's masks (Q, h, w), those that count, and return the mean probability (Q,)."""

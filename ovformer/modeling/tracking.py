@@ -119,11 +119,12 @@ class TrackStore:
             self._logits / self._num_summands, self._object_logits / self._num_summands
         )
 
-    def _write_frame(self, masks: Tensor, numbers: Tensor) -> None:
-        """Keep mask logits (Q, h, w) of a frame, and numbers (Q, any)."""
-        self._num_columns = numbers.shape[1]
-        self._offsets.append(self._file.write(numbers.float().cpu().numpy()))
-        self.masks.append(masks)
+    def _write_frames(self, masks: Tensor, numbers: Tensor) -> None:
+        """Keep mask logits (T, Q, h, w) of frames, and numbers (T, Q, any)."""
+        self._num_columns = numbers.shape[2]
+        for of_frame in numbers.float().cpu().numpy():
+            self._offsets.append(self._file.write(of_frame))
+        self.masks.extend(masks)
 
     def _read_frames(self, queries: Tensor, *columns: Tensor | int) -> Tensor:
         """Read some of the numbers of each frame.
@@ -149,21 +150,27 @@ class VideoTracks(TrackStore):
     """Tracks of queries that see one frame each."""
 
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
-        """Add the next frame, its queries in the order of the tracks.
+        """Add the next frame: as :meth:`extend`, without the dimension of frames."""
+        self.extend(logits[None], object_logits[None], masks[None])
+
+    def extend(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
+        """Add the next frames, their queries in the order of the tracks.
+
+        What is kept of them is copied from an accelerator together.
 
         Args:
-            logits: (Q, K + 1) class logits.
-            object_logits: (Q, 2), object and no object.
-            masks: (Q, h, w) logits.
+            logits: (T, Q, K + 1) class logits.
+            object_logits: (T, Q, 2), object and no object.
+            masks: (T, Q, h, w) logits.
         """
-        self._add_logits(logits, object_logits)
+        for of_frame in zip(logits, object_logits, strict=True):
+            self._add_logits(*of_frame)
         inside = masks > 0
-        probabilities = (masks.sigmoid() * inside).sum((1, 2))
+        probabilities = (masks.sigmoid() * inside).sum((2, 3))
         scores = class_scores(logits, object_logits)
-        pixels = inside.sum((1, 2))
-        self._write_frame(
-            masks, torch.cat((scores, probabilities[:, None], pixels[:, None]), dim=1)
-        )
+        pixels = inside.sum((2, 3))
+        numbers = torch.cat((scores, probabilities[..., None], pixels[..., None]), dim=2)
+        self._write_frames(masks, numbers)
 
     def select(self, limit: int, frame_score_ratio: float) -> TrackSelection:
         """Choose the best pairs of track and class.
@@ -236,7 +243,8 @@ class ClipTracks(TrackStore):
 
     def _write_all_but(self, number: int) -> None:
         """Write the frames that wait, but for some of the last ones."""
-        while len(self._waiting) > number:
-            total, num_clips = self._waiting.pop(0)
-            masks = total / num_clips
-            self._write_frame(masks, (masks > 0).sum((1, 2))[:, None])
+        done = len(self._waiting) - number
+        if done > 0:
+            masks = torch.stack([total / clips for total, clips in self._waiting[:done]])
+            del self._waiting[:done]
+            self._write_frames(masks, (masks > 0).sum((2, 3))[..., None])

@@ -266,3 +266,34 @@ def test_frames_leave_nothing_in_memory() -> None:
     first, *_, last = (float(line) for line in run.stdout.split())
     # Less than the masks of ten of the sixty frames.
     assert last - first < 10 * 100 * 90 * 160 * 4 / 2**20
+
+
+def test_frames_may_be_added_together() -> None:
+    generator = torch.Generator().manual_seed(4)
+    frames = [torch.randn(5, 6, *s, generator=generator) for s in ((9,), (2,), (12, 16))]
+    one_by_one, together = VideoTracks(), VideoTracks()
+    with one_by_one, together:
+        for frame in zip(*frames, strict=True):
+            one_by_one.append(*frame)
+        together.extend(*(x[:2] for x in frames))
+        together.extend(*(x[2:] for x in frames))
+        assert together.num_frames == one_by_one.num_frames == 5
+        for got, expected in zip(together.select(7, 0.1), one_by_one.select(7, 0.1), strict=True):
+            torch.testing.assert_close(got, expected)
+        items = [(t, q) for t in range(5) for q in (0, 3, 5)]
+        device = torch.device("cpu")
+        assert torch.equal(together.masks.read(items, device), one_by_one.masks.read(items, device))
+
+
+def test_a_window_is_copied_from_the_device_once(monkeypatch) -> None:
+    """As many copies for five frames as for one: each waits for the accelerator."""
+    counts = []
+    to_host = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: counts.append(x.shape) or to_host(x))
+    copies = []
+    for length in (1, 5):
+        with VideoTracks() as tracks:
+            tracks.extend(*(torch.randn(length, 6, *s) for s in ((9,), (2,), (12, 16))))
+        copies.append(len(counts))
+        counts.clear()
+    assert copies[0] == copies[1] <= 4

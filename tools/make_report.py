@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             category_bars(scores["categories"], novel),
             "<h2>Videos</h2>",
             video_table(groups),
-            "<p>Outlines keep their colour while a track lasts. Names as above.</p>",
+            "<p>An object's outline has the colour that stands before its name, in all frames of "
+            "all rows of a video. A name in green is right, a name in red is not.</p>",
             inline_image(strips, "frames of videos with what both models find"),
             "<h2>Training on images</h2>",
             inline_image(curves, "loss curves"),

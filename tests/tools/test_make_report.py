@@ -5,8 +5,11 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from pycocotools import mask as coco_mask
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -116,3 +119,25 @@ def test_the_best_tube_of_each_object_is_drawn(films) -> None:
 def test_objects_of_a_video_are_its_tracks(films) -> None:
     frames = [[{"id": 7, "category_id": 2, "segmentation": square(0)}], []]
     assert films.truth_tubes({"length": 2, "annotations": frames}) == [(2, [square(0), None])]
+
+
+def test_tubes_are_numbered_like_the_true_ones(films) -> None:
+    truth = [[square(0), square(2)], [square(20), None]]
+    found = [[square(10), square(12)], [square(19), None], [square(1), square(2)], [None, None]]
+    assert films.like_truth(found, truth) == [2, 1, 0, 3]
+    assert films.like_truth(found[:1], []) == [0] and films.like_truth([], truth) == []
+
+
+def test_a_strip_names_each_track_once_and_outlines_it_where_it_is_seen(
+    films, tmp_path: Path
+) -> None:
+    names = [str(tmp_path / f"{t}.png") for t in range(3)]
+    for name in names:
+        assert cv2.imwrite(name, np.zeros((32, 32, 3), np.uint8))
+    figure, axes = plt.subplots(1, 4)
+    tracks = [([square(0), None, square(4)], "red circle", "green")]
+    films.draw_strip(axes, {"length": 3, "file_names": names}, "a model", tracks, [2])
+    assert [len(axis.collections) for axis in axes] == [1, 0, 1, 0]
+    assert to_hex(axes[0].collections[0].get_edgecolor()[0]) == films.COLOURS[2]
+    assert [text.get_text() for text in axes[3].texts][1:] == ["red circle"]
+    plt.close(figure)

@@ -1,16 +1,19 @@
 """Film strips: what video models find, frame by frame, below what is there."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
+from pycocotools import mask as coco_mask
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.image_mapper import read_rgb
 from ovformer.evaluation.tube_iou import tube_iou
-from reports.images import MIN_SCORE, RIGHT, TRUTH, WRONG, draw_image, starred_names
+from reports.images import MIN_SCORE, RIGHT, TRUTH, WRONG, draw_outline, starred_names
 
 NUM_VIDEOS = 4
 NUM_FRAMES = 6
@@ -35,32 +38,43 @@ def draw_films(dataset_name: str, runs: Mapping[str, Sequence[Mapping]], path: P
         for record in load_dataset(dataset_name)
         if len(tubes := truth_tubes(record)) > 1 and any(label in novel for label, _ in tubes)
     ][:NUM_VIDEOS]
-    rows = 1 + len(runs)
+    rows = (1 + len(runs)) * len(records)
     figure, axes = plt.subplots(
-        rows * len(records),
-        NUM_FRAMES,
-        figsize=(2.5 * NUM_FRAMES, 2.6 * rows * len(records)),
+        rows,
+        NUM_FRAMES + 1,
+        figsize=(1.8 * NUM_FRAMES + 2.6, 1.83 * rows),
+        width_ratios=[*[1] * NUM_FRAMES, 1.4],
         layout="constrained",
         squeeze=False,
     )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-        axis.axis("off")
-    for number, record in enumerate(records):
+        axis.spines[:].set_visible(False)
+    remaining = iter(axes)
+    for record in records:
         truth = truth_tubes(record)
-        objects = {"ground truth": [(tube, names[label], TRUTH) for label, tube in truth]}
+        tubes = [tube for _, tube in truth]
+        draw_strip(
+            next(remaining),
+            record,
+            "ground truth",
+            [(tube, names[label], TRUTH) for label, tube in truth],
+            list(range(len(truth))),
+        )
         for title, predictions in runs.items():
-            objects[title] = [
+            selected = select_tubes(predictions, record["video_id"])
+            tracks = [
                 (
                     p["segmentations"],
                     f"{names[label]} {p['score']:.2f}",
                     RIGHT if is_right(label, p["segmentations"], truth) else WRONG,
                 )
-                for p in select_tubes(predictions, record["video_id"])
+                for p in selected
                 for label in [metadata.thing_dataset_id_to_contiguous_id[p["category_id"]]]
             ]
-        for row, (title, tracks) in enumerate(objects.items(), start=rows * number):
-            draw_strip(axes[row], record, title, tracks)
+            colours = like_truth([p["segmentations"] for p in selected], tubes)
+            draw_strip(next(remaining), record, title, tracks, colours)
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
@@ -92,26 +106,56 @@ def is_right(label: int, tube: Sequence, truth: Sequence[tuple[int, Sequence]]) 
     return bool(same) and tube_iou([tube], same).max() >= 0.5
 
 
+def like_truth(tubes: Sequence[Sequence], truth: Sequence[Sequence]) -> list[int]:
+    """Number tubes like the true ones that they overlap most, and those that are left after these.
+
+    Args:
+        tubes: P tubes.
+        truth: N tubes.
+
+    Returns:
+        P different numbers; those below N are of true tubes.
+    """
+    numbers: dict[int, int] = {}
+    if tubes and truth:
+        overlap = tube_iou(tubes, truth)
+        for flat in np.argsort(-overlap, axis=None):
+            tube, number = (int(i) for i in np.unravel_index(flat, overlap.shape))
+            if overlap[tube, number] > 0 and tube not in numbers:
+                if number not in numbers.values():
+                    numbers[tube] = number
+    left = itertools.count(len(truth))
+    return [numbers[tube] if tube in numbers else next(left) for tube in range(len(tubes))]
+
+
 def draw_strip(
     axes: Sequence[plt.Axes],
     record: Mapping,
     title: str,
     tracks: Sequence[tuple[Sequence, str, str]],
+    colours: Sequence[int],
 ) -> None:
-    """Draw frames of a video, spread evenly over it, in a row.
+    """Draw frames of a video, spread evenly over it, in a row, and a list of names behind them.
 
     Args:
-        axes: where to draw.
+        axes: where to draw, the last one for the names.
         record: the dataset dict of the video.
         title: of the row.
-        tracks: tube, text and colour behind the text of each object. Its outline keeps one colour.
+        tracks: tube, text and colour of the text of each object.
+        colours: number of the colour of each object's outline, in all frames.
     """
-    times = np.linspace(0, record["length"] - 1, min(len(axes), record["length"])).round()
-    for axis, t in zip(axes, times.astype(int), strict=False):
-        shown = [
-            (tube[t], text, behind, COLOURS[i % len(COLOURS)])
-            for i, (tube, text, behind) in enumerate(tracks)
-            if tube[t] is not None
-        ]
-        draw_image(axis, read_rgb(record["file_names"][t]), shown)
-        axis.set_title(f"{title}, frame {t}", fontsize=8)
+    *frames, names = axes
+    outlines = [COLOURS[number % len(COLOURS)] for number in colours]
+    times = np.linspace(0, record["length"] - 1, min(len(frames), record["length"])).round()
+    for axis, t in zip(frames, times.astype(int), strict=False):
+        axis.imshow(read_rgb(record["file_names"][t]))
+        for (tube, _, _), colour in zip(tracks, outlines, strict=True):
+            if tube[t] is not None:
+                draw_outline(axis, coco_mask.decode(tube[t]), colour)
+        axis.set_xlabel(f"frame {t}", fontsize=7, labelpad=1)
+    frames[0].set_ylabel(title, fontsize=10)
+    for line, ((_, text, colour), outline) in enumerate(zip(tracks, outlines, strict=True)):
+        height = 0.93 - 0.13 * line
+        names.text(0.03, height, "\N{BLACK SQUARE}", color=outline, fontsize=14, va="center")
+        names.texts[-1].set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+        names.text(0.17, height, text, color=colour, fontsize=10, va="center")

@@ -67,7 +67,7 @@ def draw_predictions(dataset_name: str, predictions: Sequence[Mapping], path: Pa
     for record, (truth_axis, axis) in zip(records, axes.reshape(-1, 2), strict=False):
         image = read_rgb(record["file_name"])
         truth = [(a["category_id"], a["segmentation"]) for a in record["annotations"]]
-        draw_image(truth_axis, image, [(rle, names[label], TRUTH, "white") for label, rle in truth])
+        draw_image(truth_axis, image, [(rle, names[label], TRUTH) for label, rle in truth])
         found = [
             (contiguous_ids[p["category_id"]], p["segmentation"], p["score"])
             for p in select_predictions(predictions, record["image_id"])
@@ -77,7 +77,6 @@ def draw_predictions(dataset_name: str, predictions: Sequence[Mapping], path: Pa
                 rle,
                 f"{names[label]} {score:.2f}",
                 RIGHT if is_right(label, rle, truth) else WRONG,
-                "white",
             )
             for label, rle, score in found
         ]
@@ -118,32 +117,36 @@ def iou(rle: Mapping, others: Sequence[Mapping]) -> np.ndarray:
 
 
 def draw_image(
-    axis: plt.Axes, image: np.ndarray, objects: Sequence[tuple[Mapping, str, str, str]]
+    axis: plt.Axes, image: np.ndarray, objects: Sequence[tuple[Mapping, str, str]]
 ) -> None:
     """Draw an image with outlines and names of objects.
 
     Args:
         axis: where to draw.
         image: uint8 (H, W, 3), RGB.
-        objects: mask as RLE, text, colour behind the text, and colour of the outline.
+        objects: mask as RLE, text, and colour behind the text.
     """
     axis.imshow(image)
-    outline = [patheffects.withStroke(linewidth=3.5, foreground="black")]
-    for rle, text, behind, colour in objects:
+    for rle, text, behind in objects:
         mask = coco_mask.decode(rle)
-        if not mask.any():
-            continue
+        draw_outline(axis, mask, "white")
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            axis.text(
+                columns.mean(),
+                rows.min(),
+                text,
+                color="white",
+                fontsize=9,
+                ha="center",
+                bbox={"facecolor": behind, "alpha": 0.85, "pad": 1.5, "linewidth": 0},
+            )
+
+
+def draw_outline(axis: plt.Axes, mask: np.ndarray, colour: str) -> None:
+    """Draw the outline of a mask, (H, W), with a dark rim."""
+    if mask.any():
         height, width = mask.shape
         grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
         lines = axis.contour(*grid, np.pad(mask, 1), [0.5], colors=colour, linewidths=1.5)
-        lines.set(path_effects=outline)
-        rows, columns = np.nonzero(mask)
-        axis.text(
-            columns.mean(),
-            rows.min(),
-            text,
-            color="white",
-            fontsize=9,
-            ha="center",
-            bbox={"facecolor": behind, "alpha": 0.85, "pad": 1.5, "linewidth": 0},
-        )
+        lines.set(path_effects=[patheffects.withStroke(linewidth=3.5, foreground="black")])

@@ -1,8 +1,10 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,12 +15,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from ovformer.d2 import BACKEND  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "reference"
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture(scope="session")
 def reference() -> Callable[[str], Path]:
     """A function from the name of a recorded file to its path under ``tests/reference``."""
     return lambda name: REFERENCE / name
+
+
+@pytest.fixture(scope="session")
+def load_tool() -> Callable[[str], ModuleType]:
+    """A function from a tool's name to its module, which has ``main(argv)``.
+
+    Tools are scripts, not a package.
+    """
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name.replace("-", "_"), TOOLS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,15 +1,13 @@
 """A tiny model of random weights with its tiny CLIP model, saved as a training saves them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from tiny_clip import make_clip
 from video_models import TINY
 
 import ovformer.modeling  # noqa: F401  (registers)
@@ -23,20 +21,6 @@ from ovformer.predictor import VideoPredictor
 WORDS = ["red circle", "blue ring", "green star"]
 TEMPLATES = ["a {}", "the {}"]
 _FEATURES = ["layer2", "layer3", "layer4", "layer5"]
-
-
-def make_clip(folder: Path, seed: int = 0, width: int = 16) -> str:
-    """Write a CLIP model and return what MODEL.CLIP.NAME has to be."""
-    config = {
-        "embed_dim": width,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
-    }
-    torch.manual_seed(seed)
-    folder.mkdir()
-    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    return f"local-dir:{folder}"
 
 
 def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:

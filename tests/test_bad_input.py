@@ -4,11 +4,10 @@ import json
 import os
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from tiny_clip import make_clip
 from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
@@ -124,14 +123,7 @@ def test_config(refused, opts: list[str], words: list[str]) -> None:
 
 def test_clip_model_of_other_sizes(refused, tmp_path: Path) -> None:
     """Which would compute the features of the test images."""
-    sizes = {
-        "embed_dim": 8,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
-    }
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes}))
-    save_file(open_clip.CLIP(**sizes).state_dict(), tmp_path / "open_clip_model.safetensors")
-    name = f"local-dir:{tmp_path}"
+    name = make_clip(tmp_path / "clip", width=8)
     message = refused("MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "", "MODEL.CLIP.NAME", name)
     assert f"MODEL.CLIP.EMBED_DIM is 16, but {name} (MODEL.CLIP.NAME) has width 8" in message
     assert f"MODEL.CLIP.IMAGE_SIZE is 224, but {name} takes images of 32 pixels" in message

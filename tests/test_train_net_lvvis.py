@@ -12,6 +12,7 @@ import tiny_shapes
 import torch
 from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
 from mini_videos import CATEGORIES, VIDEOS
+from tiny_clip import make_clip
 from tiny_shapes import CLIP_DIM, ROOT
 from tiny_videos import DETECTIONS, VideoRun, make_run
 
@@ -121,16 +122,17 @@ def test_two_processes_train_and_evaluate(trained: VideoRun, tmp_path: Path) -> 
     assert {entry["video_id"] for entry in two.results()} == set(VIDEOS)
 
 
-def test_the_submission_of_the_test_set(trained: VideoRun, tmp_path: Path, monkeypatch) -> None:
+def test_the_submission_of_the_test_set(
+    trained: VideoRun, tmp_path: Path, monkeypatch, load_tool: Callable
+) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
     other = replace(trained, output=tmp_path / "output")
     model = str(trained.output / "model_final.pth")
     other.here("--eval-only", "MODEL.WEIGHTS", model, "DATASETS.TEST", "('lvvis_test',)")
     assert not (other.output / "inference" / "lvvis_test" / "scores.json").exists()
     assert "tools/ytvis_json.py --results" in log(other)
-    pack = [str(ROOT / "tools" / "ytvis_json.py"), "--dataset", "lvvis_test"]
-    process = trained.python(*pack, "--results", str(other.output))
-    assert process.returncode == 0, process.stderr
+    pack = ["--dataset", "lvvis_test", "--results", str(other.output)]
+    load_tool("ytvis_json").main(pack)
     with zipfile.ZipFile(other.output / "inference" / "lvvis_test" / "all.zip") as file:
         assert file.namelist() == ["results.json"]
         packed = json.loads(file.read("results.json"))
@@ -184,6 +186,35 @@ def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:  # 
     assert "lvis_v1_train: 640 of its 1203 classes are trained classes of lvvis_train" in log(run)
     assert "of 7 annotations 5 are kept, of 5 images or videos 5" in log(run)
     assert losses(run)[-1] > 0
+
+
+def test_features_stored_and_computed_are_the_same(
+    run: VideoRun,
+    mini_lvis: MiniLvis,  # noqa: F811
+    tmp_path: Path,
+    load_tool: Callable,
+) -> None:
+    """Of frames and of images that become clips, in training and evaluation."""
+    clip, store = make_clip(tmp_path / "clip"), str(tmp_path / "store.safetensors")
+    names = ["lvvis_train", "lvvis_val", "lvis_v1_train"]
+    arguments = ["--output", store, "--clip", clip, "--device", "cpu", "--num-workers", "0"]
+    load_tool("save_clip_features").main(["--dataset", *names, *arguments])
+    options = ["DATASETS.TRAIN", "('lvvis_train', 'lvis_v1_train')", "SOLVER.MAX_ITER", "2"]
+    options += ["MODEL.CLIP.NAME", clip, "MODEL.CLIP.IMAGE_SIZE", "32"]
+    found = []
+    for path in (store, ""):
+        again = replace(run, output=tmp_path / f"output {bool(path)}")
+        again.here(
+            *options,
+            *("MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", path),
+            *("MODEL.MASK_FORMER.CLIP_IMAGE_PATH", path),
+        )
+        found.append(again)
+    stored, computed = found
+    assert losses(computed) == pytest.approx(losses(stored), rel=1e-5)
+    expected = {entry["video_id"]: entry["score"] for entry in stored.results()}
+    scores = {entry["video_id"]: entry["score"] for entry in computed.results()}
+    assert scores == pytest.approx(expected, rel=1e-3)
 
 
 def test_videos_of_one_frame(run: VideoRun) -> None:
@@ -271,12 +302,24 @@ def truncated(path: Path) -> None:
             "is no video annotation file",
         ),
         (
+            lambda run: run.data.annotations("train").write_text('{"images": [{"id": 1}]}'),
+            [],
+            r"nonovel\.json is no video annotation file: an object with non-empty \"videos\" and",
+        ),
+        (
             lambda run: [f.write_bytes(b"?") for f in run.data.frames_of("train").rglob("*.png")],
             [],
             r"Frame \d of video \d+: .*png: the image can't be decoded",
         ),
     ],
-    ids=["test frame", "training frame", "training annotations", "no videos", "damaged frames"],
+    ids=[
+        "test frame",
+        "training frame",
+        "training annotations",
+        "no videos",
+        "of images",
+        "damaged",
+    ],
 )
 def test_bad_files(run: VideoRun, spoil: Callable, options: list[str], message: str) -> None:
     spoil(run)

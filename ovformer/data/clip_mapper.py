@@ -146,15 +146,14 @@ def clip_instances(
             mask = transform_mask(annotation["segmentation"], transform, (height, width)) > 0
             if mask.any():
                 number = annotation["id"]
-                empty = torch.zeros(len(annotations), *image_size, dtype=torch.bool)
-                tube = masks.setdefault(number, empty)
-                tube[t, :height, :width] = torch.from_numpy(np.ascontiguousarray(mask))
-                labels[number] = annotation["category_id"]
+                if number not in masks:
+                    masks[number] = torch.zeros(len(annotations), *image_size, dtype=torch.bool)
+                    labels[number] = annotation["category_id"]
+                masks[number][t, :height, :width] = torch.from_numpy(np.ascontiguousarray(mask))
     ids = torch.tensor(list(masks), dtype=torch.int64)
     classes = torch.tensor(list(labels.values()), dtype=torch.int64)
-    tubes = torch.zeros((len(masks), len(annotations), *image_size), dtype=torch.bool)
-    for target, tube in zip(tubes, masks.values(), strict=True):
-        target.copy_(tube)
+    nothing = torch.zeros(0, len(annotations), *image_size, dtype=torch.bool)
+    tubes = torch.stack(list(masks.values())) if masks else nothing
     clip = []
     for t in range(len(annotations)):
         instances = Instances(image_size)
@@ -174,6 +173,6 @@ def _one_frame_video(record: dict) -> dict:
         "file_names": [record["file_name"]],
         "clip_keys": [record.get("clip_key")],
         "annotations": [
-            [{**a, "id": number} for number, a in enumerate(record["annotations"])],
+            [{**a, "id": number} for number, a in enumerate(record.get("annotations", []))],
         ],
     }

@@ -74,9 +74,12 @@ class ClipEncoder:
         else:
             _check_name(name, pretrained)
         try:
-            model = open_clip.create_model(
-                name, pretrained or None, device=device, require_pretrained=True
-            )
+            # Weights are drawn before they are loaded. A training makes the model at its first
+            # step, also when it is resumed, and must go on with the same random numbers.
+            with torch.random.fork_rng(devices=[]):
+                model = open_clip.create_model(
+                    name, pretrained or None, device=device, require_pretrained=True
+                )
             tokenizer = open_clip.get_tokenizer(name)
         except (OSError, RuntimeError) as error:
             if name.startswith(LOCAL_PREFIX) or Path(pretrained).is_file():

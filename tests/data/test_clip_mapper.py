@@ -150,6 +150,22 @@ def test_stored_features_of_pseudo_clips(mini_lvis: MiniLvis, tmp_path: Path) ->
             assert torch.equal(sample["clip_features"], expected) and "clip_image" not in sample
 
 
+def test_what_detectron2_asks_of_an_image_is_enough(mini_lvis: MiniLvis, tmp_path: Path) -> None:
+    record = record_of(1)
+    fields = ("bbox", "bbox_mode", "category_id", "segmentation")
+    annotations = [{key: a[key] for key in fields} for a in record["annotations"]]
+    least = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
+    np.random.seed(0)
+    expected = ClipMapper(config())(record)
+    np.random.seed(0)
+    found = ClipMapper(config())({**least, "annotations": annotations})
+    assert all(map(torch.equal, found["image"], expected["image"]))
+    for ours, theirs in zip(found["instances"], expected["instances"], strict=True):
+        assert torch.equal(ours.gt_ids, theirs.gt_ids)
+    unlabelled = ClipMapper(config())(least)
+    assert [len(instances) for instances in unlabelled["instances"]] == [0, 0]
+
+
 def test_an_image_of_another_size_is_named(mini_lvis: MiniLvis) -> None:
     record = {**record_of(1), "height": 41}
     with pytest.raises(ValueError, match=r"Image 1 .*0001\.png\) has 40 x 60 pixels .* 41 x 60"):

@@ -36,6 +36,12 @@ def encoder(folder) -> ClipEncoder:
     return ClipEncoder.from_pretrained(f"local-dir:{folder}")
 
 
+def test_loading_draws_no_random_number_of_the_training(folder) -> None:
+    state = torch.get_rng_state()
+    ClipEncoder.from_pretrained(f"local-dir:{folder}")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_local_model_is_frozen_and_has_its_weights(encoder, folder) -> None:
     assert (encoder.embed_dim, encoder.image_size) == (16, 32)
     assert not encoder.model.training

@@ -6,8 +6,8 @@
         --zero-shot output/quickstart/zero_shot --clips output/quickstart/clips \
         --steps output/quickstart/steps.json --output output/quickstart/report.html
 
-The page needs no other file; its pictures are also written beside it, as predictions.png, films.png
-and losses.png. All numbers and predictions are read from the files of the runs.
+The page needs no other file; its pictures are also written beside it: predictions.png, films.png,
+losses.png and clip_losses.png. All numbers and predictions are read from the files of the runs.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     control = read_json(args.control / "inference" / args.dataset / "scores.json")
     pictures = args.output.parent / "predictions.png"
     curves = args.output.parent / "losses.png"
+    clip_curves = args.output.parent / "clip_losses.png"
     strips = args.output.parent / "films.png"
     draw_predictions(args.dataset, read_json(results / "results.json"), pictures)
     folders = {ZERO_SHOT: args.zero_shot, CLIPS: args.clips}
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tubes = {title: read_json(folder / "results.json") for title, folder in folders.items()}
     draw_films(args.video_dataset, tubes, strips)
     draw_losses(args.run / "metrics.json", curves)
+    draw_losses(args.clips / "metrics.json", clip_curves)
     novel = novel_names(args.dataset)
     page = "\n".join(
         [
@@ -89,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             inline_image(strips, "frames of videos with what both models find"),
             "<h2>Training on images</h2>",
             inline_image(curves, "loss curves"),
+            "<h2>Training on clips</h2>",
+            inline_image(clip_curves, "loss curves"),
             "<h2>How this was made</h2>",
             command_list(read_json(args.steps)),
             "</html>",
@@ -97,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.output.write_text(page, encoding="utf-8")
     print(score_lines(score_rows(scores["segm"], control["segm"])))
     print(score_lines(video_rows(groups)))
-    print(f"{args.output}, {pictures}, {strips}, {curves}")
+    print(f"{args.output}, {pictures}, {strips}, {curves}, {clip_curves}")
 
 
 def novel_names(dataset_name: str) -> set[str]:

@@ -85,11 +85,11 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    pictures = ("predictions.png", "films.png", "losses.png")
+    pictures = ("predictions.png", "films.png", "losses.png", "clip_losses.png")
     for name in ("report.html", *pictures, "train/model_final.pth", "clips/model_final.pth"):
         assert (output / name).stat().st_size > 0
     page = (output / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert page.count("data:image/png;base64,") == len(pictures) and "http" not in page
     for entry in json.loads((output / "steps.json").read_text())[:-1]:
         assert entry["command"][0] in first.stdout and entry["command"][0] in page
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

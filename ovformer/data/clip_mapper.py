@@ -17,7 +17,7 @@ from ovformer.d2 import BitMasks, CfgNode, Instances, configurable
 from ovformer.d2 import transforms as T
 from ovformer.data.augmentation import PAD_VALUE, pad
 from ovformer.data.clip_augmentation import ClipAugmentation, clip_augmentation, pseudo_augmentation
-from ovformer.data.clip_features import ClipFeatureStore, clip_image
+from ovformer.data.clip_features import ClipFeatureStore, clip_image, clip_key
 from ovformer.data.frame_sampling import sample_frames
 from ovformer.data.image_mapper import check_image_format, open_store, to_tensor, transform_mask
 from ovformer.data.video_reader import check_frame_size, read_frame, stored_features
@@ -91,6 +91,7 @@ class ClipMapper:
         times = sample_frames(
             video["length"], self.num_frames, self.frame_range, seed, self.shuffle
         )
+        keys = video.get("clip_keys") or list(map(clip_key, video["file_names"]))
         read = {t: read_frame(video, t) for t in sorted(set(times))}
         for t, frame in read.items():
             check_frame_size(video, t, frame.shape[:2], (video["height"], video["width"]))
@@ -104,7 +105,7 @@ class ClipMapper:
         sample = {key: value for key, value in video.items() if key != "annotations"} | {
             "length": len(times),
             "file_names": [video["file_names"][t] for t in times],
-            "clip_keys": [video["clip_keys"][t] for t in times],
+            "clip_keys": [keys[t] for t in times],
             "image": [
                 to_tensor(pad(image, size, PAD_VALUE), self.image_format) for image in images
             ],
@@ -171,7 +172,7 @@ def _one_frame_video(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in per_image} | {
         "length": 1,
         "file_names": [record["file_name"]],
-        "clip_keys": [record.get("clip_key")],
+        "clip_keys": [record.get("clip_key") or clip_key(record["file_name"])],
         "annotations": [
             [{**a, "id": number} for number, a in enumerate(record.get("annotations", []))],
         ],

@@ -150,6 +150,16 @@ def test_stored_features_of_pseudo_clips(mini_lvis: MiniLvis, tmp_path: Path) ->
             assert torch.equal(sample["clip_features"], expected) and "clip_image" not in sample
 
 
+def test_a_video_that_somebody_else_registered(mini_lvis: MiniLvis) -> None:
+    make_videos(mini_lvis.root, "lvvis")
+    ours = load_dataset("lvvis_train")[0]
+    theirs = {key: value for key, value in ours.items() if key != "clip_keys"}
+    np.random.seed(0)
+    expected = ClipMapper(config())(ours)
+    np.random.seed(0)
+    assert fingerprint(ClipMapper(config())(theirs)) == fingerprint(expected)
+
+
 def test_what_detectron2_asks_of_an_image_is_enough(mini_lvis: MiniLvis, tmp_path: Path) -> None:
     record = record_of(1)
     fields = ("bbox", "bbox_mode", "category_id", "segmentation")

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,3 +284,48 @@ def test_the_config_inside_the_weights(trained, tmp_path) -> None:
     assert yaml.safe_load(metadata["config"])["INPUT"] == yaml.safe_load(cfg.dump())["INPUT"]
     state = torch.load(trained, weights_only=True)["model"]
     assert state.keys() == build_model(cfg).state_dict().keys()
+
+
+def test_ten_thousand_words(trained, make_frames) -> None:
+    predictor = load(trained, [f"thing {i}" for i in range(10_000)])
+    assert predictor.model.num_classes == len(predictor.names) == 10_000
+    assert {o.name for o in next(predictor.stream(make_frames(1))).objects} <= {*predictor.names}
+
+
+STREAM = """
+import sys, time
+import numpy as np
+from ovformer.predictor import VideoPredictor
+
+def camera(count):
+    rng = np.random.default_rng(0)
+    for t in range(count):
+        frame = rng.integers(0, 60, (128, 160, 3), np.uint8)
+        left = 3 * t % 120
+        frame[20:60, left : left + 40] = (220, 40, 40)
+        yield frame
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+predictor = VideoPredictor.from_checkpoint(None, sys.argv[1], device="cpu")
+marks, found, start = [], 0, time.process_time()
+for result in predictor.stream(camera(600)):
+    found += len(result.objects)
+    if (result.number + 1) % 100 == 0:
+        now = time.process_time()
+        marks.append((resident(), now - start))
+        start = now
+memory, seconds = zip(*marks)
+assert len(marks) == 6 and found
+assert max(memory) < 1.05 * memory[0], memory
+assert max(seconds[3:]) < 2 * min(seconds[:3]), seconds
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_a_stream_does_not_grow(trained) -> None:
+    """Within 5 % after the first 100 of 600 frames; and later frames take no longer."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("reads the size of a process from /proc")
+    subprocess.run([sys.executable, "-c", STREAM, str(trained)], check=True, timeout=300)

@@ -33,10 +33,11 @@ class RunningTracks:
     """What :class:`ovformer.modeling.tracking.VideoTracks` is for videos, for streams without end.
 
     It has the same ``append`` and ``extend``. A track has one label, the best by the mean of its
-    logits over the frames so far. Its score is that mean's, times the mean probability over the foreground of its
-    masks, of which those do not count where the frame's own score is below ``frame_score_ratio``
-    times the mean's. At the end of a video these are the scores of ``VideoTracks.select``, if no
-    label changed and each frame was judged by the last mean as by its own.
+    logits over the frames so far. Its score is that mean's, times the mean probability over the
+    foreground of its masks, of which those do not count where the frame's own score is below
+    ``frame_score_ratio`` times the mean's. At the end of a video these are the scores of
+    ``VideoTracks.select``, if no label changed and each frame was judged by the last mean as by its
+    own.
 
     Of a model of clips the mean is over clips, and is the score as it is: see
     :class:`ovformer.modeling.tracking.ClipTracks`.

@@ -73,13 +73,19 @@ class HungarianMatcher(nn.Module):
         Raises:
             FloatingPointError: a cost is NaN.
         """
+        costs = [
+            self.costs({key: value[index] for key, value in outputs.items()}, target)
+            for index, target in enumerate(targets)
+        ]
+        totals = [sum(of_image.values()).clamp(-LARGE_COST, LARGE_COST) for of_image in costs]
+        on_host = torch.cat([total.flatten() for total in totals]).cpu()  # all images in one copy
         matches = []
-        for index, target in enumerate(targets):
-            costs = self.costs({key: value[index] for key, value in outputs.items()}, target)
-            total = sum(costs.values())
-            matrix = total.clamp(-LARGE_COST, LARGE_COST).cpu().numpy()
+        for index, (total, matrix) in enumerate(
+            zip(totals, on_host.split([total.numel() for total in totals]), strict=True)
+        ):
+            matrix = matrix.view(total.shape).numpy()
             if np.isnan(matrix).any():
-                names = [name for name, cost in costs.items() if cost.isnan().any()]
+                names = [name for name, cost in costs[index].items() if cost.isnan().any()]
                 raise FloatingPointError(
                     f"the {' and '.join(names)} cost between queries and instances is NaN in image "
                     f"{index} of the batch: the network's outputs are not finite. Lower "

@@ -101,7 +101,8 @@ def test_whole_networks_equal_the_plain_one(
     assert list(rows) == ["plain", "ours, PyTorch kernel", "ours", "larger windows"]
     assert rows["plain"]["times faster"] == 1 and rows["plain"]["seconds"] > 0
     for row in rows.values():
-        assert row["against"] == "plain" and row["peak MB"] >= 0 and differences <= set(row)
+        assert row["against"] == "plain" and row["peak MB"] >= 0
+        assert row["way"] == "plain" or differences <= set(row)
     assert "larger windows" in capsys.readouterr().out
 
 

@@ -33,10 +33,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def measure(
     ways: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Run several ways in turn, each once to warm up, and then ``repeats`` times.
+    """Run several ways in turn, ``repeats`` times.
 
     Args:
-        ways: what is measured, by name.
+        ways: what is measured, by name. Each ran before, when its result was checked: what is done
+            once only (compilation, caches) is not measured.
         device: where they compute.
         repeats: how often; the best time counts, as it is the least disturbed.
 
@@ -46,11 +47,9 @@ def measure(
         where neither CUDA nor Linux can tell it.
     """
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for name, way in ways.items():
-            figures = _run_once(way, device)
-            if repeat:
-                runs[name].append(figures)
+            runs[name].append(_run_once(way, device))
     return {
         name: {
             key: (max if key == "peak MB" else min)(figures[key] for figures in done)

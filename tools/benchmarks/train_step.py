@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ways[key] = _step(args, model, lambda model=model: _loss(model, batch), "auto")
     device = torch.device(args.device)
     expected = ways[BASELINE]()
-    agreement = {key: agree(expected, way()) for key, way in ways.items()}
+    agreement = {key: agree(expected, way()) for key, way in ways.items() if key != BASELINE}
+    del expected
     check(agreement["ours"], args.precision)
     rows = table(measure(ways, device, args.repeats), BASELINE)
     return {
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "size": args.size,
         "precision": args.precision,
         "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        "rows": [row | agreement[row["way"]] for row in rows],
+        "rows": [row | agreement.get(row["way"], {}) for row in rows],
     }
 
 

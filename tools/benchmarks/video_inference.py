@@ -53,12 +53,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             **{key: _ours(model, record, reader) for key, model in models.items()},
         }
         device = torch.device(args.device)
-        agreement = {key: agree(ways[BASELINE](), way()) for key, way in ways.items()}
+        expected = ways[BASELINE]()
+        agreement = {key: agree(expected, way()) for key, way in ways.items() if key != BASELINE}
         check(agreement["ours"])
         rows = table(measure(ways, device, args.repeats), BASELINE)
     for row in rows:
         row["frames per second"] = args.frames / row["seconds"]
-        row |= agreement[row["way"]]
+        row |= agreement.get(row["way"], {})
     return {
         "config": args.config_file,
         "changes": " ".join(args.opts),

@@ -171,6 +171,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # IMS_PER_BATCH is split into this many forward/backward passes per optimizer step. The gradient
     # is that of the whole batch, so fewer or smaller GPUs train the same model.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Take only algorithms that give the same bits each time, where there are any; slower on GPUs.
+    cfg.SOLVER.DETERMINISTIC = False
 
 
 def _add_execution_keys(cfg: CfgNode) -> None:

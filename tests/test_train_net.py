@@ -101,7 +101,7 @@ def test_resume_ends_with_the_same_weights(second: TinyRun) -> None:
     run_here(second, "--resume", "DATALOADER.NUM_WORKERS", "1")
     for name, value in weights(second).items():
         assert torch.equal(value, expected[name]), name
-    assert [line["iteration"] for line in metrics(second)] == [1, 3, 3, 4, 4]
+    assert [line["iteration"] for line in metrics(second)] == [1, 3, 4]
 
 
 def test_resume_with_another_vocabulary(second: TinyRun) -> None:

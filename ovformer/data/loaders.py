@@ -9,6 +9,7 @@ processes in turn. A run that is resumed goes on at its place in the stream.
 import itertools
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -246,3 +247,7 @@ def _as_list(batch: list[dict]) -> list[dict]:
 def _init_worker(_: int) -> None:
     # Workers are the parallelism; OpenCV's own threads would compete with the other workers.
     cv2.setNumThreads(0)
+    # Signals may go to all processes of a training, which ends its iteration first and then its
+    # workers: by a second SIGTERM, if need be.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

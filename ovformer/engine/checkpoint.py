@@ -107,6 +107,14 @@ class Checkpointer(DetectionCheckpointer):
         path = Path(self.save_dir, "last_checkpoint")
         write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
 
+    def remove_leftovers(self) -> None:
+        """Remove what was being written when a training in this folder was killed."""
+        if self.save_dir and self.save_to_disk:
+            for path in Path(self.save_dir).glob("*.tmp"):
+                if path.stem.endswith((".pth", ".json")) or path.stem == "last_checkpoint":
+                    self.logger.info("Removing %s, which a kill left incomplete", path)
+                    path.unlink()
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the other objects when resuming.
 

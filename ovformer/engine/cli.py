@@ -15,10 +15,7 @@ from ovformer.config import UnknownKeyError, get_ovformer_cfg
 from ovformer.d2 import (
     BACKEND,
     CfgNode,
-    CommonMetricPrinter,
-    JSONWriter,
     MetadataCatalog,
-    TensorboardXWriter,
     build_lr_scheduler,
     build_model,
     collect_env_info,
@@ -32,7 +29,9 @@ from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.engine.evaluate import defined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
+from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.launch import launch, world_size
+from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
@@ -80,13 +79,30 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
         cfg: the config as it was given.
         stage: what is trained.
         args: the command line.
+
+    Raises:
+        Interrupted: a signal came.
     """
     start_logging(cfg, args)
+    with Interruption() as interruption:
+        try:
+            train_or_evaluate(cfg, stage, args, interruption)
+        except Interrupted as interrupted:
+            logger.info("%s To go on: the same command with --resume.", interrupted.message)
+            raise
+
+
+def train_or_evaluate(
+    cfg: CfgNode, stage: Stage, args: argparse.Namespace, interruption: Interruption
+) -> None:
+    """Do what :func:`run` does once there is a log, and signals are handled."""
     register_custom(cfg.DATASETS.CUSTOM)  # this may be another process than main's
     cfg = scale_to_world_size(cfg, comm.get_world_size())
     seed = choose_seed(cfg)
     seed_all_rng(seed + comm.get_rank())
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    be_deterministic(cfg.SOLVER.DETERMINISTIC)
+    benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.SOLVER.DETERMINISTIC
+    torch.backends.cudnn.benchmark = benchmark
     if cfg.get("FLOAT32_PRECISION"):
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     config_file = Path(cfg.OUTPUT_DIR, "config.yaml")
@@ -109,7 +125,7 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
             )
         evaluate(cfg, stage, model, resume=args.resume)
         return
-    trainer = build_trainer(cfg, stage, model, seed)
+    trainer = build_trainer(cfg, stage, model, seed, interruption)
     trainer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     trainer.train()
 
@@ -143,6 +159,15 @@ def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Config:\n%s", cfg.dump())
 
 
+def be_deterministic(wanted: bool) -> None:
+    """Take deterministic algorithms or not; PyTorch warns of operations that have none."""
+    if wanted:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+
+
 def choose_seed(cfg: CfgNode) -> int:
     """Return ``SEED``, or if that is negative a random number, the same in all processes."""
     if cfg.SEED >= 0:
@@ -160,7 +185,9 @@ def class_names(cfg: CfgNode, model: nn.Module) -> list[str]:
     return list(names or [])
 
 
-def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Trainer:
+def build_trainer(
+    cfg: CfgNode, stage: Stage, model: nn.Module, seed: int, interruption: Interruption
+) -> Trainer:
     """Return the trainer that a config describes, with its hooks.
 
     Args:
@@ -168,6 +195,7 @@ def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Tr
         stage: gives the data and the metrics.
         model: on its device.
         seed: of the order of the training images.
+        interruption: tells of signals to stop.
     """
     optimizer = build_optimizer(cfg, model)
 
@@ -176,6 +204,10 @@ def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Tr
         loader_cfg.defrost()
         loader_cfg.SEED = seed
         return stage.build_train_loader(loader_cfg, start_iteration)
+
+    def evaluate_now() -> dict[str, dict]:
+        with interruption.at_once():  # the weights are saved, and an evaluation may take long
+            return defined_scores(evaluate(cfg, stage, model))
 
     trainer = Trainer(
         model,
@@ -190,6 +222,7 @@ def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Tr
         output_dir=cfg.OUTPUT_DIR,
         class_names=class_names(cfg, model),
         metadata=metadata_of(cfg),
+        interruption=interruption,
     )
     trainer.register_hooks(
         [
@@ -198,17 +231,10 @@ def build_trainer(cfg: CfgNode, stage: Stage, model: nn.Module, seed: int) -> Tr
             CpuMemory() if trainer.device.type == "cpu" else None,
             # Before the evaluation: if that fails, the weights are safe.
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD),
-            hooks.EvalHook(
-                cfg.TEST.EVAL_PERIOD, lambda: defined_scores(evaluate(cfg, stage, model))
-            ),
+            StopWhenInterrupted(),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now),
+            # Last, so that scores are written too.
+            MetricsWriter(cfg.OUTPUT_DIR, WRITE_PERIOD),
         ]
     )
-    if comm.is_main_process():
-        writers = [
-            CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
-            JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
-            TensorboardXWriter(cfg.OUTPUT_DIR),
-        ]
-        # Last, so that scores are written too.
-        trainer.register_hooks([hooks.PeriodicWriter(writers, WRITE_PERIOD)])
     return trainer

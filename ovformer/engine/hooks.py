@@ -7,7 +7,7 @@ from ovformer.d2 import HookBase
 
 
 class PeriodicCheckpoint(HookBase):
-    """Saves the whole state of the training every ``period`` iterations and at the end.
+    """Saves the whole state of a training periodically, at the end, and when it is interrupted.
 
     Unlike detectron2's hook it runs in all processes, because each one's random numbers are part of
     the state. To be placed after the hook of the learning rate.
@@ -25,10 +25,11 @@ class PeriodicCheckpoint(HookBase):
         """Save if it is time: ``model_0000099.pth`` after 100 iterations, ``model_final.pth``."""
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
-        if done % self._period and not is_last:
+        is_due = done % self._period == 0 or (self.trainer.is_interrupted and not is_last)
+        if not is_due and not is_last:
             return
         self.trainer.collect_random_states()
-        if done % self._period == 0:
+        if is_due:
             self.trainer.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
         if is_last:
             self.trainer.checkpointer.save("model_final", iteration=done - 1)

@@ -1,17 +1,29 @@
-"""Starting the processes of a run: one, one per GPU, or those that ``torchrun`` started."""
+"""Starting the processes of a run: one, one per GPU, or those that ``torchrun`` started.
+
+A signal that the first process gets is passed on to those that it started. Its exit status then is
+theirs: see :mod:`ovformer.engine.interruption`.
+"""
 
 import os
-from collections.abc import Callable
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from ovformer.d2 import comm
-from ovformer.d2 import launch as launch_processes
+from ovformer.engine.interruption import SIGNALS
 
 TIMEOUT = timedelta(minutes=30)
+# When a process has failed, the others may end by themselves for so many seconds.
+_LAST_WORDS = 15.0
 
 
 def is_torchrun() -> bool:
@@ -37,7 +49,7 @@ def launch(
     num_gpus: int = 1,
     num_machines: int = 1,
     machine_rank: int = 0,
-    dist_url: str | None = None,
+    dist_url: str = "auto",
 ) -> None:
     """Call a function in each process of the run, with the processes connected.
 
@@ -48,24 +60,104 @@ def launch(
         num_gpus: processes to start on this machine; these four are not used under torchrun.
         num_machines: machines of the run.
         machine_rank: number of this one.
-        dist_url: where the processes meet.
+        dist_url: where the processes meet; "auto" is a free port of this machine.
+
+    Raises:
+        ValueError: ``dist_url`` is "auto" with several machines.
+        SystemExit: a signal ended the processes.
     """
-    if not is_torchrun():
-        launch_processes(
-            function,
-            num_gpus,
-            num_machines=num_machines,
-            machine_rank=machine_rank,
-            dist_url=dist_url,
-            args=args,
-        )
-        return
+    if is_torchrun():
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        _work(int(os.environ["LOCAL_RANK"]), function, args, device, local_size, {})
+    elif num_gpus * num_machines == 1:
+        function(*args)
+    else:
+        if dist_url == "auto" and num_machines > 1:
+            raise ValueError("--dist-url auto: several machines need tcp://HOST:PORT of machine 0")
+        meeting = {
+            "init_method": _free_port() if dist_url == "auto" else dist_url,
+            "world_size": num_gpus * num_machines,
+            "rank": num_gpus * machine_rank,
+        }
+        _start(num_gpus, (function, args, device, num_gpus, meeting))
+
+
+def _work(
+    local_rank: int,
+    function: Callable[..., Any],
+    args: tuple,
+    device: str,
+    local_size: int,
+    meeting: dict[str, Any],
+) -> None:
+    """Connect this process with the others and call the function.
+
+    Args:
+        local_rank: number of this process on its machine.
+        function: what it does.
+        args: arguments of the function.
+        device: ``MODEL.DEVICE``.
+        local_size: processes on this machine.
+        meeting: where all meet, how many they are, and the rank of the first one of this machine;
+            empty where environment variables say so.
+    """
+    if meeting:
+        meeting = {**meeting, "rank": meeting["rank"] + local_rank}
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **meeting)
     try:
-        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        comm.create_local_process_group(local_size)
         function(*args)
     finally:
         dist.destroy_process_group()
+
+
+def _start(count: int, work_args: tuple) -> None:
+    """Start processes that call :func:`_work` and wait for them."""
+    context = mp.start_processes(_work, work_args, count, join=False)
+    with _passed_on(context.processes) as received:
+        _wait(context.processes)
+    stopped = [p.exitcode for p in context.processes if p.exitcode - 128 in SIGNALS]
+    if received or stopped:
+        raise SystemExit(128 + received[0] if received else stopped[0])
+    context.join()  # raises what a process raised
+
+
+@contextmanager
+def _passed_on(processes: Sequence[mp.Process]) -> Iterator[list[int]]:
+    """Pass signals on to processes, and yield the list of those that came."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[mp.Process]) -> None:
+    """Wait until processes have ended; when one has failed, kill those that do not end soon."""
+    deadline = None
+    while alive := [process for process in processes if process.is_alive()]:
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + _LAST_WORDS
+        timeout = None if deadline is None else deadline - time.monotonic()
+        if timeout is not None and timeout <= 0:
+            for process in alive:
+                process.kill()
+        connection.wait([process.sentinel for process in alive], timeout)
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"

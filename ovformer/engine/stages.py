@@ -13,6 +13,10 @@ from ovformer.evaluation.lvis_evaluator import LvisEvaluator
 from ovformer.evaluation.vis_evaluator import VisEvaluator
 
 
+def _no_errors(cfg: CfgNode) -> Iterable[str]:  # a lambda can't be sent to other processes
+    return ()
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training script.
@@ -35,7 +39,7 @@ class Stage:
     build_train_loader: Callable[[CfgNode, int], Iterable[list[dict]]]
     build_test_loader: Callable[..., Iterable[list[dict]]]
     evaluators: dict[str, Callable[..., DatasetEvaluator]]
-    input_errors: Callable[[CfgNode], Iterable[str]] = lambda cfg: ()
+    input_errors: Callable[[CfgNode], Iterable[str]] = _no_errors
     can_resume: bool = False
 
     def build_evaluator(self, dataset_name: str, folder: Path, resume: bool) -> DatasetEvaluator:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ovformer.d2 import TrainerBase, comm, create_ddp_model
 from ovformer.engine.checkpoint import Checkpointer
+from ovformer.engine.interruption import Interruption
 from ovformer.engine.optimizer import GradientClipper
 
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -49,6 +50,9 @@ class Trainer(TrainerBase):
         scheduler: of the learning rate; stepped by detectron2's ``LRScheduler`` hook.
         checkpointer: saves and loads all of it.
         seed: of the order of the training images.
+        is_resumed: whether a training in the output folder is to be gone on with.
+        interruption: tells whether this process got a signal to stop.
+        is_interrupted: whether any process had got one by the end of the last iteration.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Trainer(TrainerBase):
         output_dir: str = "",
         class_names: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
+        interruption: Interruption | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -83,6 +88,7 @@ class Trainer(TrainerBase):
             output_dir: folder of the checkpoints.
             class_names: the vocabulary, saved with the model.
             metadata: likewise, see :func:`ovformer.engine.checkpoint.metadata_of`.
+            interruption: open already; without it signals are not noted.
         """
         super().__init__()
         self.device = next(model.parameters()).device
@@ -95,6 +101,9 @@ class Trainer(TrainerBase):
         self.scheduler = scheduler
         self.max_iter = max_iter
         self.seed = seed
+        self.is_resumed = False
+        self.interruption = interruption or Interruption()
+        self.is_interrupted = False
         self.checkpointer = Checkpointer(
             model,
             output_dir,
@@ -117,6 +126,8 @@ class Trainer(TrainerBase):
             weights: path; see :meth:`Checkpointer.load`.
             resume: go on with the training in the output folder.
         """
+        self.is_resumed = resume
+        self.checkpointer.remove_leftovers()
         is_resuming = resume and self.checkpointer.has_checkpoint()
         if resume and not is_resuming:
             logger.info("--resume: %s has no checkpoint yet.", self.checkpointer.save_dir)
@@ -127,7 +138,7 @@ class Trainer(TrainerBase):
             logger.info("Resuming: %d iterations are done.", self.start_iter)
 
     def train(self) -> None:
-        """Train up to the last iteration. Hooks evaluate, save and write."""
+        """Train up to the last iteration, or until a signal. Hooks evaluate, save and write."""
         if self.start_iter >= self.max_iter:
             logger.info(
                 "Nothing to train: the checkpoint is of iteration %d, SOLVER.MAX_ITER is %d.",
@@ -135,8 +146,12 @@ class Trainer(TrainerBase):
                 self.max_iter,
             )
             return
-        self._batches = iter(self._build_loader(self.start_iter, self.seed))
-        super().train(self.start_iter, self.max_iter)
+        with self.interruption.delayed():
+            self._batches = iter(self._build_loader(self.start_iter, self.seed))
+            try:
+                super().train(self.start_iter, self.max_iter)
+            finally:
+                self._batches = iter(())  # ends the processes that load data
 
     def run_step(self) -> None:
         """Do one optimizer step."""
@@ -156,10 +171,13 @@ class Trainer(TrainerBase):
                 sums[name] = sums.get(name, 0.0) + loss.detach().float() / len(micro_batches)
         self.after_backward()
 
-        means = self._mean_over_processes(sums | {"data_time": data_time})
+        is_interrupted = float(self.interruption.signal is not None)
+        others = {"data_time": data_time, "is_interrupted": is_interrupted}
+        means = self._mean_over_processes(sums | others)
+        self.is_interrupted = means.pop("is_interrupted") > 0
+        data_time = means.pop("data_time")
         self._check_losses(means, batch)
         norm = self._step_optimizer(batch)
-        data_time = means.pop("data_time")
         self.storage.put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)

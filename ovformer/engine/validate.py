@@ -79,7 +79,7 @@ def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Non
     """
     processes = world_size(args.num_gpus, args.num_machines)
     errors = [
-        *_processes(cfg, stage, args),
+        *_processes(cfg, args),
         *_fixed_keys(cfg),
         *_ranges(cfg, args.eval_only),
         *_output_folder(cfg),
@@ -98,7 +98,7 @@ def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Non
         raise ConfigError("\n  ".join([f"{len(errors)} thing(s) to mend:", *errors]))
 
 
-def _processes(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Iterator[str]:
+def _processes(cfg: CfgNode, args: argparse.Namespace) -> Iterator[str]:
     device, wanted, found = cfg.MODEL.DEVICE, args.num_gpus, torch.cuda.device_count()
     option = f"--num-gpus {wanted}"
     if is_torchrun():
@@ -109,10 +109,7 @@ def _processes(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Iterator
     elif wanted < 1 or args.num_machines < 1:
         yield f"{option} --num-machines {args.num_machines}: expected at least 1 of each."
         return
-    on_cpu = (
-        f"Without GPUs: MODEL.DEVICE cpu; several CPU processes are started by "
-        f"torchrun --nproc-per-node {wanted} {stage.script} ... MODEL.DEVICE cpu."
-    )
+    on_cpu = "Without GPUs: MODEL.DEVICE cpu, also with several processes."
     if device.startswith("cuda"):
         if found == 0 and wanted == 1:
             yield f"MODEL.DEVICE: {device}, but no GPU found (torch {torch.__version__}). {on_cpu}"
@@ -121,8 +118,6 @@ def _processes(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Iterator
                 f"{option}, but {found} found (CUDA_VISIBLE_DEVICES="
                 f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}). {on_cpu}"
             )
-    elif wanted > 1 and not is_torchrun():
-        yield f"{option}, but MODEL.DEVICE is {device} ({found} GPUs found). {on_cpu}"
 
 
 def _fixed_keys(cfg: CfgNode) -> Iterator[str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BitMasks, CfgNode, Instances, build_model, comm
 from ovformer.engine.cli import build_trainer
+from ovformer.engine.interruption import Interruption
 from ovformer.engine.launch import launch
 from ovformer.engine.stages import IMAGE, VIDEO, Stage
 
@@ -101,7 +102,7 @@ def gradients(cfg: CfgNode, stage: Stage) -> dict:
         return found
 
     model.targets = counted
-    trainer = build_trainer(cfg, stage, model, cfg.SEED)
+    trainer = build_trainer(cfg, stage, model, cfg.SEED, Interruption())
     trainer._hooks.clear()  # neither a checkpoint nor an evaluation
     trainer.train()
     latest = trainer.storage.latest()

@@ -10,15 +10,15 @@ import torch.distributed as dist
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import comm
 from ovformer.engine import launch
-from ovformer.engine.stages import IMAGE
+from ovformer.engine.stages import STAGES
 
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 
 def test_what_is_sent_to_other_processes_can_be_sent() -> None:
     cfg, args = get_ovformer_cfg(None, ["SEED", 5]), argparse.Namespace(resume=True)
-    sent = pickle.loads(pickle.dumps((cfg, IMAGE, args)))
-    assert sent == (cfg, IMAGE, args)
+    sent = pickle.loads(pickle.dumps((cfg, STAGES, args)))
+    assert sent == (cfg, STAGES, args)
     assert sent[0].is_frozen()
 
 

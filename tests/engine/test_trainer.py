@@ -1,12 +1,11 @@
 """The trainer's step, with models of a few parameters."""
 
-import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from small_training import Regression, image_batches, make_trainer, noisy_trainer
 from torch import Tensor, nn
 
 from ovformer.d2 import EventStorage, HookBase, JSONWriter, hooks
@@ -17,36 +16,6 @@ from ovformer.engine.trainer import (
     random_state,
     set_random_state,
 )
-
-
-class Regression(nn.Module):
-    """One loss is a mean over images, the other one over instances, like the class and mask losses.
-
-    A record's "instances" are numbers, of which each is a term of the second loss.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2, 1)
-        self.bias = nn.Parameter(torch.ones(1))
-
-    def instance_counts(self, record: dict) -> list[int]:
-        return [len(record["instances"])]
-
-    def forward(self, records: list[dict]) -> dict[str, Tensor]:
-        counts = [len(record["instances"]) for record in records]
-        whole = records[0].get("instance_counts", counts)
-        norm = max(sum(whole) * len(records) / len(whole), 1)
-        outputs = self.linear(torch.stack([record["image"] for record in records]))
-        terms = [
-            (output.square() - target).abs().sum()
-            for output, record in zip(outputs, records, strict=True)
-            for target in record["instances"]
-        ]
-        return {
-            "loss_image": outputs.square().mean(),
-            "loss_instance": self.bias.abs().sum() * (sum(terms) + 0 * outputs.sum()) / norm,
-        }
 
 
 class Constant(nn.Module):
@@ -64,48 +33,10 @@ class Constant(nn.Module):
 FIRST_STEP = pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step:UserWarning")
 
 
-def record(index: int) -> dict:
-    generator = torch.Generator().manual_seed(index)
-    return {
-        "file_name": f"image {index}",
-        "image": torch.randn(2, generator=generator),
-        "instances": 0.1 * torch.arange(index % 4),
-    }
-
-
-def image_batches(start: int, seed: int, size: int = 4):
-    """Endless batches; iteration i has the same images wherever it starts."""
-    for iteration in itertools.count(start):
-        yield [record(seed + iteration * size + k) for k in range(size)]
-
-
 def factors(*values: float):
     return lambda start, seed: iter(
         [{"factor": value, "file_name": f"image {i}"}] for i, value in enumerate(values)
     )
-
-
-def norm_only(parameters) -> Tensor:
-    return torch.stack([p.grad.norm() for p in parameters]).norm()
-
-
-def make_trainer(
-    model: nn.Module, build_loader: Callable, max_iter: int, lr: float = 0.1, **others
-) -> Trainer:
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
-    trainer = Trainer(
-        model,
-        optimizer,
-        scheduler,
-        build_loader,
-        max_iter=max_iter,
-        seed=0,
-        clip_gradients=others.pop("clip_gradients", norm_only),
-        **others,
-    )
-    trainer.register_hooks([hooks.LRScheduler()])
-    return trainer
 
 
 def gradients(steps: int) -> dict[str, Tensor]:
@@ -268,20 +199,6 @@ def test_gradients_are_clipped_after_the_loss_scale_is_taken_off() -> None:
         model, loader, 1, lr=1.0, amp_type=torch.float16, clip_gradients=clip_to_half
     ).train()
     assert model.weight.item() == pytest.approx(1 - 0.5, rel=1e-4)
-
-
-def noisy_trainer(folder: Path, max_iter: int) -> Trainer:
-    """A model with dropout, whose state is saved after each second iteration."""
-    torch.manual_seed(0)
-
-    class Noisy(Regression):
-        def forward(self, records: list[dict]) -> dict[str, Tensor]:
-            losses = super().forward(records)
-            return {**losses, "loss_noise": self.bias.sum() * torch.rand(())}
-
-    trainer = make_trainer(Noisy(), image_batches, max_iter, output_dir=str(folder))
-    trainer.register_hooks([PeriodicCheckpoint(2)])
-    return trainer
 
 
 def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path) -> None:

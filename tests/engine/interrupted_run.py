@@ -53,14 +53,16 @@ def with_samples(forward: Callable) -> Callable:
 def in_halves(save: Callable) -> Callable:
     """Write a checkpoint in two halves, with the moment between them."""
 
-    def save_in_halves(content: dict, file: BinaryIO) -> None:
+    def save_in_halves(content: object, file: BinaryIO, **options) -> object:
+        if not isinstance(content, dict):  # processes send tensors to each other by it, too
+            return save(content, file, **options)
         buffer = io.BytesIO()
         save(content, buffer)
         data = buffer.getvalue()
         file.write(data[: len(data) // 2])
         file.flush()
         interrupt("save", content["iteration"])
-        file.write(data[len(data) // 2 :])
+        return file.write(data[len(data) // 2 :])
 
     return save_in_halves
 

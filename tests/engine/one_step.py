@@ -1,9 +1,10 @@
 """Does one optimizer step of the real models for each of several settings and writes the gradients.
 
 Used by test_whole_batch.py, also as a script: ``torchrun one_step.py CONFIG FOLDER CASE ...``. A
-case is ``STAGE:NORM:STEPS`` with values of CLASS_LOSS_NORM and ACCUMULATION_STEPS. All is computed
-in float64. What is random in the losses is the same for each instance, whichever process and
-micro-batch has it.
+case is ``STAGE:NORM:STEPS`` with values of CLASS_LOSS_NORM and ACCUMULATION_STEPS; after the latter
+``r`` means that activations are recomputed (ACTIVATION_CHECKPOINTING). All is computed in float64.
+What is random in the losses is the same for each instance, whichever process and micro-batch has
+it.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from ovformer.d2 import BitMasks, CfgNode, Instances, build_model, comm
 from ovformer.engine.cli import build_trainer
 from ovformer.engine.interruption import Interruption
 from ovformer.engine.launch import launch
-from ovformer.engine.stages import IMAGE, VIDEO, Stage
+from ovformer.engine.stages import CLIP, IMAGE, VIDEO, Stage
 
 OPTS = ["SOLVER.MAX_ITER", 1, "SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 4]
 OPTS += ["INPUT.MIN_SCALE", 1.0, "INPUT.MAX_SCALE", 1.0]
@@ -80,10 +81,13 @@ def clip(number: int, present: tuple, clip_dim: int, size: tuple[int, int] = (48
 
 
 FRAMES = ["MODEL.META_ARCHITECTURE", "OVFormerVideo"]
+CLIPS = ["MODEL.META_ARCHITECTURE", "VideoOVFormer", "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"]
+CLIPS += ["VideoMultiScaleMaskedTransformerDecoder"]
 STAGES = {
     "image": (IMAGE, []),
     "video": (replace(VIDEO, build_train_loader=partial(clips, MANY)), FRAMES),
-    "video of one": (replace(VIDEO, build_train_loader=partial(clips, ONE)), FRAMES),
+    "clip": (replace(CLIP, build_train_loader=partial(clips, MANY)), CLIPS),
+    "clip of one": (replace(CLIP, build_train_loader=partial(clips, ONE)), CLIPS),
 }
 
 
@@ -118,7 +122,8 @@ def work(config: str, folder: str, cases: list[str]) -> None:
     for case in cases:
         name, norm, steps = case.split(":")
         stage, options = STAGES[name]
-        opts = ["SOLVER.ACCUMULATION_STEPS", int(steps), "OUTPUT_DIR", folder, *options]
+        opts = ["SOLVER.ACCUMULATION_STEPS", int(steps.rstrip("r")), "OUTPUT_DIR", folder, *options]
+        opts += ["MODEL.ACTIVATION_CHECKPOINTING", steps.endswith("r")]
         opts += ["MODEL.MASK_FORMER.CLASS_LOSS_NORM", norm]
         result = gradients(get_ovformer_cfg(config, OPTS + opts), stage)
         if comm.is_main_process():

@@ -1,4 +1,4 @@
-"""Several processes and micro-batches have the gradient of one process with the whole batch.
+"""Several processes, micro-batches and recomputed activations have the gradient of the plain step.
 
 With the real models and losses; images and clips have different numbers of instances.
 """
@@ -12,13 +12,20 @@ import torch
 from tiny_shapes import TinyRun, make_run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-# Stage and norm of the class loss, and what targets the whole batch has: images, frames of clips.
+# Stage and norm of the class loss, and how many instances the targets of the whole batch have:
+# images, frames, or clips.
 KINDS = {
     "image:queries": [0, 1, 2, 3],
     "image:instances": [0, 1, 2, 3],
     "video:instances": [0, 0, 1, 1, 1, 1, 2, 3],
-    "video of one:instances": [0, 0, 0, 0, 0, 0, 0, 1],  # in one of several parts
+    "clip:queries": [0, 1, 2, 3],
+    "clip:instances": [0, 1, 2, 3],
+    "clip of one:instances": [0, 0, 0, 1],  # in one of several parts
 }
+# Of each kind a plain step, and the same one of two micro-batches.
+CASES = [f"{kind}:{steps}" for kind in KINDS for steps in (1, 2)]
+MORE = ["image:instances:4", "image:instances:1r", "video:instances:1r", "clip:queries:1r"]
+MORE += ["clip:queries:2r"]
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +45,13 @@ def one_process(run: TinyRun) -> dict[str, dict]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(run.root))
         one_step.set_up(patch.setattr)
-        cases = [f"{kind}:{steps}" for kind in KINDS for steps in (1, 2)]
-        one_step.work(str(run.config), str(run.output), [*cases, "image:instances:4"])
+        one_step.work(str(run.config), str(run.output), CASES + MORE)
     return results(run)
 
 
 @pytest.fixture(scope="module")
 def two_processes(run: TinyRun, one_process: dict) -> dict[str, dict]:
-    cases = [f"{kind}:{steps}" for kind in KINDS for steps in (1, 2)]
+    cases = [*CASES, "clip:queries:2r"]
     command = [*TORCHRUN, one_step.__file__, str(run.config), str(run.output), *cases]
     subprocess.run([sys.executable, *command], env=run.environment(), check=True, timeout=120)
     return results(run)
@@ -61,17 +67,18 @@ def check_gradient(results: dict[str, dict], kind: str, parts: str) -> None:
         assert difference < 1e-10, name
 
 
-@pytest.mark.parametrize("case", [*(f"{kind}:2" for kind in KINDS), "image:instances:4"])
-def test_accumulation(one_process: dict[str, dict], case: str) -> None:
+@pytest.mark.parametrize("case", [*CASES[1::2], *MORE])
+def test_one_process(one_process: dict[str, dict], case: str) -> None:
+    """With accumulation, recomputed activations, or both."""
     kind, steps = case.rsplit(":", 1)
     check_gradient(one_process, kind, f"{steps}:1")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes(two_processes: dict[str, dict], kind: str, steps: int) -> None:
+@pytest.mark.parametrize("case", [*CASES, "clip:queries:2r"])
+def test_two_processes(two_processes: dict[str, dict], case: str) -> None:
     """Without and with accumulation."""
+    kind, steps = case.rsplit(":", 1)
     check_gradient(two_processes, kind, f"{steps}:2")
 
 

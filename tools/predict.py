@@ -113,24 +113,27 @@ def run(args: argparse.Namespace) -> bool:
     args.output.mkdir(parents=True, exist_ok=True)
     total = expected_frames(source, args)
     with stopping() as is_stopped:
-        frames = progress(chosen_frames(source, args), total, "looking", is_stopped)
+        numbers: list[int] = []
+        frames = noted(chosen_frames(source, args), numbers)
+        frames = progress(frames, total, "looking", is_stopped)
         result = predictor.predict(frames, args.max_objects)
         is_complete = not is_stopped()
-    best = result.best(args.score_threshold, args.max_objects)
-    write_json(args.output / "results.json", evaluation_results(result, source.is_still))
-    names = source.file_names or [f"frame{t:06d}" for t in range(len(result.times))]
-    write_json(args.output / "annotations.json", annotations(best, names, source.is_still))
+    names = source.file_names
+    names = [names[n] if names else f"frame{n:06d}" for n in numbers[: len(result.times)]]
+    per_frame = source.is_still or args.model == "image"
+    # Of an image model, predict() has taken the most objects of each frame.
+    best = result.best(args.score_threshold, None if per_frame else args.max_objects)
+    write_json(args.output / "results.json", evaluation_results(result, per_frame))
+    write_json(args.output / "annotations.json", annotations(best, names, per_frame))
     with stopping() as is_stopped:
         frames = chosen_frames(source, args)
         frames = (frame for frame, _ in zip(frames, result.times, strict=False))
         frames = progress(frames, len(result.times), "drawing", is_stopped)
         media, thumbnails = draw(frames, best, args, source.is_still)
         is_complete = is_complete and not is_stopped()
-    title = args.input.name
     notes = [] if is_complete else ["Interrupted: these are the frames up to then."]
-    (args.output / "index.html").write_text(
-        page(title, media, best, thumbnails, notes), encoding="utf-8"
-    )
+    text = page(args.input.name, media, best, thumbnails, notes)
+    (args.output / "index.html").write_text(text, encoding="utf-8")
     for item in best.objects:
         print(f"{item.score:.2f}  {item.name}")
     print(f"{len(best.objects)} objects in {len(result.times)} frames: {args.output}/index.html")
@@ -151,6 +154,13 @@ def load_predictor(args: argparse.Namespace) -> VideoPredictor:
 def chosen_frames(source: VideoSource, args: argparse.Namespace) -> Iterator[Frame]:
     """Yield those frames of a video that the command line asks for."""
     return thinned(source, args.stride, args.every)
+
+
+def noted(frames: Iterable[Frame], numbers: list[int]) -> Iterator[Frame]:
+    """Yield frames, after adding their numbers to a list."""
+    for frame in frames:
+        numbers.append(frame.number)
+        yield frame
 
 
 def expected_frames(source: VideoSource, args: argparse.Namespace) -> int | None:

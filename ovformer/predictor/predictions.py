@@ -3,7 +3,7 @@
 Legend: T frames, N objects, H W pixels of the original frames.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -108,16 +108,25 @@ class VideoResult:
             max_iou: an object that overlaps a better one by more than this is left out: mostly it
                 is the same thing with another name.
         """
-        kept: list[VideoObject] = []
-        for item, areas in zip(self.objects, self.areas, strict=True):
+        kept: list[int] = []
+        for number, item in enumerate(self.objects):
             if item.score < score_threshold or len(kept) == max_objects:
                 break
-            others = [other.segmentations for other in kept]
-            if areas.any() and not (
-                others and tube_iou([item.segmentations], others).max() > max_iou
-            ):
-                kept.append(replace(item, track_id=len(kept)))
-        return VideoResult(self.names, self.size, self.times, kept)
+            if self.areas[number].any() and not self._is_covered(number, kept, max_iou):
+                kept.append(number)
+        objects = [replace(self.objects[n], track_id=row) for row, n in enumerate(kept)]
+        return VideoResult(self.names, self.size, self.times, objects)
+
+    def _is_covered(self, number: int, others: Sequence[int], max_iou: float) -> bool:
+        """Tell whether an object overlaps one of some others by more than ``max_iou``."""
+        seen = self.areas[number] > 0
+        others = [other for other in others if self.areas[other, seen].any()]
+        if not others:
+            return False
+        tubes = [self.objects[other].segmentations for other in others]
+        own = [self.objects[number].segmentations]
+        overlaps = tube_iou(own, tubes, self.areas[[number]], self.areas[others])
+        return bool(overlaps.max() > max_iou)
 
     def in_frame(self, t: int) -> list[ObjectInFrame]:
         """Return the objects that are seen in frame ``t``."""
@@ -151,62 +160,66 @@ def categories(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
 
 
-def evaluation_results(result: VideoResult, is_image: bool) -> list[dict[str, Any]]:
+def evaluation_results(result: VideoResult, per_frame: bool) -> list[dict[str, Any]]:
     """Return objects as entries of a results.json, as evaluations write it.
 
     Args:
-        result: of a video or an image; ids are 1.
-        is_image: write the entries of an image.
+        result: of a video, whose id is 1.
+        per_frame: write the entries of images instead: each frame is one, with ids from 1.
     """
-    if is_image:
+    if not per_frame:
         return [
             {
-                "image_id": 1,
-                "category_id": item.label + 1,
-                "bbox": coco_mask.toBbox(item.segmentations[0]).tolist(),
+                "video_id": 1,
                 "score": item.score,
-                "segmentation": item.segmentations[0],
+                "category_id": item.label + 1,
+                "segmentations": item.segmentations,
             }
             for item in result.objects
         ]
     return [
         {
-            "video_id": 1,
-            "score": item.score,
+            "image_id": t + 1,
             "category_id": item.label + 1,
-            "segmentations": item.segmentations,
+            "bbox": coco_mask.toBbox(item.segmentations[t]).tolist(),
+            "score": item.score,
+            "segmentation": item.segmentations[t],
         }
-        for item in result.objects
+        for item, areas in zip(result.objects, result.areas, strict=True)
+        for t in np.flatnonzero(areas).tolist()
     ]
 
 
-def annotations(result: VideoResult, file_names: Sequence[str], is_image: bool) -> Mapping:
-    """Return objects as an annotation file: of YouTube-VIS for a video, of COCO for an image.
+def annotations(result: VideoResult, file_names: Sequence[str], per_frame: bool) -> dict[str, Any]:
+    """Return objects as an annotation file of YouTube-VIS, or of COCO.
 
     Args:
         result: with one object for each thing, see :meth:`VideoResult.best`.
         file_names: of the T frames.
-        is_image: write COCO's format.
+        per_frame: write COCO's format, in which each frame is an image.
     """
     height, width = result.size
-    content: dict[str, Any] = {"categories": categories(result.names), "annotations": []}
     size = {"height": height, "width": width}
-    if is_image:
-        content["images"] = [{"id": 1, "file_name": file_names[0], **size}]
-    else:
-        content["videos"] = [
-            {"id": 1, "file_names": list(file_names), "length": len(result.times), **size}
-        ]
-    for number, (item, areas) in enumerate(
-        zip(result.objects, result.areas.tolist(), strict=True), start=1
-    ):
+    found: list[dict[str, Any]] = []
+    content = {"categories": categories(result.names), "annotations": found}
+    for item, areas in zip(result.objects, result.areas.tolist(), strict=True):
         tube = [rle if area else None for rle, area in zip(item.segmentations, areas, strict=True)]
         boxes = [rle and coco_mask.toBbox(rle).tolist() for rle in tube]
-        common = {"id": number, "category_id": item.label + 1, "iscrowd": 0, "score": item.score}
-        if is_image:
-            own = {"image_id": 1, "segmentation": tube[0], "bbox": boxes[0], "area": areas[0]}
+        common = {"category_id": item.label + 1, "iscrowd": 0, "score": item.score}
+        if per_frame:
+            found += [
+                {"image_id": t + 1, "segmentation": rle, "bbox": box, "area": area, **common}
+                for t, (rle, box, area) in enumerate(zip(tube, boxes, areas, strict=True))
+                if rle
+            ]
         else:
-            own = {"video_id": 1, "segmentations": tube, "bboxes": boxes}
-            own |= {"areas": [area or None for area in areas], **size}
-        content["annotations"].append(common | own)
-    return content
+            areas_or_none = [area or None for area in areas]
+            own = {"segmentations": tube, "bboxes": boxes, "areas": areas_or_none}
+            found.append({"video_id": 1, **own, **size, **common})
+    for number, annotation in enumerate(found, start=1):
+        annotation["id"] = number
+    if per_frame:
+        names = enumerate(file_names, start=1)
+        return {"images": [{"id": n, "file_name": name, **size} for n, name in names], **content}
+    video = {"id": 1, "file_names": list(file_names), "length": len(result.times), **size}
+    return {"videos": [video], **content}

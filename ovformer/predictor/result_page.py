@@ -13,6 +13,7 @@ from ovformer.predictor.painter import track_colour
 from ovformer.predictor.predictions import VideoResult
 
 _THUMBNAIL = 120  # pixels of the longer side
+_ROWS = 200  # objects that are listed, the best ones
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1.5rem auto;
        padding: 0 1rem; color: #222; background: #fff; }
@@ -61,7 +62,7 @@ class Thumbnails:
 
     def look(self, t: int, image: np.ndarray) -> None:
         """Look at frame ``t``, uint8 (H, W, 3) RGB."""
-        for item, best in zip(self.result.objects, self._frames, strict=True):
+        for item, best in zip(self.result.objects[:_ROWS], self._frames, strict=False):
             if best == t:
                 self.pictures[item.track_id] = _cut_out(image, item.segmentations[t])
 
@@ -90,7 +91,7 @@ def page(
     )
     seconds = _duration(result.times)
     rows = []
-    for item, areas in zip(result.objects, result.areas, strict=True):
+    for item, areas in zip(result.objects[:_ROWS], result.areas, strict=False):
         colour = track_colour(item.track_id)
         image = thumbnails.get(item.track_id)
         picture = f'<img src="{escape(image)}" alt="{escape(item.name)}">' if image else ""
@@ -101,7 +102,9 @@ def page(
             f"<tr><td class=thumbnail>{picture}<td class=name><i style='background:{colour}'></i>"
             f"{escape(item.name)}<td class=score>{item.score:.2f}{timeline}"
         )
-    found = f"{len(rows)} objects" if len(rows) != 1 else "1 object"
+    count = len(result.objects)
+    found = "1 object" if count == 1 else f"{count} objects"
+    found += f" (the best {_ROWS} below)" if count > _ROWS else ""
     if is_film:
         found += f" in {len(result.times)} frames, {seconds:.1f} s. A click on a line goes there."
     words = ", ".join(result.names[:50]) + (" ..." if len(result.names) > 50 else "")

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from video_fixture import encode
+
+from ovformer.predictor.predictions import (
+    VideoObject,
+    VideoResult,
+    annotations,
+    evaluation_results,
+)
+
+
+def tube(*boxes: tuple[int, int, int, int] | None) -> list[dict]:
+    """Codes of boxes (top, left, height, width) in frames of 20 x 30."""
+    masks = np.zeros((len(boxes), 20, 30), bool)
+    for mask, box in zip(masks, boxes, strict=True):
+        if box:
+            mask[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
+    return [encode(mask) for mask in masks]
+
+
+@pytest.fixture
+def result() -> VideoResult:
+    """Two things, one of them under two names, and something that is never seen."""
+    one, other = tube((0, 0, 5, 6), (1, 0, 5, 6), None), tube(None, (10, 10, 4, 8), (10, 11, 4, 8))
+    rows = [("dog", 0.9, one), ("cat", 0.8, one), ("ball", 0.7, tube(None, None, None))]
+    rows.append(("ball", 0.6, other))
+    names = ["cat", "dog", "ball"]
+    objects = [VideoObject(n, names.index(a), a, s, t) for n, (a, s, t) in enumerate(rows)]
+    return VideoResult(names, (20, 30), [0.0, 0.1, 0.2], objects)
+
+
+def test_one_name_for_each_thing(result) -> None:
+    best = result.best()
+    assert [(item.track_id, item.name) for item in best.objects] == [(0, "dog"), (1, "ball")]
+    assert [item.name for item in result.best(max_iou=1.0).objects] == ["dog", "cat", "ball"]
+    assert [item.name for item in result.best(max_objects=1).objects] == ["dog"]
+    assert [item.name for item in result.best(score_threshold=0.65).objects] == ["dog"]
+    seen = [[item.name for item in best.in_frame(t)] for t in range(3)]
+    assert seen == [["dog"], ["dog", "ball"], ["ball"]]
+    assert best.in_frame(2)[0].box == (11, 10, 19, 14)
+    assert VideoResult(["cat"], (20, 30), [0.0]).best().objects == []
+
+
+def test_annotations_of_a_video_and_of_images(result, tmp_path) -> None:
+    best = result.best()
+    files = ["a.png", "b.png", "c.png"]
+    video = annotations(best, files, per_frame=False)
+    assert video["videos"] == [
+        {"id": 1, "file_names": files, "length": 3, "height": 20, "width": 30}
+    ]
+    first = video["annotations"][0]
+    assert (first["id"], first["category_id"], first["areas"]) == (1, 2, [30, 30, None])
+    assert first["bboxes"] == [[0, 0, 6, 5], [0, 1, 6, 5], None]
+    assert first["segmentations"][2] is None
+
+    coco = COCO()
+    coco.dataset = annotations(best, files, per_frame=True)
+    coco.createIndex()
+    assert [len(coco.getAnnIds(imgIds=n)) for n in (1, 2, 3)] == [1, 2, 1]
+    assert [a["category_id"] for a in coco.loadAnns(coco.getAnnIds(imgIds=2))] == [2, 3]
+    found = coco.loadRes(evaluation_results(result, per_frame=True))
+    assert len(found.getAnnIds()) == 6  # "cat" counts here
+    assert coco.annToMask(coco.anns[1]).sum() == coco.anns[1]["area"] == 30
+
+
+def test_many_objects_of_single_frames_take_no_long_time() -> None:
+    """As the image model gives them: each in one frame."""
+    empty = tube(None)[0]
+    objects = []
+    for number in range(400):
+        segmentations = [empty] * 50
+        segmentations[number % 50] = tube((number % 10, number // 50, 4, 4))[0]
+        objects.append(VideoObject(number, 0, "x", 1 - number / 400, segmentations))
+    result = VideoResult(["x"], (20, 30), [t / 10 for t in range(50)], objects)
+    assert len(result.best(max_iou=0.99).objects) == 400
+    assert len(result.best(max_iou=0.5).objects) < 400

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_shapes import FILES, ROOT, TinyRun, make_run, run_here, tiny_run_fixture  # noqa: F401
+from tiny_shapes import CLIP_DIM, FILES, ROOT, TinyRun, make_run, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import BACKEND, DatasetCatalog, MetadataCatalog
 from ovformer.data.clip_features import ClipFeatureStore, ClipFeatureWriter
 from ovformer.data.dataset_spec import register_dataset
 from ovformer.data.datasets import shapes
+from ovformer.predictor.pretrained import load_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,23 @@ def test_resume_ends_with_the_same_weights(second: TinyRun) -> None:
     for name, value in weights(second).items():
         assert torch.equal(value, expected[name]), name
     assert [line["iteration"] for line in metrics(second)] == [1, 3, 4]
+
+
+def test_the_weights_alone_are_enough_to_predict(
+    trained: TinyRun, tmp_path: Path, monkeypatch
+) -> None:
+    """Without the data set, the text classifier and the config, as on another machine."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nothing"))
+    path = shutil.copy(trained.output / "model_final.pth", tmp_path)
+    loaded = load_pretrained(None, path, device="cpu")
+    assert type(loaded.model).__name__ == "OVFormerVideo"
+    assert loaded.names[:2] == ["red circle", "red square"]
+    assert loaded.embeddings.shape == (36, CLIP_DIM)
+    assert loaded.clip == {"name": "ViT-B-32-quickgelu", "pretrained": "openai"}
+    expected = weights(trained)
+    for name, value in loaded.model.state_dict().items():
+        if name not in loaded.model.VOCABULARY_KEYS:
+            assert torch.equal(value, expected[name]), name
 
 
 def test_resume_with_another_vocabulary(second: TinyRun) -> None:

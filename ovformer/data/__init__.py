@@ -63,6 +63,8 @@ instances
 instance_counts
     training only, added by the trainer where it cuts a batch into micro-batches: list of int, the
     number of instances of each image of the whole batch
+least_size
+    likewise: height and width in pixels that images are at least padded to
 
 A video's differs in:
 

@@ -6,9 +6,11 @@ both, so losses that are means over images (the class loss per query) come out a
 batch. Losses that are sums over instances are divided by a number of instances; that has to be the
 one of the whole batch. The criterion averages it over processes; over micro-batches it can't, so
 with several of them each record carries ``instance_counts``: the number of instances of each image,
-frame or clip of the whole batch, as the model's method of that name counts them. Then the gradient
-is that of one process with all images, as far as images are padded to the same size. What is random
-(the points of masks, the classes of the federated loss) is drawn for each micro-batch.
+frame or clip of the whole batch, as the model's method of that name counts them. Each also carries
+``least_size``, to which the images of this process are padded without accumulation. Then the
+gradient is the one without accumulation, and where images are of one size that of one process with
+all of them; else each process pads to its own largest one. What is random (the points of masks, the
+classes of the federated loss) is drawn for each micro-batch.
 """
 
 import contextlib
@@ -41,8 +43,9 @@ logger = logging.getLogger(__name__)
 class Trainer(TrainerBase):
     """Trains a model that returns a dict of losses for a list of records.
 
-    With several micro-batches the model also needs a method ``instance_counts``, from a record to
-    the number of instances of each part of it that counts as an image.
+    With several micro-batches the model also needs the methods ``instance_counts``, from a record
+    to the number of instances of each part of it that counts as an image, and ``least_size``, from
+    records to the height and width that their images fit in.
 
     Attributes:
         model: the model, in DistributedDataParallel where there are several processes.
@@ -189,7 +192,8 @@ class Trainer(TrainerBase):
         model = getattr(self.model, "module", self.model)  # inside DistributedDataParallel
         counts = [count for record in batch for count in model.instance_counts(record)]
         counts = [count for part in comm.all_gather(counts) for count in part]
-        batch = [{**record, "instance_counts": counts} for record in batch]
+        shared = {"instance_counts": counts, "least_size": model.least_size(batch)}
+        batch = [{**record, **shared} for record in batch]
         size = len(batch) // steps
         return [batch[start : start + size] for start in range(0, size * steps, size)]
 

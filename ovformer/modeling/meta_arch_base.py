@@ -241,14 +241,22 @@ class OVFormerBase(nn.Module):
         """
         self.sem_seg_head.predictor.class_embed.set_text_classifier(weights, names)
 
-    def normalize_images(self, images: Sequence[Tensor]) -> ImageList:
+    def normalize_images(
+        self, images: Sequence[Tensor], least_size: tuple[int, int] = (0, 0)
+    ) -> ImageList:
         """Normalise images and pad them, at the bottom and on the right, to a common size.
 
         Args:
             images: (3, H, W) each, 0 to 255.
+            least_size: height and width in pixels, which the common size is no less than.
         """
+        sizes = [tuple(image.shape[-2:]) for image in images]
         normalized = [(x.to(self.device) - self.pixel_mean) / self.pixel_std for x in images]
-        return ImageList.from_tensors(normalized, self.size_divisibility)
+        normalized = [
+            pad_masks(image, tuple(map(max, size, least_size)))
+            for image, size in zip(normalized, sizes, strict=True)
+        ]
+        return ImageList(ImageList.from_tensors(normalized, self.size_divisibility).tensor, sizes)
 
     def outputs(
         self, records: Sequence[Mapping[str, Any]], num_clips: int | None = None
@@ -262,7 +270,9 @@ class OVFormerBase(nn.Module):
         Returns:
             The head's predictions, and the normalised and padded images.
         """
-        images = self.normalize_images([record["image"] for record in records])
+        images = self.normalize_images(
+            [record["image"] for record in records], records[0].get("least_size", (0, 0))
+        )
         clip_features = self.clip_features(records, self.device)
         if num_clips is not None:  # the alignment takes the frames' embeddings as tokens
             clip_features = clip_features.flatten(0, 1).unflatten(0, (num_clips, -1))
@@ -299,6 +309,13 @@ class OVFormerBase(nn.Module):
             ValueError: the record has no instances.
         """
         return [len(annotated(record))]
+
+    @staticmethod
+    def least_size(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+        """Return the height and width, in pixels, that the images or clips of a batch fit in."""
+        images = [record["image"] for record in records]
+        first_frames = [image if isinstance(image, Tensor) else image[0] for image in images]
+        return tuple(max(frame.shape[axis] for frame in first_frames) for axis in (-2, -1))
 
     def losses(
         self,

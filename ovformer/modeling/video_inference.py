@@ -180,7 +180,7 @@ def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         fields["instances"] = record["instances"]
     if "file_names" in record:
         fields["file_name"] = record["file_names"]
-    shared = {key: record[key] for key in ("instance_counts",) if key in record}
+    shared = {key: record[key] for key in ("instance_counts", "least_size") if key in record}
     for number, values in enumerate(zip_longest(*fields.values(), fillvalue=_END)):
         frame = dict(zip(fields, values, strict=True))
         ended = [name for name, value in frame.items() if value is _END]

@@ -35,6 +35,9 @@ OPTS += ["SOLVER.CLIP_GRADIENTS.ENABLED", False]
 # In which of its two frames each instance of the four clips is.
 MANY = (((1, 1),), ((1, 0), (0, 1)), (), ((1, 1), (1, 1), (0, 1)))
 ONE = ((), (), ((0, 1),), ())
+# Height and width in pixels.
+SAME = ((48, 64),) * 4
+DIFFERENT = ((48, 64), (50, 80), (100, 48), (48, 64))
 CLASSES = 27
 
 _random = torch.rand
@@ -48,14 +51,15 @@ def same_for_each_instance(*size: int, **options) -> Tensor:
     return _random(1, *size[1:], **options).expand(size).contiguous()
 
 
-def clips(present: tuple, cfg: CfgNode, start_iteration: int) -> Iterator[list[dict]]:
+def clips(present: tuple, sizes: tuple, cfg: CfgNode, start_iteration: int) -> Iterator[list[dict]]:
     """Endless batches of this process's share of four clips."""
-    share = list(enumerate(present))[comm.get_rank() :: comm.get_world_size()]
+    numbered = zip(range(4), present, sizes, strict=True)
+    share = list(numbered)[comm.get_rank() :: comm.get_world_size()]
     while True:
-        yield [clip(*numbered, cfg.MODEL.CLIP.EMBED_DIM) for numbered in share]
+        yield [clip(*arguments, cfg.MODEL.CLIP.EMBED_DIM) for arguments in share]
 
 
-def clip(number: int, present: tuple, clip_dim: int, size: tuple[int, int] = (48, 64)) -> dict:
+def clip(number: int, present: tuple, size: tuple[int, int], clip_dim: int) -> dict:
     """Two noisy frames, and instances that are in some of them."""
     generator = torch.Generator().manual_seed(number)
     present = torch.tensor(present, dtype=torch.bool).reshape(-1, 2)
@@ -85,9 +89,10 @@ CLIPS = ["MODEL.META_ARCHITECTURE", "VideoOVFormer", "MODEL.MASK_FORMER.TRANSFOR
 CLIPS += ["VideoMultiScaleMaskedTransformerDecoder"]
 STAGES = {
     "image": (IMAGE, []),
-    "video": (replace(VIDEO, build_train_loader=partial(clips, MANY)), FRAMES),
-    "clip": (replace(CLIP, build_train_loader=partial(clips, MANY)), CLIPS),
-    "clip of one": (replace(CLIP, build_train_loader=partial(clips, ONE)), CLIPS),
+    "video": (replace(VIDEO, build_train_loader=partial(clips, MANY, SAME)), FRAMES),
+    "clip": (replace(CLIP, build_train_loader=partial(clips, MANY, SAME)), CLIPS),
+    "clip of one": (replace(CLIP, build_train_loader=partial(clips, ONE, SAME)), CLIPS),
+    "sizes": (replace(CLIP, build_train_loader=partial(clips, MANY, DIFFERENT)), CLIPS),
 }
 
 

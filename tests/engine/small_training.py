@@ -26,6 +26,9 @@ class Regression(nn.Module):
     def instance_counts(self, record: dict) -> list[int]:
         return [len(record["instances"])]
 
+    def least_size(self, records: list[dict]) -> tuple[int, int]:
+        return 0, 0
+
     def forward(self, records: list[dict]) -> dict[str, Tensor]:
         counts = [len(record["instances"]) for record in records]
         whole = records[0].get("instance_counts", counts)

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import pytest
+
+# A busy machine is no fault of a test's.
+hypothesis.settings.register_profile("ovformer", deadline=None)
+hypothesis.settings.load_profile("ovformer")
 
 # One thread adds up in one order, so that trainings can be compared bit by bit; and models as small
 # as those of the tests are no slower. Set before torch is imported, and for all subprocesses.

@@ -27,7 +27,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 # Kernel -> the type of device that it is for (None: any). ``auto`` takes the first that can run.
-KERNELS = {"cuda": "cuda", "cpu": "cpu", "torch": None}
+KERNELS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "torch": None}
 
 
 def ms_deform_attn(

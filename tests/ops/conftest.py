@@ -12,6 +12,12 @@ import torch
 from ovformer.ops import ms_deform_attn, ms_deform_attn_cpu, ms_deform_attn_cuda
 from ovformer.ops.build import CUDA_SOURCE
 
+# Triton decides between interpreter and compiler when it is imported.
+with pytest.MonkeyPatch.context() as environment:
+    if not torch.cuda.is_available():
+        environment.setenv("TRITON_INTERPRET", "1")
+    from ovformer.ops import ms_deform_attn_triton
+
 CPU = torch.device("cpu")
 CUDA_ON_HOST = Path(__file__).parent / "cuda_on_host"
 CACHES = (ms_deform_attn._choose_kernel, ms_deform_attn_cpu._load, ms_deform_attn_cuda._load)
@@ -63,6 +69,13 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     name = request.param
     if name == "cuda":
         request.getfixturevalue("cuda_kernel_on_host")
+    if name == "triton":
+        if ms_deform_attn_triton.kernels is None:
+            pytest.skip("needs triton")
+        if torch.cuda.is_available():
+            pytest.skip("triton compiles for the GPU here: see test_kernels_on_gpu.py")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr(ms_deform_attn_triton, "unavailable", lambda device: None)
     if reason := ms_deform_attn.load_kernel(name).unavailable(CPU):
         if name == "cpu" and shutil.which("g++"):
             pytest.fail(reason)

@@ -1,0 +1,48 @@
+"""The Triton programs compile for GPUs, and their module says why it can't be used elsewhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovformer.ops import ms_deform_attn_triton
+from ovformer.ops.self_test import differences, fits, random_inputs
+
+
+def test_it_is_for_gpus_with_triton(monkeypatch) -> None:
+    if ms_deform_attn_triton.kernels is not None:
+        assert ms_deform_attn_triton.unavailable(torch.device("cuda")) is None
+        assert ms_deform_attn_triton.unavailable(torch.device("cpu")) == "it is for GPUs"
+    monkeypatch.setattr(ms_deform_attn_triton, "kernels", None)
+    reason = ms_deform_attn_triton.unavailable(torch.device("cuda"))
+    assert reason == "the package triton is not installed"
+
+
+def test_without_triton_the_operator_works() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from ovformer.ops.ms_deform_attn import KERNELS, load_kernel\n"
+        "import torch; print(load_kernel('triton').unavailable(torch.device('cuda')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "the package triton is not installed\n"
+
+
+@pytest.mark.parametrize("kernel", ["triton"], indirect=True)
+@pytest.mark.parametrize(("queries", "channels"), [(60, 8), (9, 200), (3, 1)])
+def test_rows_of_several_programs(queries, channels, kernel) -> None:
+    found = differences(kernel, random_inputs([(3, 4)], 1, queries, 3, channels, 1))
+    assert fits(found, torch.float64), found
+
+
+@pytest.mark.slow
+def test_the_programs_compile_for_a_gpu(tmp_path) -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    line = [sys.executable, str(Path(__file__).with_name("compile_triton.py")), "90"]
+    run = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert len(run.stdout.splitlines()) == 8

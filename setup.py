@@ -1,11 +1,43 @@
-"""Install OVFormer from the package registry alone. Imports no torch: nothing is compiled here."""
+"""Install OVFormer from the package registry alone. Imports no torch.
 
+Nothing is compiled, unless ``$OVFORMER_BUILD_CUDA`` asks for the CUDA kernel: 1, or some GPUs.
+"""
+
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+GPUS = os.environ.get("OVFORMER_BUILD_CUDA", "0")
+
+
+class BuildWithKernel(build_py):
+    """Copies the package, and compiles the CUDA kernel into it if that is wanted."""
+
+    def run(self) -> None:
+        """Do so."""
+        super().run()
+        if GPUS not in ("", "0"):
+            package = ROOT if self.editable_mode else Path(self.build_lib).resolve()
+            arguments = ["--cuda", "--output", str(package / "ovformer/ops/csrc")]
+            arguments += ["--arch", *("all" if GPUS == "1" else GPUS).split()]
+            line = [sys.executable, "-m", "ovformer.ops.build", *arguments]
+            subprocess.run(line, check=True, cwd=ROOT)
+
+
+class MachineDistribution(Distribution):
+    """A wheel with a compiled kernel fits to one kind of machine only."""
+
+    def has_ext_modules(self) -> bool:
+        """Return whether there is something compiled."""
+        return GPUS not in ("", "0")
+
+
 EXTRAS = {
     "eval": ["faster-coco-eval>=1.6.5", "trackeval>=1.3"],
     "demo": ["av>=14", "matplotlib>=3.8", "supervision>=0.25"],
@@ -14,6 +46,8 @@ EXTRAS = {
 EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"]
 
 setup(
+    cmdclass={"build_py": BuildWithKernel},
+    distclass=MachineDistribution,
     name="ovformer",
     version=re.search(r'__version__ = "(.+)"', (ROOT / "ovformer/__init__.py").read_text())[1],
     description="Open-vocabulary video instance segmentation",

@@ -64,6 +64,8 @@ def test_output_and_gradients_are_the_recorded_ones(reference, kernel) -> None:
 
 
 def test_gradients_are_those_of_differences(kernel) -> None:
+    if kernel == "triton":
+        pytest.skip("takes minutes in Triton's interpreter; on a GPU: test_kernels_on_gpu.py")
     (_, shapes, starts, _, _), variables = differentiable(random_inputs([(2, 3), (4, 3)]))
 
     def function(value, places, weights):
@@ -74,6 +76,8 @@ def test_gradients_are_those_of_differences(kernel) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_values_are_computed_in_float32(dtype, kernel) -> None:
+    if kernel == "triton" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter cuts bits off where GPUs round to the nearest")
     value, *others = random_inputs([(3, 4), (6, 8)], dtype=torch.float32)
     output = ms_deform_attn(value.to(dtype), *others)
     assert output.dtype == dtype

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -97,7 +97,8 @@ class Interruption:
                 raise Interrupted(number)
             # Not by a logger or a stream: the signal may have come while one was writing.
             name = signal.Signals(number).name
-            os.write(2, f"{name}: stopping after this iteration; once more: at once\n".encode())
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, f"{name}: stopping after this iteration; once more: at once\n".encode())
         elif time.monotonic() - self._since > _ONE_REQUEST:
             os._exit(128 + number)
 

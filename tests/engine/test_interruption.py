@@ -62,6 +62,15 @@ def test_at_once_inside_of_delayed(when: str) -> None:
     assert steps == ["delayed"]
 
 
+def test_without_a_terminal(monkeypatch) -> None:
+    def write(*arguments) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(Interrupted), Interruption() as interruption, interruption.delayed():
+        send(signal.SIGTERM)
+
+
 def test_an_error_is_not_hidden() -> None:
     with pytest.raises(KeyError), Interruption() as interruption, interruption.delayed():
         send(signal.SIGTERM)

@@ -28,6 +28,8 @@ SCRIPT = interrupted_run.__file__
 OPTS = ["SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
 OPTS += ["DATALOADER.NUM_WORKERS", "1"]
 
+TIMEOUT = 400  # seconds, on a machine that is busy
+
 # Processes start fast from one that has imported everything and never runs a model.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["interrupted_run"])
@@ -69,7 +71,7 @@ class Training:
             process.start()
             started.append(process)
         for process in started:
-            process.join(120)
+            process.join(TIMEOUT)
         return started[0].exitcode
 
     def launched(
@@ -83,7 +85,7 @@ class Training:
             env={**environment, "PYTHONPATH": os.pathsep.join(path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=TIMEOUT,
             start_new_session=True,
         )
 

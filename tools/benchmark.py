@@ -30,8 +30,8 @@ BENCHMARKS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run one benchmark, print its figures and write them on demand."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line; ``benchmark`` is the name of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, module in BENCHMARKS.items():
@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one benchmark, print its figures and write them on demand."""
+    args = parse(argv)
     load = os.getloadavg()[0]
     device = torch.device(getattr(args, "device", "cpu"))
     figures = {

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -78,6 +80,23 @@ def test_help(benchmark, name, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         benchmark.main([*name.split(), "--help"])
     assert stop.value.code == 0 and (name or "eval") in capsys.readouterr().out
+
+
+def test_commands_of_the_page_about_speed_can_be_run(benchmark, tmp_path) -> None:
+    page = (TOOLS.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    lines = [
+        shlex.split(line.split("#")[0])
+        for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    commands = [words[2:] for words in lines if words[1:2] == ["tools/benchmark.py"]]
+    assert {words[0] for words in commands} == set(benchmark.BENCHMARKS)
+    for words in commands:
+        args = benchmark.parse(words)
+        if hasattr(args, "config_file"):
+            args.config_file = str(TOOLS.parent / args.config_file)
+            for changes in ([], *(changes for _, *changes in args.variant)):
+                benchmark.video_inference.synthetic.load_config(args, tmp_path, changes)
 
 
 @pytest.mark.parametrize("config", ["ovformer_R50_bs8", "video_ovformer_R50_bs8"])

@@ -134,11 +134,6 @@ class VideoPredictor:
             reference=known,
             reference_templates=loaded.templates,
         )
-        if vocabulary is None and known is None:
-            raise ValueError(
-                f"{weights}: holds no names of classes, so a vocabulary is needed: words "
-                "('dog, red ball'), a file, or the name of a data set ('lvis')"
-            )
         return cls(
             loaded.model,
             embedder,
@@ -172,7 +167,9 @@ class VideoPredictor:
             known = self._known
             if not known:
                 raise ValueError(
-                    f"vocabulary {FROM_CHECKPOINT!r}: the weights hold no names of classes"
+                    f"vocabulary {FROM_CHECKPOINT!r}: the weights hold no names of classes, so a "
+                    "vocabulary is needed: words ('dog, red ball'), a file, or the name of a data "
+                    "set ('lvis')"
                 )
         names = parse_vocabulary(
             vocabulary if isinstance(vocabulary, str) else items, {FROM_CHECKPOINT: list(known)}
@@ -207,7 +204,7 @@ class VideoPredictor:
             return self._predict_untracked(chain([first], frames), size, max_objects)
         with self._limited(max_objects):
             record = self._video_record(chain([first], frames), size, times)
-            prediction = next(iter(self.model.predict_videos([record])))
+            (prediction,) = self.model.predict_videos([record])
         objects = [
             VideoObject(number, label, self.names[label], score, tube)
             for number, (score, label, tube) in enumerate(

@@ -29,6 +29,7 @@ from ovformer.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from ovformer.engine.stages import STAGES, Stage
 from ovformer.engine.trainer import AMP_TYPES
 from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.execution import Execution
 from ovformer.modeling.federated_loss import freq_weight_from_config
 from ovformer.modeling.meta_arch_base import OVFormerBase
 from ovformer.modeling.query_decoder import TRANSFORMER_DECODER_REGISTRY
@@ -246,6 +247,7 @@ def _model(cfg: CfgNode, stage: Stage) -> Iterator[str]:
         ):
             errors += _registered(f"MODEL.{key}", value, registry)
         yield from errors or _caught(META_ARCH_REGISTRY.get(name).check_decoder, cfg)
+        yield from _caught(Execution.from_config, cfg)
     else:
         yield from errors
     backbone_errors = list(

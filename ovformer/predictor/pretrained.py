@@ -18,7 +18,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, MetadataCatalog, build_model
 from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.modeling.text_classifier import save_text_classifier
+from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
 from ovformer.paths import resolve_path
 
 # What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.
@@ -41,7 +41,8 @@ class Pretrained:
         names: the vocabulary of the weights; None where nobody knows the names.
         embeddings: (K, D) CLIP's embeddings of these, as in the weights; None where there are none.
         clip: the CLIP model of the training, "name" and "pretrained"; empty where it is not known.
-        templates: the prompts of the vocabulary; empty where they are not known.
+        templates: the prompts of the vocabulary; of weights that do not know their CLIP model those
+            of the config's text classifier; empty where they are not known.
     """
 
     model: nn.Module
@@ -95,7 +96,7 @@ def load_pretrained(
         _names(content, cfg, embeddings),
         embeddings,
         dict(metadata.get("clip", {})),
-        list(metadata.get("templates", [])),
+        list(metadata.get("templates", _templates(cfg))),
     )
 
 
@@ -150,6 +151,12 @@ def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Modu
         save_text_classifier(classifier, torch.ones(1, cfg.MODEL.CLIP.EMBED_DIM), None)
         cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(classifier)
         return build_model(cfg)
+
+
+def _templates(cfg: CfgNode) -> list[str]:
+    """Return the prompts of the config's text classifier, if that is there and knows them."""
+    path = resolve_path(cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH)
+    return list(load_text_classifier(path).meta.get("templates", [])) if path.is_file() else []
 
 
 def _names(content: dict, cfg: CfgNode, embeddings: Tensor | None) -> list[str] | None:

@@ -132,7 +132,7 @@ class VideoPredictor:
             templates or loaded.templates or DEFAULT_TEMPLATES,
             trained_with=loaded.clip,
             reference=known,
-            reference_templates=loaded.templates,
+            reference_templates=loaded.templates if loaded.clip else (),
         )
         return cls(
             loaded.model,

@@ -214,7 +214,9 @@ def test_what_the_weights_need(trained, tmp_path) -> None:
     config.write_text(content["metadata"]["config"])
     with pytest.raises(ValueError, match="a vocabulary is needed"):
         VideoPredictor.from_checkpoint(config, bare, device="cpu")
-    assert VideoPredictor.from_checkpoint(config, bare, "dog", device="cpu").names == ["dog"]
+    predictor = VideoPredictor.from_checkpoint(config, bare, "dog", device="cpu")
+    assert predictor.names == ["dog"]
+    assert predictor._embedder.templates == TEMPLATES  # of the text classifier in the config
     config.rename(tmp_path / "config.yaml")  # as a training writes it beside its checkpoints
     assert load(bare, "dog").names == ["dog"]
     with pytest.raises(FileNotFoundError, match="no file nowhere"):

@@ -100,7 +100,10 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys):
         (["DATALOADER.SAMPLER_TRAIN", "Random"], ["unknown 'Random'", "TrainingSampler"]),
         (["INPUT.SAMPLING_FRAME_NUM", "0"], ["SAMPLING_FRAME_NUM: expected at least 1, got 0"]),
         (["INPUT.SAMPLING_FRAME_RANGE", "-1"], ["FRAME_RANGE: expected at least 0, got -1"]),
-        (["MODEL.CHANNELS_LAST", "yes"], ["MODEL.CHANNELS_LAST: expected one of", "'always'", "'yes'"]),
+        (
+            ["MODEL.CHANNELS_LAST", "yes"],
+            ["MODEL.CHANNELS_LAST: expected one of", "'always'", "'yes'"],
+        ),
         (["TEST.PRECISION", "fp16"], ["TEST.PRECISION: expected one of", "'float16'", "'fp16'"]),
         (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER: expected at least 1, got 0"]),
         (

@@ -17,6 +17,13 @@ hypothesis.settings.load_profile("ovformer")
 # as those of the tests are no slower. Set before torch is imported, and for all subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch  # noqa: E402
+
+# Triton decides between interpreter and compiler when it is imported, which many a package does.
+with pytest.MonkeyPatch.context() as environment:
+    if not torch.cuda.is_available():
+        environment.setenv("TRITON_INTERPRET", "1")
+    import ovformer.ops.ms_deform_attn_triton  # noqa: E402, F401
 from ovformer.d2 import BACKEND  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -47,8 +54,6 @@ def load_tool() -> Callable[[str], ModuleType]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU or real detectron2 where there is none, and say so."""
-    import torch
-
     missing = {
         "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
         "detectron2": None if BACKEND == "detectron2" else "needs an installed detectron2",

@@ -14,10 +14,12 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,10 +232,7 @@ def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> 
             del finished[number:]
         sys.stdout.flush()
         start = time.time()
-        result = subprocess.run(
-            [sys.executable, *step.command], cwd=ROOT, env={**os.environ, **settings}
-        )
-        if result.returncode:
+        if run_command([sys.executable, *step.command], {**os.environ, **settings}):
             sys.exit(
                 f"Step {number + 1} of {len(steps)} failed. To go on from here once its cause is "
                 "mended, run the same command again."
@@ -241,6 +240,22 @@ def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> 
         seconds = time.time() - start
         finished.append({"title": step.title, "command": step.command, "seconds": seconds})
         record.write_text(json.dumps(finished, indent=1))
+
+
+def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Run a command and return its exit status; a signal to stop gives it time to save.
+
+    Ctrl-C reaches the command by itself, other signals have to be passed on.
+    """
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            while process.returncode is None:
+                with suppress(KeyboardInterrupt):
+                    process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    return process.returncode
 
 
 def remove(path: Path) -> None:

@@ -152,8 +152,8 @@ def check_frame_size(
     if tuple(found) != tuple(expected):
         raise ValueError(
             f"{_frame_name(record, t)} ({record['file_names'][t]}) has {found[0]} x {found[1]} "
-            f"pixels (height x width), expected {expected[0]} x {expected[1]}. All frames of a "
-            "video need one size, that of the annotations; extract or download them again."
+            f"pixels (height x width), expected {expected[0]} x {expected[1]} as in the "
+            "annotations and, of a video, in all its frames. Download or extract it again."
         )
 
 

@@ -206,8 +206,7 @@ def build_trainer(
         return stage.build_train_loader(loader_cfg, start_iteration)
 
     def evaluate_now() -> dict[str, dict]:
-        with interruption.at_once():  # the weights are saved, and an evaluation may take long
-            return defined_scores(evaluate(cfg, stage, model))
+        return trainer.at_once(lambda: defined_scores(evaluate(cfg, stage, model)))
 
     trainer = Trainer(
         model,

@@ -30,7 +30,7 @@ class PeriodicCheckpoint(HookBase):
             return
         self.trainer.collect_random_states()
         if is_due:
-            self.trainer.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
+            self.trainer.save()
         if is_last:
             self.trainer.checkpointer.save("model_final", iteration=done - 1)
 

@@ -1,7 +1,8 @@
 """Stopping by a signal: SIGINT (Ctrl-C), or SIGTERM, which clusters send to end a job.
 
-A training finishes its iteration, saves all and ends; everything else ends at once. The exit status
-is the one that shells give a program that a signal ended, 128 + the signal's number.
+A training finishes its iteration, or leaves its evaluation, saves all and ends; everything else
+ends at once. The exit status is the one that shells give a program that a signal ended, 128 + the
+signal's number.
 """
 
 import math

@@ -49,7 +49,8 @@ class MetricsWriter(HookBase):
         ]
         self._writers = [CommonMetricPrinter(self.trainer.max_iter, self._period), *to_file]
         # The training ended between a checkpoint and the line of the same iteration.
-        if self._saved and start % self._period == 0 and last_line < start - 1:
+        is_due = start % self._period == 0 or start == self.trainer.max_iter
+        if self._saved and is_due and last_line < start - 1:
             for writer in to_file:
                 writer.write()
 

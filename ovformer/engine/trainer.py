@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ovformer.d2 import TrainerBase, comm, create_ddp_model
+from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
 from ovformer.engine.checkpoint import Checkpointer
-from ovformer.engine.interruption import Interruption
+from ovformer.engine.interruption import Interrupted, Interruption
 from ovformer.engine.optimizer import GradientClipper
 
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -142,19 +142,42 @@ class Trainer(TrainerBase):
 
     def train(self) -> None:
         """Train up to the last iteration, or until a signal. Hooks evaluate, save and write."""
-        if self.start_iter >= self.max_iter:
-            logger.info(
-                "Nothing to train: the checkpoint is of iteration %d, SOLVER.MAX_ITER is %d.",
-                self.start_iter,
-                self.max_iter,
-            )
-            return
         with self.interruption.delayed():
+            if self.start_iter >= self.max_iter:
+                self._finish()
+                return
             self._batches = iter(self._build_loader(self.start_iter, self.seed))
             try:
                 super().train(self.start_iter, self.max_iter)
             finally:
                 self._batches = iter(())  # ends the processes that load data
+
+    def _finish(self) -> None:
+        """Do what follows the last iteration: a training may have been stopped before that."""
+        logger.info(
+            "Nothing to train: the checkpoint is of iteration %d, SOLVER.MAX_ITER is %d.",
+            self.start_iter,
+            self.max_iter,
+        )
+        self.iter = self.start_iter
+        with EventStorage(self.iter) as self.storage:
+            self.before_train()
+            self.after_train()
+
+    def save(self) -> None:
+        """Save everything as ``model_<iteration>.pth``; random states are those collected last."""
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+
+    def at_once(self, evaluate: Callable[[], Any]) -> Any:
+        """Do what may take long, for hooks: a signal ends it, after everything has been saved."""
+        self.collect_random_states()  # while all processes can
+        try:
+            with self.interruption.at_once():
+                return evaluate()
+        except Interrupted:
+            if self.iter + 1 < self.max_iter:  # else it is saved
+                self.save()
+            raise
 
     def run_step(self) -> None:
         """Do one optimizer step."""

@@ -183,8 +183,11 @@ def test_evaluation_sees_each_image_once(
 def test_errors_in_workers_name_the_image(mini_lvis: MiniLvis, workers: int) -> None:
     path = mini_lvis.root / "coco" / "train2017" / "000000000002.png"
     path.write_bytes(path.read_bytes()[:300])
+    loader = build_train_loader(config("DATALOADER.NUM_WORKERS", workers))
     with pytest.raises(ValueError, match=f"{path}: the image can't be decoded"):
-        images(build_train_loader(config("DATALOADER.NUM_WORKERS", workers)), 5)
+        images(loader, 5)
+    if workers:  # the error keeps the processes, which end slowly when it is collected at last
+        loader._iterator._shutdown_workers()
 
 
 def fail(_: object) -> None:

@@ -108,16 +108,19 @@ def test_other_threads_have_no_handlers() -> None:
 
 
 def training(
-    folder: Path, interruption: Interruption, stop: int | None = None, moment: str = "step"
+    folder: Path,
+    interruption: Interruption,
+    stop: int | None = None,
+    moment: str = "step",
+    period: int = 2,
 ) -> Trainer:
-    """Five iterations with an evaluation after each second one, and a signal in one of them."""
+    """Five iterations with an evaluation after each ``period``, and a signal in one of them."""
     trainer = noisy_trainer(folder, 5, interruption=interruption)
 
     def evaluate() -> None:
-        with interruption.at_once():
-            if trainer.iter == stop and moment == "evaluation":
-                send(signal.SIGTERM)
-            done.append(trainer.iter)
+        if trainer.iter == stop and moment == "evaluation":
+            send(signal.SIGTERM)
+        done.append(trainer.iter)
 
     def start_step(trainer: Trainer) -> None:
         if trainer.iter == stop and moment == "step":
@@ -126,7 +129,9 @@ def training(
     done: list[int] = []
     trainer.evaluated = done
     step = hooks.CallbackHook(before_step=start_step)
-    trainer.register_hooks([step, StopWhenInterrupted(), hooks.EvalHook(2, evaluate)])
+    trainer.register_hooks(
+        [step, StopWhenInterrupted(), hooks.EvalHook(period, lambda: trainer.at_once(evaluate))]
+    )
     return trainer
 
 
@@ -157,15 +162,27 @@ def test_a_training_is_saved_and_goes_on(uninterrupted: dict, tmp_path: Path, st
     resumed.train()
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, uninterrupted[name]), name
+    # Also where only the evaluation after the last iteration was missing.
+    assert resumed.evaluated == [i for i in (1, 3, 5) if i > stop]
 
 
-def test_an_evaluation_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [2, 5])  # nothing else saves iteration 2
+def test_an_evaluation_ends_at_once_and_all_is_saved(
+    uninterrupted: dict, tmp_path: Path, stop: int
+) -> None:
     with Interruption() as interruption:
-        trainer = training(tmp_path, interruption, 3, "evaluation")
+        trainer = training(tmp_path, interruption, stop, "evaluation", period=3)
         with pytest.raises(Interrupted):
             trainer.train()
-    assert trainer.evaluated == [1]
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert trainer.evaluated == [i for i in (2,) if i < stop]
+    name = "model_final.pth" if stop == 5 else f"model_{stop:07d}.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == name
+    resumed = training(tmp_path, Interruption())
+    resumed.resume_or_load("", resume=True)
+    resumed.train()
+    assert resumed.evaluated[-1] == 5
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, uninterrupted[name]), name
 
 
 def test_the_signal_of_another_process_is_agreed_on(tmp_path: Path, monkeypatch) -> None:

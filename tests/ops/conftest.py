@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovformer.ops import ms_deform_attn, ms_deform_attn_cpu, ms_deform_attn_cuda
+from ovformer.ops import (
+    ms_deform_attn,
+    ms_deform_attn_cpu,
+    ms_deform_attn_cuda,
+    ms_deform_attn_triton,
+)
 from ovformer.ops.build import CUDA_SOURCE
-
-# Triton decides between interpreter and compiler when it is imported.
-with pytest.MonkeyPatch.context() as environment:
-    if not torch.cuda.is_available():
-        environment.setenv("TRITON_INTERPRET", "1")
-    from ovformer.ops import ms_deform_attn_triton
 
 CPU = torch.device("cpu")
 CUDA_ON_HOST = Path(__file__).parent / "cuda_on_host"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,36 @@ def test_a_failed_step_stops_and_is_run_again(tool, tmp_path: Path) -> None:
     tool.run_steps([good, bad], record, {})
     assert (tmp_path / "a").read_text() == "x"
     assert (tmp_path / "missing" / "b").read_text() == "x"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_has_time_to_save_when_it_is_stopped(tmp_path: Path, number: int) -> None:
+    saved = tmp_path / "saved"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def save(number, frame):\n"
+        f"    time.sleep(1); pathlib.Path({str(saved)!r}).touch(); sys.exit(128 + number)\n"
+        "signal.signal(signal.SIGINT, save); signal.signal(signal.SIGTERM, save)\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    driver = (
+        "import os, sys; sys.path.insert(0, 'tools'); import quickstart\n"
+        f"sys.exit(quickstart.run_command([sys.executable, '-c', {code!r}], dict(os.environ)))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == b"ready\n"
+    if number == signal.SIGINT:  # as a terminal sends it
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    assert saved.exists()
 
 
 def test_commands_see_the_settings(tool, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 
 from ovformer.d2 import comm
-from ovformer.engine.cli import main
+from ovformer.engine import cli
 from ovformer.engine.stages import STAGES
 from ovformer.engine.trainer import Trainer
 
@@ -68,16 +68,17 @@ def in_halves(save: Callable) -> Callable:
 
 
 def install() -> None:
-    """Put both in, also in the processes that the script starts, which import this file."""
+    """Put both in, and write curves often, also in the processes that the script starts, which import this file."""
     Trainer._forward = with_samples(Trainer._forward)
     torch.save = in_halves(torch.save)
+    cli.WRITE_PERIOD = 2
     os.environ.setdefault("INTERRUPT", "")
 
 
 def run(argv: list[str]) -> None:
     """Run the script that is named first."""
     (stage,) = (stage for stage in STAGES if stage.script == argv[0])
-    main(stage, argv[1:])
+    cli.main(stage, argv[1:])
 
 
 def run_in_group(argv: list[str], environment: dict[str, str], log: Path) -> None:

@@ -68,7 +68,7 @@ def in_halves(save: Callable) -> Callable:
 
 
 def install() -> None:
-    """Put both in, and write curves often, also in the processes that the script starts, which import this file."""
+    """Put both in and write curves often, also in processes that the script starts."""
     Trainer._forward = with_samples(Trainer._forward)
     torch.save = in_halves(torch.save)
     cli.WRITE_PERIOD = 2

@@ -42,14 +42,16 @@ class MetricsWriter(HookBase):
         path, start = Path(self._folder, "metrics.json"), self.trainer.start_iter
         last_line = cut_metrics(path, start) if self.trainer.is_resumed else -1
         self._last_write = max(self._last_write, last_line)
-        self._put_back()
+        is_last = start == self.trainer.max_iter
+        if not (is_last and last_line >= start - 1):  # else all is written
+            self._put_back()
         to_file = [
             JSONWriter(str(path), self._period),
             TensorboardXWriter(self._folder, self._period, purge_step=start or None),
         ]
         self._writers = [CommonMetricPrinter(self.trainer.max_iter, self._period), *to_file]
         # The training ended between a checkpoint and the line of the same iteration.
-        is_due = start % self._period == 0 or start == self.trainer.max_iter
+        is_due = start % self._period == 0 or is_last
         if self._saved and is_due and last_line < start - 1:
             for writer in to_file:
                 writer.write()

@@ -110,6 +110,25 @@ def test_a_kill(
         assert torch.equal(weights[0]["model"][name], value)
 
 
+def test_a_kill_after_the_last_iteration(uninterrupted: Path, tmp_path: Path) -> None:
+    """All is saved, but the last line is not written."""
+
+    def kill(*now) -> None:
+        if now == (LENGTH - 1, "saved"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        training(tmp_path, kill, 7).train()
+    assert [line["iteration"] for line in curves(tmp_path)] == [12, 19, 39]
+    for _ in range(2):  # the second time there is nothing to write either
+        resumed = training(tmp_path, lambda *now: None, 7)
+        resumed.resume_or_load("", resume=True)
+        assert resumed.start_iter == LENGTH
+        resumed.train()
+        assert curves(tmp_path) == curves(uninterrupted)
+        assert tensorboard(tmp_path) == tensorboard(uninterrupted)
+
+
 def test_many_kills(uninterrupted: Path, tmp_path: Path) -> None:
     """After each iteration, when all is saved."""
     for stop in range(1, LENGTH + 1):

@@ -8,9 +8,9 @@ import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ovformer.d2 import CfgNode, DetectionCheckpointer
 from ovformer.d2.safe_pickle import load_weights_pickle
+from ovformer.files import write_atomically, write_text
 from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
@@ -104,8 +105,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from."""
-        path = Path(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_text(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def remove_leftovers(self) -> None:
         """Remove what was being written when a training in this folder was killed."""
@@ -264,26 +264,6 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
     else:
         found = f"a {type(content).__name__}"
     raise ValueError(f"{path} holds no weights. Expected a state dict, got {found}.")
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is complete or not there, also after a kill or a power cut.
-
-    Args:
-        path: the file. One of that name stays as it was until the new one is on the disk.
-        write: writes the content into an open binary file.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
 
 
 def _is_backbone(weights: Iterable[str], state: Iterable[str]) -> bool:

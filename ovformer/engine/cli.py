@@ -36,6 +36,7 @@ from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, s
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
 from ovformer.engine.validate import validate_config
+from ovformer.files import write_text
 
 # Iterations between two lines on the console and in metrics.json.
 WRITE_PERIOD = 20
@@ -108,7 +109,7 @@ def train_or_evaluate(
     config_file = Path(cfg.OUTPUT_DIR, "config.yaml")
     # An evaluation does not replace the config that the checkpoints next to it belong to.
     if comm.is_main_process() and not (args.eval_only and config_file.exists()):
-        config_file.write_text(cfg.dump(), encoding="utf-8")
+        write_text(config_file, cfg.dump())
     if args.eval_only:
         cfg = without_training_set(cfg)
 

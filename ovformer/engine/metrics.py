@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ovformer.d2 import CommonMetricPrinter, HookBase, JSONWriter, TensorboardXWriter, comm
-from ovformer.engine.checkpoint import write_atomically
+from ovformer.files import write_atomically
 
 # What a process that resumes measures anew.
 _OF_THIS_PROCESS = ("time", "data_time", "eta_seconds")

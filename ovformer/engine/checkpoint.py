@@ -7,6 +7,7 @@ model, is never loaded, so that weights trained with some class names can be use
 import os
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ OPTIONAL = (
 )
 # Norms of a backbone's outputs, which a classifier does not have.
 NEW_IN_BACKBONE = (r"^backbone\.norm\d+\.",)
+# The file that names the checkpoint to go on from, and the checkpoint at a training's end.
+LAST = "last_checkpoint"
+FINAL = "model_final.pth"
 # So many names of each kind are listed in an error.
 SHOWN = 5
 
@@ -105,13 +109,13 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from."""
-        write_text(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
+        write_text(Path(self.save_dir, LAST), last_filename_basename)
 
     def remove_leftovers(self) -> None:
         """Remove what was being written when a training in this folder was killed."""
         if self.save_dir and self.save_to_disk:
             for path in Path(self.save_dir).glob("*.tmp"):
-                if path.stem.endswith((".pth", ".json")) or path.stem == "last_checkpoint":
+                if path.stem.endswith((".pth", ".json", ".yaml")) or path.stem == LAST:
                     self.logger.info("Removing %s, which a kill left incomplete", path)
                     path.unlink()
 
@@ -136,7 +140,7 @@ class Checkpointer(DetectionCheckpointer):
             if not resolved.is_file():
                 raise FileNotFoundError(
                     f"Checkpoint {path} not found. MODEL.WEIGHTS names it, or with --resume "
-                    f"{Path(self.save_dir, 'last_checkpoint')}."
+                    f"{Path(self.save_dir, LAST)}."
                 )
             path = str(resolved)
         self._path = path
@@ -234,6 +238,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
             with path.open("rb") as file:
                 content = load_weights_pickle(file)
         else:
+            _check_checksums(path)
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -264,6 +269,26 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
     else:
         found = f"a {type(content).__name__}"
     raise ValueError(f"{path} holds no weights. Expected a state dict, got {found}.")
+
+
+def _check_checksums(path: Path) -> None:
+    """Compare a file with the checksums that ``torch.save`` put into it, which its reader does not.
+
+    Files of PyTorch before 1.6 have none, and nor have those of who turned them off.
+
+    Raises:
+        ValueError: one is wrong, so a part of the file was changed.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            has_checksums = any(record.CRC for record in file.infolist())
+            damaged = file.testzip() if has_checksums else None
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(str(error)) from error
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _is_backbone(weights: Iterable[str], state: Iterable[str]) -> bool:

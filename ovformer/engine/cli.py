@@ -33,6 +33,7 @@ from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInte
 from ovformer.engine.launch import launch, world_size
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
+from ovformer.engine.resume import resume_or_load
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
 from ovformer.engine.validate import validate_config
@@ -52,9 +53,19 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
         argv: command line without the script's name; by default that of this process.
     """
     parser = default_argument_parser()
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="with --resume: if the last checkpoint is damaged, go on from the one before it",
+    )
     args = parser.parse_args(argv)
     if not args.config_file:
         parser.error("--config-file is missing; the repository's are under configs/")
+    if args.allow_older and (args.eval_only or not args.resume):
+        parser.error(
+            "--allow-older goes with --resume of a training; to evaluate an older checkpoint, name "
+            "it in MODEL.WEIGHTS"
+        )
     try:
         cfg = get_ovformer_cfg(args.config_file, args.opts)
         register_custom(cfg.DATASETS.CUSTOM)
@@ -117,7 +128,7 @@ def train_or_evaluate(
     logger.info("Model:\n%s", model)
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        resume_or_load(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
         if not checkpointer.has_loaded_all:
             logger.warning(
                 "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
@@ -127,7 +138,7 @@ def train_or_evaluate(
         evaluate(cfg, stage, model, resume=args.resume)
         return
     trainer = build_trainer(cfg, stage, model, seed, interruption)
-    trainer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    trainer.resume_or_load(cfg.MODEL.WEIGHTS, args.resume, args.allow_older)
     trainer.train()
 
 

@@ -30,6 +30,7 @@ from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
 from ovformer.engine.optimizer import GradientClipper
+from ovformer.engine.resume import resume_or_load
 
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # A healthy training needs no smaller factor on its losses for gradients to be finite in float16.
@@ -122,20 +123,17 @@ class Trainer(TrainerBase):
         self._random_states: list[dict] = []
         self._batches: Iterable[list[dict]] = iter(())
 
-    def resume_or_load(self, weights: str, resume: bool) -> None:
+    def resume_or_load(self, weights: str, resume: bool, allow_older: bool = False) -> None:
         """Load weights, or with ``resume`` the last checkpoint of the output folder, if any.
 
         Args:
             weights: path; see :meth:`Checkpointer.load`.
             resume: go on with the training in the output folder.
+            allow_older: if its last checkpoint is damaged, take the one before it.
         """
         self.is_resumed = resume
         self.checkpointer.remove_leftovers()
-        is_resuming = resume and self.checkpointer.has_checkpoint()
-        if resume and not is_resuming:
-            logger.info("--resume: %s has no checkpoint yet.", self.checkpointer.save_dir)
-        self.checkpointer.resume_or_load(weights, resume=resume)
-        if is_resuming:
+        if resume_or_load(self.checkpointer, weights, resume, allow_older):
             self.start_iter = self.iter + 1
             self._restore_random_state()
             logger.info("Resuming: %d iterations are done.", self.start_iter)

@@ -28,7 +28,7 @@ from ovformer.d2 import (
 from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.engine.evaluate import defined_scores, evaluate
-from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
+from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.launch import launch, world_size
 from ovformer.engine.metrics import MetricsWriter
@@ -235,6 +235,7 @@ def build_trainer(
         metadata=metadata_of(cfg),
         interruption=interruption,
     )
+    metrics_file = Path(cfg.OUTPUT_DIR, "metrics.json")
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -243,7 +244,7 @@ def build_trainer(
             # Before the evaluation: if that fails, the weights are safe.
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD),
             StopWhenInterrupted(),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now),
+            Evaluation(cfg.TEST.EVAL_PERIOD, evaluate_now, metrics_file),
             # Last, so that scores are written too.
             MetricsWriter(cfg.OUTPUT_DIR, WRITE_PERIOD),
         ]

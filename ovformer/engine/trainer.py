@@ -121,6 +121,7 @@ class Trainer(TrainerBase):
         self._amp_type = amp_type
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_type == torch.float16)
         self._random_states: list[dict] = []
+        self._saved_iter = -1  # the last iteration whose state is in a checkpoint
         self._batches: Iterable[list[dict]] = iter(())
 
     def resume_or_load(self, weights: str, resume: bool, allow_older: bool = False) -> None:
@@ -134,6 +135,7 @@ class Trainer(TrainerBase):
         self.is_resumed = resume
         self.checkpointer.remove_leftovers()
         if resume_or_load(self.checkpointer, weights, resume, allow_older):
+            self._saved_iter = self.iter
             self.start_iter = self.iter + 1
             self._restore_random_state()
             logger.info("Resuming: %d iterations are done.", self.start_iter)
@@ -165,17 +167,24 @@ class Trainer(TrainerBase):
     def save(self) -> None:
         """Save everything as ``model_<iteration>.pth``; random states are those collected last."""
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        self._saved_iter = self.iter
 
     def at_once(self, evaluate: Callable[[], Any]) -> Any:
-        """Do what may take long, for hooks: a signal ends it, after everything has been saved."""
+        """Do what may take long, for hooks: a signal ends it, after everything has been saved.
+
+        The training's random numbers are the same with and without it.
+        """
         self.collect_random_states()  # while all processes can
+        state = random_state()
         try:
             with self.interruption.at_once():
                 return evaluate()
         except Interrupted:
-            if self.iter + 1 < self.max_iter:  # else it is saved
+            if self.iter + 1 < self.max_iter and self.iter != self._saved_iter:
                 self.save()
             raise
+        finally:
+            set_random_state(state)
 
     def run_step(self) -> None:
         """Do one optimizer step."""

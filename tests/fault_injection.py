@@ -204,9 +204,9 @@ def lost(output: Path) -> list[str]:
     lines = {int(words) for kind, words in noted if kind == "line" and int(words) <= done}
     if missing := lines - {line["iteration"] for line in curves(output)}:
         losses.append(f"lines of iterations {sorted(missing)}")
-    videos = {int(words) for kind, words in noted if kind == "video"}
-    found = {entry["video_id"] for entry in predictions(output)}
-    if not saved and (missing := videos - found):
+    # A training evaluates anew when it is resumed.
+    videos = {int(words) for kind, words in noted if kind == "video" and not saved}
+    if videos and (missing := videos - {entry["video_id"] for entry in predictions(output)}):
         losses.append(f"predictions of videos {sorted(missing)}")
     return losses
 
@@ -245,9 +245,7 @@ def different(output: Path, expected: Path) -> list[str]:
             differences += [f"{name} differs"] * (curves(output) != curves(expected))
         elif "inference" in name.parts and name.is_file():
             # They name their own folder.
-            texts = [
-                p.read_text().replace(str(f), "") for p, f in ((one, output), (other, expected))
-            ]
+            texts = [(f / name).read_text().replace(str(f), "") for f in (output, expected)]
             differences += [f"{name} differs"] * (texts[0] != texts[1])
     return differences
 

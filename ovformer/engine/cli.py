@@ -34,6 +34,7 @@ from ovformer.engine.launch import launch, world_size
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
 from ovformer.engine.resume import resume_or_load
+from ovformer.engine.run_record import recorded
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
 from ovformer.engine.validate import validate_config
@@ -59,6 +60,7 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
         help="with --resume: if the last checkpoint is damaged, go on from the one before it",
     )
     args = parser.parse_args(argv)
+    args.command = [stage.script, *(sys.argv[1:] if argv is None else argv)]
     if not args.config_file:
         parser.error("--config-file is missing; the repository's are under configs/")
     if args.allow_older and (args.eval_only or not args.resume):
@@ -121,25 +123,34 @@ def train_or_evaluate(
     # An evaluation does not replace the config that the checkpoints next to it belong to.
     if comm.is_main_process() and not (args.eval_only and config_file.exists()):
         write_text(config_file, cfg.dump())
-    if args.eval_only:
-        cfg = without_training_set(cfg)
+    with recorded(cfg, args, seed):
+        if args.eval_only:
+            evaluate_only(without_training_set(cfg), stage, args)
+        else:
+            model = described(build_model(cfg))
+            trainer = build_trainer(cfg, stage, model, seed, interruption)
+            trainer.resume_or_load(cfg.MODEL.WEIGHTS, args.resume, args.allow_older)
+            trainer.train()
 
-    model = build_model(cfg)
+
+def evaluate_only(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
+    """Evaluate the weights that the config names, or with ``--resume`` the last checkpoint."""
+    model = described(build_model(cfg))
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
+    resume_or_load(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
+    if not checkpointer.has_loaded_all:
+        logger.warning(
+            "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
+            "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
+            cfg.MODEL.WEIGHTS,
+        )
+    evaluate(cfg, stage, model, resume=args.resume)
+
+
+def described(model: nn.Module) -> nn.Module:
+    """Return a model, after it was written to the log."""
     logger.info("Model:\n%s", model)
-    if args.eval_only:
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
-        resume_or_load(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
-        if not checkpointer.has_loaded_all:
-            logger.warning(
-                "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
-                "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
-                cfg.MODEL.WEIGHTS,
-            )
-        evaluate(cfg, stage, model, resume=args.resume)
-        return
-    trainer = build_trainer(cfg, stage, model, seed, interruption)
-    trainer.resume_or_load(cfg.MODEL.WEIGHTS, args.resume, args.allow_older)
-    trainer.train()
+    return model
 
 
 def without_training_set(cfg: CfgNode) -> CfgNode:

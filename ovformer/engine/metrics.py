@@ -58,6 +58,7 @@ class MetricsWriter(HookBase):
         if self._saved and is_due and last_line < start - 1:
             for writer in to_file:
                 writer.write()
+            self._last_write = start - 1
 
     def after_step(self) -> None:
         """Write if it is time."""

@@ -9,6 +9,7 @@ import torch
 from small_training import noisy_trainer
 
 from ovformer.d2 import hooks
+from ovformer.engine.checkpoint import read_weights
 from ovformer.engine.hooks import Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.metrics import MetricsWriter
@@ -80,6 +81,10 @@ def test_curves_and_weights(tmp_path: Path, how: str, iteration: int, write_peri
     resumed = training(folder, write_period)
     resumed.train()
     assert stopped.evaluated + resumed.evaluated == [3, 7, 12]
+    finals = [read_weights(f / "model_final.pth") for f in (folder, tmp_path / "straight")]
+    states = [final["trainer"]["hooks"]["MetricsWriter"] for final in finals]
+    assert states[0]["last_write"] == states[1]["last_write"]
+    assert states[0]["scalars"].keys() == states[1]["scalars"].keys()
     for name, value in straight.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value)
     assert curves(folder) == curves(tmp_path / "straight")

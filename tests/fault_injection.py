@@ -238,6 +238,8 @@ def different(output: Path, expected: Path) -> list[str]:
     files = sorted(path.relative_to(expected) for path in expected.rglob("*"))
     for name in files:
         one, other = output / name, expected / name
+        if name.parts[0] == "runs":
+            continue  # each start has a record of its own
         if not one.exists():
             differences += [f"{name} is missing"] * (not name.name.startswith("events."))
         elif name.suffix == ".pth":

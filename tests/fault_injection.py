@@ -40,17 +40,22 @@ def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> di
         name = order[number % len(order)]
         recipe, count = made[name], counts[name]
         output = folder / f"killed {number}" / "output"
-        for _ in range(generator.choice((1, 1, 2, 3))):
+        planned = generator.choice((1, 1, 2, 3))
+        done = 0
+        while done < planned:
             if generator.random() < 0.5:
                 moment = {"seconds": generator.uniform(0, recipe.seconds)}
             else:
                 moment = {"event": generator.randint(1, recipe.events), "seed": number}
             status = recipe.run(output, "--resume", **moment)
-            count.others[f"kills by {next(iter(moment))}"] += status == -9
             count.losses += [f"{output}: {what}" for what in lost(output)]
-            if status == 0:
-                count.others["ended before the last kill"] += 1
+            if status == -9:
+                done += 1
+                count.others[f"kills by {next(iter(moment))}"] += 1
+            elif done:  # it had come further than the moment
                 break
+            else:
+                shutil.rmtree(output.parent)
         finish(recipe, output, count)
         progress("kills", number + 1, runs, counts.values())
     return counts

@@ -294,11 +294,12 @@ def _check_checksums(path: Path) -> None:
         ValueError: one is wrong, so a part of the file was changed.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as file:
-            has_checksums = any(record.CRC for record in file.infolist())
-            damaged = file.testzip() if has_checksums else None
+        with path.open("rb") as file:  # is_zipfile would hide that it can't be opened
+            if not zipfile.is_zipfile(file):
+                return
+            archive = zipfile.ZipFile(file)
+            has_checksums = any(record.CRC for record in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
     except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(str(error)) from error
     if damaged:

@@ -36,7 +36,7 @@ SHAPES = "datasets/shapes"
 CLIP = f"local-dir:{SHAPES}/clip"
 PROMPTS = ("{}", "a {}", "a picture of a {}", "there is a {}")
 # Not among the packages that are always installed; name to import -> what installs it.
-NEEDED = {"faster_coco_eval": "eval", "matplotlib": "demo"}
+NEEDED = {"faster_coco_eval": "eval", "matplotlib": "demo", "av": "demo"}
 # More threads than this make so small a model slower.
 MAX_THREADS = 4
 
@@ -97,6 +97,7 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     data = output / "datasets" / "shapes"
     train, control = output / "train", output / "control"
     zero_shot, clips = output / "zero_shot", output / "clips"
+    drawn, found = output / "film.mp4", output / "named_film"
     random = ["--seed", str(seed)]
     small = {
         "data": ["--train-images", "40", "--val-images", "8"]
@@ -182,10 +183,22 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
             clips,
         ),
         Step(
+            "Draw a film that is unlike these videos, mostly of novel combinations",
+            ["tools/make_film.py", *random, "--output", str(drawn)],
+            drawn,
+        ),
+        Step(
+            "Find, follow and name what is in it",
+            ["tools/predict.py", str(drawn), "--vocabulary", "shapes", "--resize", "128"]
+            + ["--weights", str(clips / "model_final.pth"), "--output", str(found)],
+            found,
+        ),
+        Step(
             "Write the report",
             ["tools/make_report.py", "--dataset", "shapes_val", "--run", str(train)]
             + ["--control", str(control), "--video-dataset", "shapes_video_val"]
-            + ["--zero-shot", str(zero_shot), "--clips", str(clips)]
+            + ["--zero-shot", str(zero_shot), "--clips", str(clips), "--film", str(found)]
+            + ["--film-truth", str(drawn.with_suffix(".json"))]
             + ["--steps", str(output / "steps.json"), "--output", str(report)],
             report,
         ),

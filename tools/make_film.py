@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Draw a film of coloured shapes, most of them of novel categories, to try a model on.
+"""Draw a film of coloured shapes, a novel one of each colour, to try a model on.
 
     python tools/make_film.py --output film.mp4
 
 It is unlike the videos of the ``shapes`` benchmark: larger, oblong, longer, on stripes, and
-compressed as films are. What can be seen in it is written beside it, as film.json in the format
-of YouTube-VIS. The same arguments draw the same film.
+compressed as films are. Beside it are written what can be seen in it, as film.json in the format of
+YouTube-VIS, and the names of all novel categories, as film.txt. The same arguments draw the same
+film.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import numpy as np
 
 from make_shapes import track_annotations
 from ovformer.data.shape_scenes import (
-    BASE_INDICES,
     CATEGORY_NAMES,
+    NOVEL_NAMES,
     Film,
     ShapeObject,
     draw_film,
@@ -28,24 +29,22 @@ from ovformer.predictor.predictions import categories
 from ovformer.predictor.video_io import FilmWriter
 
 WIDTH, HEIGHT = 384, 288
-RADII = (30.0, 62.0)
+RADII = (30.0, 56.0)
 RATE = 12.0  # frames per second
-NOVEL_INDICES = tuple(i for i in range(len(CATEGORY_NAMES)) if i not in BASE_INDICES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the film and write what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the .mp4 file")
-    parser.add_argument("--novel", type=int, default=4, help="objects of novel categories")
-    parser.add_argument("--base", type=int, default=2, help="objects of base categories")
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
     rng = np.random.default_rng([args.seed, 2])
-    shown = [*rng.permutation(NOVEL_INDICES)[: args.novel]]
-    shown = [*rng.permutation(BASE_INDICES)[: args.base], *shown]
+    novel = [i for i in rng.permutation(len(CATEGORY_NAMES)) if CATEGORY_NAMES[i] in NOVEL_NAMES]
+    of_each_colour = {CATEGORY_NAMES[index].split()[0]: index for index in novel}
+    shown = [*of_each_colour.values()]
     film = cropped(
         draw_film(rng, shown, args.frames, WIDTH, RADII, background=stripes(rng), move=sway)
     )
@@ -61,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     content = {"videos": [video], "annotations": tracks, "categories": categories(CATEGORY_NAMES)}
     args.output.with_suffix(".json").write_text(json.dumps(content))
+    args.output.with_suffix(".txt").write_text("".join(f"{n}\n" for n in sorted(NOVEL_NAMES)))
     print(f"{args.output}: {', '.join(CATEGORY_NAMES[c] for c in film.categories)}")
 
 

@@ -176,10 +176,7 @@ def test_objects_of_a_film_are_named_by_what_overlaps_them_most(tried_film, tmp_
         ("blue <ring>", "red circle", 0.4),
         ("red circle", "", 0.0),
     ]
-    assert tried_film.count_line(rows, {"blue <ring>"}) == (
-        "In the film, of 1 novel objects 1 found and 0 named right; "
-        "of 2 base objects 1 found and 1 named right."
-    )
+    assert tried_film.count(rows) == "1 / 2 / 3"
 
 
 def test_the_page_has_the_film_and_a_row_for_each_object(tried_film, tmp_path) -> None:
@@ -189,10 +186,17 @@ def test_the_page_has_the_film_and_a_row_for_each_object(tried_film, tmp_path) -
     found = {"categories": truth["categories"], "annotations": [annotation]}
     (tmp_path / "annotations.json").write_text(json.dumps(as_text(found)))
     (tmp_path / "film_objects.mp4").write_bytes(b"film")
-    page = tried_film.film_section(tmp_path, tmp_path / "truth.json", {"blue <ring>"})
+    (tmp_path / "others").mkdir()
+    found["categories"] = [{"id": 2, "name": "red circle"}]
+    (tmp_path / "others" / "annotations.json").write_text(json.dumps(found))
+    page = tried_film.film_section(tmp_path, tmp_path / "others", tmp_path / "truth.json")
     assert "data:video/mp4;base64,ZmlsbQ==" in page
-    assert "<td>blue &lt;ring&gt; ★<td class=right>blue &lt;ring&gt; 0.40<td>1.00" in page
-    assert page.count("<td class=wrong>not found<td>") == 2
+    assert (
+        "<td>blue &lt;ring&gt;<td class=right>blue &lt;ring&gt; 0.40<td class=wrong>red circle 0.40"
+        in page
+    )
+    assert page.count("<td class=wrong>not found") == 4
+    assert "<td>1 / 1 / 3<td>0 / 1 / 3" in page
 
 
 def as_text(content: dict) -> dict:

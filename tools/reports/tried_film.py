@@ -14,40 +14,43 @@ from ovformer.evaluation.tube_iou import tube_iou
 MIN_IOU = 0.5
 
 
-def film_section(folder: Path, truth: Path, novel: set[str]) -> str:
+def film_section(folder: Path, others: Path, truth: Path) -> str:
     """Return the film with what was found, and a table of what is there, as HTML.
 
     Args:
-        folder: output of tools/predict.py.
-        truth: annotations of the film in the format of YouTube-VIS, with the same categories.
-        novel: names of the novel categories.
+        folder: output of tools/predict.py for the film, which is shown.
+        others: the same with other words, of which the table tells.
+        truth: annotations of the film in the format of YouTube-VIS.
     """
-    rows = named_objects(read_json(truth), read_json(folder / "annotations.json"))
-    lines = []
-    for name, found, score, iou in rows:
-        star, kind = (" ★" if name in novel else ""), "right" if found == name else "wrong"
-        cells = (f"{escape(found)} {score:.2f}", f"{iou:.2f}") if found else ("not found", "")
-        lines.append(f"<tr><td>{escape(name)}{star}<td class={kind}>{cells[0]}<td>{cells[1]}")
+    there = read_json(truth)
+    found = [read_json(path / "annotations.json") for path in (folder, others)]
+    columns = [named_objects(there, one) for one in found]
+    title = [f"<th>of {len(one['categories'])} names" for one in found]
+    counts = [f"<td>{count(rows)}" for rows in columns]
+    lines = [
+        f"<tr><td>{escape(rows[0][0])}{''.join(map(cell, rows))}"
+        for rows in zip(*columns, strict=True)
+    ]
     (film,) = folder.glob("*_objects.mp4")
     data = base64.b64encode(film.read_bytes()).decode("ascii")
     return (
         f"<video controls loop muted src='data:video/mp4;base64,{data}'></video>"
-        f"<p>{count_line(rows, novel)}</p>"
-        "<table><tr><th>in the film<th>was named<th>tube IoU" + "".join(lines) + "</table>"
+        f"<table><tr><th>in the film{''.join(title)}{''.join(lines)}"
+        f"<tr><td>right / found / there{''.join(counts)}</table>"
     )
 
 
-def count_line(rows: Sequence[tuple[str, str, float, float]], novel: set[str]) -> str:
-    """Return a sentence that counts the objects of both groups that got their name."""
-    parts = []
-    for title, chosen in (
-        ("novel", [row for row in rows if row[0] in novel]),
-        ("base", [row for row in rows if row[0] not in novel]),
-    ):
-        found = sum(bool(row[1]) for row in chosen)
-        named = sum(row[0] == row[1] for row in chosen)
-        parts.append(f"of {len(chosen)} {title} objects {found} found and {named} named right")
-    return f"In the film, {'; '.join(parts)}."
+def count(rows: Sequence[tuple[str, str, float, float]]) -> str:
+    """Return how many objects were named right, were found, and are there."""
+    right = sum(name == other for name, other, *_ in rows)
+    return f"{right} / {sum(bool(other) for _, other, *_ in rows)} / {len(rows)}"
+
+
+def cell(row: tuple[str, str, float, float]) -> str:
+    """Return how an object was named, as HTML."""
+    name, other, score, _ = row
+    kind = "right" if name == other else "wrong"
+    return f"<td class={kind}>" + (f"{escape(other)} {score:.2f}" if other else "not found")
 
 
 def named_objects(truth: Mapping, found: Mapping) -> list[tuple[str, str, float, float]]:

@@ -106,7 +106,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_birds(folder / "birds")
     (root / "metadata").mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    for name, classes in (("lvis", 1203), ("lvvis", 1196)):
+    for name, classes in (("lvis", 1203), ("lvvis", 1196), ("ytvis19", 40)):
         rows = rng.standard_normal((classes, CLIP_DIM), np.float32)
         np.save(root / "metadata" / f"fg_bg_5_10_{name}_ens.npy", rows)
     make_weights(folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.predictor.export import SUFFIXES, ExportError, check_target, export
+from ovformer.predictor.export import ExportError, check_target, export
 from ovformer.predictor.pretrained import ARCHITECTURES, load_pretrained
 
 # Graphs are of float32 and not compiled, whatever the training's config says.
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--weights", type=Path, required=True, help="checkpoint of a training")
-    add("--output", type=Path, required=True, help="file, .pt2 or .onnx")
-    add("--format", choices=list(SUFFIXES), help="default: as the name of the output says")
+    add("--output", type=Path, required=True, help="file whose name ends in .pt2 or .onnx")
     add(
         "--model",
         choices=list(ARCHITECTURES),
@@ -46,13 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("ovformer", "fvcore"):
         setup_logger(name=name).setLevel(logging.WARNING)
     try:
-        check_target(args.output, args.format, args.keep_operator)
+        check_target(args.output, args.keep_operator)
         loaded = load_pretrained(
             args.config_file, args.weights, device="cpu", architecture=args.model, opts=PLAIN
         )
-        differences = export(
-            loaded, args.output, form=args.format, keeps_operator=args.keep_operator
-        )
+        differences = export(loaded, args.output, args.keep_operator)
     except (ModuleNotFoundError, UnknownKeyError, ExportError, OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     for name, difference in differences.items():

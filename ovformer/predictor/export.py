@@ -26,7 +26,7 @@ from ovformer.ops.mask_resize import mask_logits
 from ovformer.ops.ms_deform_attn import written_out
 from ovformer.predictor.pretrained import ARCHITECTURES, Pretrained
 
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+TORCH, ONNX = SUFFIXES = (".pt2", ".onnx")
 # Largest difference from the model, relative to the largest value of an output. Rounding can move
 # a pixel over the border of a mask that a query looks at, which makes more of it.
 TOLERANCE = 1e-2
@@ -44,18 +44,14 @@ class ExportError(RuntimeError):
 
 
 def export(
-    loaded: Pretrained,
-    path: str | PathLike,
-    *,
-    form: str | None = None,
-    keeps_operator: bool = False,
+    loaded: Pretrained, path: str | PathLike, keeps_operator: bool = False
 ) -> dict[str, float]:
-    """Write the network of a model, read it again and compare it with the model.
+    """Write the network of a model to a file, read it again and compare it with the model.
 
     Args:
-        loaded: the model.
-        path: the file. One of that name is replaced, or stays where there is an error.
-        form: "torch" or "onnx"; None for that of the file's suffix.
+        loaded: the model. Its vocabulary is random afterwards.
+        path: ends in ``.pt2`` (PyTorch) or ``.onnx``. A file of that name is replaced, or stays as
+            it was where there is an error.
         keeps_operator: have our operator of deformable attention in the file, with its fast
             kernels: ``ovformer.ops.ms_deform_attn`` has to be imported to load it.
 
@@ -63,51 +59,38 @@ def export(
         The largest difference of each output, relative to the output's largest value.
 
     Raises:
-        ValueError: the form is not known, or does not go with the other arguments.
+        ValueError: the path's suffix is not known, or does not go with ``keeps_operator``.
         FileNotFoundError: there is no such folder.
         ModuleNotFoundError: packages are missing.
         ExportError: the network has something that can't be exported, or gives something else.
     """
     path = Path(path)
-    form = check_target(path, form, keeps_operator)
+    check_target(path, keeps_operator)
     network = ExportableNetwork(loaded.model).eval()
     program = trace(network, keeps_operator)
-    metadata = {"keeps_operator": keeps_operator, **describe(loaded, network)}
-    with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
-        file = Path(folder, path.name)
-        (_write_onnx if form == "onnx" else _write_torch)(program, file, metadata)
-        exported = ExportedNetwork(file)
-        differences = compare(exported, loaded.model)
-        if max(differences.values()) > TOLERANCE:
-            raise ExportError(
-                f"the exported network gives other results than the model: {differences}, where "
-                f"at most {TOLERANCE} is expected. Nothing was written"
+    metadata = {**describe(loaded, network), "keeps_operator": keeps_operator}
+    return write(program, metadata, path, loaded.model)
+
+
+def check_target(path: Path, keeps_operator: bool = False) -> None:
+    """Raise the errors of :func:`export` that need no model."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"output {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if path.suffix == ONNX:
+        if keeps_operator:
+            raise ValueError(
+                "ONNX has no deformable attention: the operator can be kept in .pt2 only"
             )
-        file.replace(path)
-    return differences
-
-
-def check_target(path: Path, form: str | None, keeps_operator: bool = False) -> str:
-    """Return "torch" or "onnx"; raise the errors of :func:`export` that need no model."""
-    forms = {suffix: name for name, suffix in SUFFIXES.items()}
-    form = form or forms.get(path.suffix)
-    if form not in SUFFIXES or path.suffix != SUFFIXES[form]:
-        raise ValueError(
-            f"output {path}: expected a name that ends in .pt2 (torch) or .onnx (onnx)"
-            + (f", and {SUFFIXES[form]} for {form}" if form in SUFFIXES else "")
-        )
-    if keeps_operator and form == "onnx":
-        raise ValueError("ONNX has no deformable attention: the operator can be kept in .pt2 only")
+        if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+            raise ModuleNotFoundError(
+                f"ONNX needs {', '.join(missing)}: pip install 'ovformer[export]'"
+            )
     if path.is_dir():
         raise ValueError(f"output {path}: this is a folder")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"output {path}: no folder {path.parent}")
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if form == "onnx" and missing:
-        raise ModuleNotFoundError(
-            f"ONNX needs {', '.join(missing)}: pip install 'ovformer[export]'"
-        )
-    return form
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass  # it can be written to
 
 
 def trace(network: ExportableNetwork, keeps_operator: bool = False) -> ExportedProgram:
@@ -184,7 +167,7 @@ class ExportedNetwork:
     def __init__(self, path: str | PathLike) -> None:
         """Read a file, ``.pt2`` or ``.onnx``."""
         path = Path(path)
-        if path.suffix == SUFFIXES["onnx"]:
+        if path.suffix == ONNX:
             import onnxruntime  # of the extra [export]
 
             self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -259,12 +242,29 @@ def model_outputs(
     }
 
 
-def _write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+def write(
+    program: ExportedProgram, metadata: Mapping[str, Any], path: Path, model: OVFormerBase
+) -> dict[str, float]:
+    """Write a graph, unless it gives other results than the model; see :func:`export`."""
+    with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
+        file = Path(folder, path.name)
+        (_write_onnx if path.suffix == ONNX else _write_torch)(program, metadata, file)
+        differences = compare(ExportedNetwork(file), model)
+        if not max(differences.values()) <= TOLERANCE:
+            raise ExportError(
+                f"the exported network gives other results than the model: {differences}, where "
+                f"at most {TOLERANCE} is expected. Nothing was written"
+            )
+        file.replace(path)
+    return differences
+
+
+def _write_torch(program: ExportedProgram, metadata: Mapping[str, Any], path: Path) -> None:
     """Write a graph for ``torch.export.load``."""
     torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
 
 
-def _write_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], path: Path) -> None:
     """Write a graph as ONNX, with the metadata among the model's properties.
 
     Raises:

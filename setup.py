@@ -41,9 +41,10 @@ class MachineDistribution(Distribution):
 EXTRAS = {
     "eval": ["faster-coco-eval>=1.6.5", "trackeval>=1.3"],
     "demo": ["av>=14", "matplotlib>=3.8", "supervision>=0.25"],
+    "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
     "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
 }
-EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"]
+EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"] + EXTRAS["export"]
 
 setup(
     cmdclass={"build_py": BuildWithKernel},

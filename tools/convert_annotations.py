@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ovformer.data.annotation_formats.coco_frames import read_coco
 from ovformer.data.annotation_formats.cvat import read_cvat
 from ovformer.data.annotation_formats.label_studio import read_label_studio
-from ovformer.data.annotation_formats.media import Folder, Library, opened_export
+from ovformer.data.annotation_formats.media import Folder, Library, Zip, opened_export
 from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export
 from ovformer.data.annotation_formats.youtube_vis import (
     check_boxes,
@@ -99,7 +99,7 @@ def convert(args: argparse.Namespace) -> None:
     exports, classes = [], {}
     for path in args.exports:
         with opened_export(path) as (file, own):
-            library = Library([own, *media] if path.suffix == ".zip" else media or [own], frames_of)
+            library = Library([own, *media] if isinstance(own, Zip) else media or [own], frames_of)
             exports.append(Export(str(path), library, args.track_by, args.single_frames))
             videos, names = read(path, file, exports[-1])
         classes |= dict.fromkeys(names)

@@ -29,6 +29,7 @@ from ovformer.data.annotation_formats.tracks import (
 # What CVAT can put into a track or an image.
 _AREAS = ("box", "polygon", "mask", "ellipse")
 _WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton", "tag")
+_SIZE = ("height", "width")
 
 
 @dataclass

@@ -227,24 +227,28 @@ def _shape(
     region: list[dict], place: str, export: Export
 ) -> tuple[tuple[int, int] | None, Shape | None]:
     """Return the size of the image (height, width) and the shape, in pixels."""
-    for part in region:
-        value = part["value"]
-        try:
-            height, width = int(part["original_height"]), int(part["original_width"])
-            if part.get("image_rotation"):
-                raise ValueError("the image was turned in Label Studio; turn the file instead")
-            shape = _drawn(value, height, width)
-        except KeyError:
-            continue
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: {error}.") from error
-        return (height, width), shape
-    export.skipped[f"{region[0].get('type')} (has no area)"] += 1
-    return None, None
+    parts = [part for part in region if _has_area(part["value"])]
+    if not parts:
+        export.skipped[f"{region[0].get('type')} (has no area)"] += 1
+        return None, None
+    part = parts[0]
+    try:
+        height, width = int(part["original_height"]), int(part["original_width"])
+        if part.get("image_rotation"):
+            raise ValueError("the image was turned in Label Studio; turn the file instead")
+        return (height, width), _drawn(part["value"], height, width)
+    except KeyError as error:
+        raise ValueError(f"{place}: has no {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}.") from error
+
+
+def _has_area(value: dict) -> bool:
+    return bool({"rle", "points", "radiusX"} & value.keys()) or {"width", "height"} <= value.keys()
 
 
 def _drawn(value: dict, height: int, width: int) -> Shape:
-    """Return a shape in pixels; KeyError if it is none."""
+    """Return a shape in pixels."""
     x, y = width / 100, height / 100
     rotation = float(value.get("rotation", 0))
     if "rle" in value:

@@ -116,7 +116,7 @@ def test_the_commands_in_order(place: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert process.returncode == 0, f"{line}\n{process.stdout}\n{process.stderr}"
     data, output = place / "datasets" / "birds", place / "output" / "birds"

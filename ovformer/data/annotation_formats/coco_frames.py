@@ -9,9 +9,10 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from ovformer.data.annotation_formats.media import IMAGE_SUFFIXES, FrameFiles, natural_order
+from ovformer.data.annotation_formats.media import FrameFiles
 from ovformer.data.annotation_formats.shapes import Box, Region, Shape, polygon
 from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export, FrameTracks
+from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
 
 
 def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVideo], list[str]]:

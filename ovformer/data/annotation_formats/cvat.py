@@ -16,7 +16,6 @@ from xml.etree.ElementTree import Element, ParseError
 import numpy as np
 
 from ovformer.data.annotation_formats.cvat_frames import frames_by_name, frames_by_number
-from ovformer.data.annotation_formats.media import natural_order
 from ovformer.data.annotation_formats.shapes import Box, CroppedMask, Shape, ellipse, polygon
 from ovformer.data.annotation_formats.tracks import (
     AnnotatedVideo,
@@ -25,6 +24,7 @@ from ovformer.data.annotation_formats.tracks import (
     KeyFrame,
     Track,
 )
+from ovformer.data.image_files import natural_order
 
 # What CVAT can put into a track or an image.
 _AREAS = ("box", "polygon", "mask", "ellipse")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from ovformer.data.annotation_formats.media import (
-    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Found,
     FrameFiles,
@@ -14,8 +13,8 @@ from ovformer.data.annotation_formats.media import (
     Library,
     VideoFrames,
     Zip,
-    natural_order,
 )
+from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
 
 # What CVAT calls the frames of a video.
 _FRAME_NAME = re.compile(r"frame_(\d+)$")

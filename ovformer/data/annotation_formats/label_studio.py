@@ -15,12 +15,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ovformer.data.annotation_formats.media import (
-    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Found,
     FrameFiles,
     VideoFrames,
-    natural_order,
 )
 from ovformer.data.annotation_formats.shapes import Box, Region, Shape, ellipse, polygon
 from ovformer.data.annotation_formats.tracks import (
@@ -30,6 +28,7 @@ from ovformer.data.annotation_formats.tracks import (
     KeyFrame,
     Track,
 )
+from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
 
 _LABEL_KEYS = ("labels", "rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels")
 

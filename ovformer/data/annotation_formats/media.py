@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from ovformer.data.image_files import IMAGE_SUFFIXES
+
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 # More than any annotation file or image should have, less than what fills a disk or a memory.
 MAX_MEMBER_BYTES = 2**30
@@ -294,11 +295,6 @@ def opened_export(path: Path) -> Iterator[tuple[BinaryIO, Folder | Zip]]:
         )
     with source.open(inner[0]) as file:
         yield file, source
-
-
-def natural_order(name: str) -> list:
-    """Return a key that sorts numbers in names by their value: frame2 before frame10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _is_image(name: str) -> bool:

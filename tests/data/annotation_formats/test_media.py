@@ -9,7 +9,6 @@ import pytest
 from annotation_exports import draw, png, write_frames, zip_of
 
 from ovformer.data.annotation_formats.media import (
-    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     Folder,
     Found,
@@ -17,9 +16,9 @@ from ovformer.data.annotation_formats.media import (
     Library,
     VideoFrames,
     Zip,
-    natural_order,
     opened_export,
 )
+from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
 
 PICTURE = png(np.zeros((4, 6, 3), np.uint8))
 

@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="videos, or folders of videos or frames (default: inside the zip file, or the folder "
         "of the export)",
     )
-    add("--val", type=float, default=0.0, metavar="PART", help="part of the videos for validation")
+    add("--val", type=part, default=0.0, metavar="PART", help="part of the videos for validation")
     add("--seed", type=int, default=0, help="of the choice of these videos (default: %(default)s)")
     add("--every", type=positive, default=1, metavar="N", help="keep one frame of N")
     add(
@@ -89,6 +89,13 @@ def positive(text: str) -> int:
     """Return a number of the command line, which has to be 1 or more."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def part(text: str) -> float:
+    """Return a number of the command line, which has to be from 0 to less than 1."""
+    if not 0 <= (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to less than 1, got {text}")
     return value
 
 
@@ -119,8 +126,8 @@ def convert(args: argparse.Namespace) -> None:
     ):
         name = record["file_names"]
         record["file_names"] = write_frames(video, args.output / "frames", name, positions)
-    for name, part in parts.items():
-        write_json(args.output / f"{name}.json", part)
+    for name, content in parts.items():
+        write_json(args.output / f"{name}.json", content)
     print_summary(args.output, parts, exports)
 
 
@@ -181,15 +188,16 @@ def converted(
 
 def print_summary(output: Path, parts: dict[str, dict], exports: Sequence[Export]) -> None:
     """Print what was written, how often each class occurs, and what was left out."""
-    for name, part in parts.items():
-        frames = sum(video["length"] for video in part["videos"])
-        masks = sum(sum(map(bool, a["segmentations"])) for a in part["annotations"])
+    for name, content in parts.items():
+        frames = sum(video["length"] for video in content["videos"])
+        masks = sum(sum(map(bool, a["segmentations"])) for a in content["annotations"])
         print(
-            f"{output / name}.json: {len(part['videos'])} videos, {frames} frames, "
-            f"{len(part['annotations'])} objects with {masks} masks"
+            f"{output / name}.json: {len(content['videos'])} videos, {frames} frames, "
+            f"{len(content['annotations'])} objects with {masks} masks"
         )
     counts = {
-        name: Counter(a["category_id"] for a in part["annotations"]) for name, part in parts.items()
+        name: Counter(a["category_id"] for a in content["annotations"])
+        for name, content in parts.items()
     }
     for category in parts["annotations"]["categories"]:
         numbers = ", ".join(f"{name} {count[category['id']]}" for name, count in counts.items())

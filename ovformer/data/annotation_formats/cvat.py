@@ -123,6 +123,8 @@ def _tasks(meta: Element, export: Export) -> dict[str, _Task]:
         place = f"{export.path}: <{element.tag}> {element.findtext('id', '')}"
         try:
             count = int(element.findtext("size", "0"))
+            if count < 1:
+                raise ValueError(f"it has {count} frames")
             start = int(element.findtext("start_frame") or 0)
             step = int((element.findtext("frame_filter") or "step=1").split("=")[1])
             stop = int(element.findtext("stop_frame") or start + (count - 1) * step)
@@ -136,7 +138,7 @@ def _tasks(meta: Element, export: Export) -> dict[str, _Task]:
                 else (int(size.findtext("height")), int(size.findtext("width"))),
             )
         except (IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{place}: frames or size are not numbers ({error}).") from error
+            raise ValueError(f"{place}: frames or size are not as in CVAT ({error}).") from error
     return tasks or {"": _Task()}
 
 

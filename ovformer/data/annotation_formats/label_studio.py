@@ -19,6 +19,7 @@ from ovformer.data.annotation_formats.media import (
     Found,
     FrameFiles,
     VideoFrames,
+    path_of,
 )
 from ovformer.data.annotation_formats.shapes import Box, Region, Shape, ellipse, polygon
 from ovformer.data.annotation_formats.tracks import (
@@ -53,14 +54,14 @@ def read_label_studio(tasks: Any, export: Export) -> tuple[list[AnnotatedVideo],
         place = f"{export.path}: task {task.get('id', f'number {number}')}"
         try:
             regions = _regions(task, place, export)
+            if regions is None:
+                continue
             media = _media(task, place)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{place}: not as Label Studio writes it ({error!r}). Export as JSON."
             ) from error
-        if PurePosixPath(media.split("?")[0]).suffix.lower() in VIDEO_SUFFIXES or any(
-            "sequence" in part["value"] for region in regions for part in region
-        ):
+        if path_of(media).suffix.lower() in VIDEO_SUFFIXES:
             videos.append(_video(media, regions, place, export))
         else:
             found = export.library.find(media, IMAGE_SUFFIXES, place)
@@ -114,8 +115,8 @@ def decode_brush(codes: list[int]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *blocks]).astype(np.uint8)
 
 
-def _regions(task: dict, place: str, export: Export) -> list[list[dict]]:
-    """Return the results of a task, those of the same region together."""
+def _regions(task: dict, place: str, export: Export) -> list[list[dict]] | None:
+    """Return the results of a task, those of the same region together; None if nobody made any."""
     if not isinstance(task.get("annotations"), list) or "data" not in task:
         raise ValueError(f"{place}: no annotations and data. Export as JSON, not as JSON-MIN.")
     export.skipped["predictions of models in Label Studio"] += len(task.get("predictions") or [])
@@ -132,8 +133,11 @@ def _regions(task: dict, place: str, export: Export) -> list[list[dict]]:
             )
         export.skipped["annotations that are not the ground truth"] += len(chosen) - 1
         chosen = best
+    if not chosen:
+        export.skipped["tasks that are not annotated"] += 1
+        return None
     regions = defaultdict(list)
-    for number, result in enumerate(chosen[0]["result"] if chosen else []):
+    for number, result in enumerate(chosen[0]["result"]):
         if "value" in result:  # else a relation
             regions[result.get("id", number)].append(result)
         else:
@@ -147,8 +151,7 @@ def _media(task: dict, place: str) -> str:
         value
         for value in task["data"].values()
         if isinstance(value, str)
-        and value.split("?")[0].lower().endswith(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-        or "local-files/?d=" in str(value)
+        and path_of(value).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
     ]
     if len(addresses) != 1:
         raise ValueError(

@@ -8,9 +8,9 @@ import re
 import shutil
 import stat
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -137,7 +137,6 @@ class Found(NamedTuple):
         return f"{self.source}/{self.name}"
 
 
-@dataclass
 class Library:
     """All places where frames and videos are looked for, the first one first.
 
@@ -146,8 +145,18 @@ class Library:
         open_video: decodes a video file.
     """
 
-    sources: list[Folder | Zip]
-    open_video: OpenVideo
+    def __init__(self, sources: Sequence[Folder | Zip], open_video: OpenVideo) -> None:
+        self.sources = sources
+        self.open_video = open_video
+        # Of each place: the files by name, and by name without suffix.
+        self._index: list[dict[str, list[Found]]] = []
+        for source in sources:
+            index = defaultdict(list)
+            for name in source.names:
+                path = PurePosixPath(name)
+                for key in {path.name, path.stem}:
+                    index[key].append(Found(source, name))
+            self._index.append(index)
 
     def images(self) -> list[Found]:
         """Return the images of the first place that has any."""
@@ -169,14 +178,14 @@ class Library:
             FileNotFoundError: there is none.
             ValueError: there are several, and it can't be told which.
         """
-        wanted = _path_of(reference)
-        names = {wanted.name, _UPLOAD_PREFIX.sub("", wanted.name)}
-        for source in self.sources:
+        wanted = path_of(reference)
+        keys = {wanted.name, _UPLOAD_PREFIX.sub("", wanted.name)}
+        for index in self._index:
             found = [
-                Found(source, name)
-                for name in source.names
-                if PurePosixPath(name).suffix.lower() in suffixes
-                and (PurePosixPath(name).name in names or PurePosixPath(name).stem in names)
+                one
+                for key in keys
+                for one in index.get(key, ())
+                if PurePosixPath(one.name).suffix.lower() in suffixes
             ]
             if found:
                 return _nearest(found, wanted, place)
@@ -253,7 +262,7 @@ class VideoFrames:
 
     def write(self, folder: Path, chosen: Sequence[int]) -> list[str]:
         """See :class:`Frames`."""
-        numbers = {(self._wanted[i] if self._wanted else i): i for i in chosen}
+        numbers = {(i if self._wanted is None else self._wanted[i]): i for i in chosen}
         names = []
         for number, image in enumerate(self._open(self.path)):
             if number in numbers:
@@ -301,7 +310,7 @@ def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _path_of(reference: str) -> PurePosixPath:
+def path_of(reference: str) -> PurePosixPath:
     """Return the path inside an address, as Label Studio writes it, or of a path of Windows."""
     address = urlsplit(reference.replace("\\", "/"))
     path = parse_qs(address.query).get("d", [address.path])[0]

@@ -235,9 +235,11 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     one["annotations"].append({"result": [], "was_cancelled": True})
     one["predictions"] = [{}, {}]
     export = export_of(tmp_path)
-    read_label_studio([one], export)
+    nobody = {"id": 2, "data": {"image": "clip/00000.png"}, "annotations": []}
+    read_label_studio([one, nobody], export)
     assert {reason: n for reason, n in export.skipped.items() if n} == {
         "keypointlabels (has no area)": 1,
         "annotations cancelled in Label Studio": 1,
+        "tasks that are not annotated": 1,
         "predictions of models in Label Studio": 2,
     }

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import cv2
 import numpy as np
+import pytest
 from pycocotools import mask as coco_mask
 
 from ovformer.predictor.video_io import FilmWriter
@@ -57,6 +58,7 @@ def draw(name: str, num_frames: int = 6, seed: int = 0) -> DrawnVideo:
 
 def write_film(folder: Path, video: DrawnVideo) -> Path:
     """Write <name>.mp4."""
+    pytest.importorskip("av", reason="needs the extra [demo]")
     folder.mkdir(parents=True, exist_ok=True)
     with FilmWriter(folder / f"{video.name}.mp4", 5) as film:
         for t, image in enumerate(video.images):
@@ -112,6 +114,7 @@ def cvat_box(mask: np.ndarray) -> dict[str, str]:
 
 def cvat_meta(video: DrawnVideo, **changes: str) -> ElementTree.Element:
     """The <meta> of a task of a video; a value of None leaves an element out."""
+    pytest.importorskip("defusedxml", reason="needs the extra [demo]")
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")

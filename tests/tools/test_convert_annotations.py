@@ -7,8 +7,12 @@ from types import ModuleType
 
 import pytest
 from annotation_exports import (
+    HEIGHT,
+    WIDTH,
+    DrawnVideo,
     check_equal,
     coco,
+    corners,
     cvat_images,
     cvat_video,
     draw,
@@ -61,3 +65,57 @@ def test_coco(tool, tmp_path: Path, kinds: tuple[str, str]) -> None:
     out = tmp_path / "out"
     tool.main([str(tmp_path / "coco.json"), "--media", str(tmp_path), "--output", str(out)])
     check_equal(out / "annotations.json", videos)
+
+
+def label_studio(video: DrawnVideo) -> list[dict]:
+    """Tracked boxes of the square: the first and the last key frame."""
+    sequence = []
+    for t in (0, len(video.images) - 1):
+        left, top, right, bottom = corners(video.objects[0].masks[t])
+        sides = {"x": left / WIDTH, "y": top / HEIGHT}
+        sides |= {"width": (right - left) / WIDTH, "height": (bottom - top) / HEIGHT}
+        percent = {key: 100 * value for key, value in sides.items()}
+        sequence.append({"frame": t + 1, "enabled": True, "rotation": 0, **percent})
+    value = {"framesCount": len(video.images), "sequence": sequence, "labels": ["square"]}
+    result = [{"id": "a", "type": "videorectangle", "value": value}]
+    return [{"id": 1, "data": {"video": f"{video.name}.mp4"}, "annotations": [{"result": result}]}]
+
+
+def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
+    video = draw("film")
+    write_film(tmp_path, video)
+    (tmp_path / "boxes.json").write_text(json.dumps(label_studio(video)))
+    words = [str(tmp_path / "boxes.json"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as end:
+        tool.main(words)
+    assert end.value.code == 2
+    assert "task 1: region a: has a box and no mask in frame 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    tool.main([*words, "--boxes-as-masks"])
+    del video.objects[1]
+    check_equal(tmp_path / "out" / "annotations.json", [video])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"videos": [], "annotations": []}', "in the format of YouTube-VIS already"),
+        ('{"images": []}', "has no ['annotations', 'categories']"),
+        ("[{", "neither XML nor JSON"),
+        ("[]", "no video in these exports"),
+    ],
+)
+def test_files_that_are_no_exports(tool, tmp_path: Path, capsys, content: str, message) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        tool.main([str(tmp_path / "a.json"), "--output", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--val", "1"), ("--val", "-0.1"), ("--every", "0")])
+def test_options_out_of_range(tool, option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        tool.main(["a.json", "--output", "out", f"{option}={value}"])
+    assert end.value.code == 2

@@ -28,6 +28,7 @@ from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export
 from ovformer.data.annotation_formats.youtube_vis import convert_video
 
 SIZE = (HEIGHT, WIDTH)
+pytest.importorskip("defusedxml", reason="needs the extra [demo]")
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ class MachineDistribution(Distribution):
 
 EXTRAS = {
     "eval": ["faster-coco-eval>=1.6.5", "trackeval>=1.3"],
-    "demo": ["av>=14", "matplotlib>=3.8", "supervision>=0.25"],
+    "demo": ["av>=14", "defusedxml>=0.7", "matplotlib>=3.8", "supervision>=0.25"],
     "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
     "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
 }

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Draw the results of a data set of videos on their frames.
+"""Draw the results of a data set of videos on their frames, or its annotations.
 
     python tools/vis_results.py --results output --dataset lvvis_val --score 0.5
+    python tools/vis_results.py --annotations --dataset lvvis_val
 
 writes a folder of PNG frames and an mp4 for each video that has predictions, into visualization/
-next to the results. An object keeps its colour through the video. Needs the extra [demo]:
-pip install 'ovformer[demo]'.
+next to the results or the annotation file. An object keeps its colour through the video. Needs the
+extra [demo]: pip install 'ovformer[demo]'.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_dataset
 from ovformer.data.video_reader import check_frame_size, read_frame
+from ovformer.data.vis_json import load_vis_json
 from ovformer.evaluation.vis_results import find_results, read_results
 from ovformer.predictor.painter import Painter
 from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
@@ -35,8 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_dataset_name(args.dataset, "--dataset")
     records = {record["video_id"]: record for record in load_dataset(args.dataset, "--dataset")}
     names = {c["id"]: c["name"] for c in MetadataCatalog.get(args.dataset).category_info}
-    results = find_results(args.results, args.dataset)
-    chosen = best_of_videos(read_results(results), args.score, args.top, args.videos)
+    if args.annotations:
+        results = Path(MetadataCatalog.get(args.dataset).json_file)
+        predictions = annotated(results)
+    else:
+        results = find_results(args.results, args.dataset)
+        predictions = read_results(results)
+    chosen = best_of_videos(predictions, args.score, args.top, args.videos)
     unknown = [number for number in chosen if number not in records]
     if unknown:
         raise ValueError(
@@ -63,6 +70,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", help="config whose DATASETS.CUSTOM describes a data set of your own"
     )
+    parser.add_argument(
+        "--annotations", action="store_true", help="draw what is annotated instead of results"
+    )
     parser.add_argument("--videos", type=int, nargs="+", metavar="ID", help="only these videos")
     parser.add_argument(
         "--score", type=float, default=0.5, help="least score that is drawn (default: %(default)s)"
@@ -73,6 +83,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, default=6, help="of the mp4 (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder (default: visualization/ by the results)")
     return parser.parse_args(argv)
+
+
+def annotated(path: Path) -> list[dict]:
+    """Return the annotations of a data set as predictions that are sure."""
+    keys = ("video_id", "category_id", "segmentations")
+    return [
+        {**{key: annotation[key] for key in keys}, "score": 1.0}
+        for annotation in load_vis_json(path).get("annotations") or []
+    ]
 
 
 def best_of_videos(

@@ -1,9 +1,17 @@
 """The image files of a data set, whether it is one of images or of videos."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from ovformer.data.clip_features import clip_key
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def natural_order(name: str) -> list:
+    """Return a key that sorts numbers in names by their value: frame2 before frame10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def image_entries(records: Iterable[dict]) -> Iterator[dict]:

@@ -5,7 +5,6 @@ read and written by PyAV (the package ``av``, extra [demo]).
 """
 
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -18,7 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
+
 # Frames per second of what has no times: folders, lists, iterators.
 DEFAULT_RATE = 10.0
 # Of films: times are kept as multiples of so many parts of a second.
@@ -71,7 +71,7 @@ class VideoSource:
         if self.path.is_dir():
             self._images = sorted(
                 (p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES),
-                key=_natural_order,
+                key=lambda p: natural_order(p.name),
             )
             if not self._images:
                 raise FileNotFoundError(
@@ -335,8 +335,3 @@ def _pil_pixels(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, or 32 of which PNG uses 16
         return np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
     return np.asarray(image.convert("RGB"))
-
-
-def _natural_order(path: Path) -> list:
-    """Return a key that sorts numbers in names by their value."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

@@ -311,6 +311,17 @@ def test_drawn_results(
     assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["video8", "video8.mp4"]
 
 
+def test_drawn_annotations(mini_videos: MiniVideos, load_tool: Callable) -> None:
+    pytest.importorskip("supervision", reason="needs the extra [demo]")
+    pytest.importorskip("av", reason="needs the extra [demo]")
+    load_tool("vis_results").main(["--annotations", "--dataset", "ytvis_2019_val"])
+    out = mini_videos.annotations("val").parent / "visualization"
+    # Video 11 has no annotation.
+    assert sorted(p.name for p in out.glob("*.mp4")) == ["video3.mp4", "video8.mp4"]
+    drawn = cv2.imread(str(out / "video3" / "00000.png")).astype(int)
+    assert np.abs(drawn[16, 15] - drawn[39, 0]).max() > 20  # in the mask, and far from it
+
+
 def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
     pytest.importorskip("supervision", reason="needs the extra [demo]")
     masks = np.zeros((2, 200, 300), bool)

@@ -117,18 +117,19 @@ def test_a_plain_run_forgets_what_a_crashed_one_finished(
     assert len(run.results()) == DETECTIONS * 3
 
 
+@pytest.mark.parametrize("step", ["merge_results", "VisMetric"])
 def test_all_videos_finished_but_not_scored(
-    run: VideoRun, predicted: list[int], monkeypatch: pytest.MonkeyPatch
+    run: VideoRun, predicted: list[int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     run.here("--eval-only")
-    expected = run.results()
+    expected, scores = run.results(), run.scores()
     with monkeypatch.context() as patch:
-        patch.setattr(vis_evaluator, "merge_results", lambda path: 1 / 0)
+        patch.setattr(vis_evaluator, step, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.here("--eval-only")
     predicted.clear()
     run.here("--eval-only", "--resume")
-    assert predicted == [] and run.results() == expected
+    assert predicted == [] and run.results() == expected and run.scores() == scores
 
 
 def test_a_data_set_without_labels_says_where_results_go(

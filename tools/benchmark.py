@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import attention_ops, train_step, video_inference, video_scoring
 from benchmarks.measure import describe_machine, format_table, format_value
+from ovformer.files import write_text
 
 BENCHMARKS = {
     "ops": attention_ops,
@@ -59,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if load > 0.5 * (os.cpu_count() or 1):
         print("The machine was busy: repeat this when it is calm.")
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ and https://github.com/microsoft/Swin-Transformer.
 """
 
 import argparse
-import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ovformer.engine.checkpoint import read_weights
+from ovformer.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,11 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "__author__": "third_party",
         "matching_heuristics": True,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as file:
-        pickle.dump(content, file)
-    os.replace(partial, target)
+    write_atomically(target, lambda file: pickle.dump(content, file))
     print(f"{target}: {len(state)} tensors, {sum(x.numel() for x in state.values()) / 1e6:.1f} M")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.json_file import read_json
+from ovformer.files import write_text
 from reports.films import draw_films
 from reports.images import draw_losses, draw_predictions
 from reports.tried_film import film_section
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "</html>",
         ]
     )
-    args.output.write_text(page, encoding="utf-8")
+    write_text(args.output, page)
     print(score_lines(score_rows(scores["segm"], control["segm"])))
     print(score_lines(video_rows(groups)))
     print(f"{args.output}, {pictures}, {strips}, {curves}, {clip_curves}")

@@ -9,7 +9,6 @@ bytes.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ovformer.data.json_file import write_json
 from ovformer.data.shape_scenes import (
     BASE_INDICES,
     CATEGORY_NAMES,
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record = draw_split(args.output, split, shown[split], counts[split], args.size, seeds)
         table = table or category_table(record)
         path = args.output / JSON_NAMES[split]
-        path.write_text(json.dumps({**record, "categories": table}))
+        write_json(path, {**record, "categories": table})
         print(f"{path}: {counts[split]} images, {len(record['annotations'])} objects")
     counts = {"train": args.train_videos, "val": args.val_videos}
     for number, split in enumerate(counts, start=len(counts)):
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             [args.seed, number],
         )
         path = args.output / f"shapes_video_{split}.json"
-        path.write_text(json.dumps({**record, "categories": table}))
+        write_json(path, {**record, "categories": table})
         print(f"{path}: {counts[split]} videos, {len(record['annotations'])} objects")
 
 

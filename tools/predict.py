@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.engine.checkpoint import write_atomically
+from ovformer.files import write_atomically, write_text
 from ovformer.predictor import VideoPredictor, VideoResult
 from ovformer.predictor.painter import Painter, scale_for
 from ovformer.predictor.predictions import annotations, evaluation_results
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> bool:
         is_complete = is_complete and not is_stopped()
     notes = [] if is_complete else ["Interrupted: these are the frames up to then."]
     text = page(args.input.name, media, best, thumbnails, notes)
-    (args.output / "index.html").write_text(text, encoding="utf-8")
+    write_text(args.output / "index.html", text)
     for item in best.objects:
         print(f"{item.score:.2f}  {item.name}")
     print(f"{len(best.objects)} objects in {len(result.times)} frames: {args.output}/index.html")
@@ -250,13 +250,12 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     """Write a picture, uint8 (H, W, 3) RGB, in the format that the name says."""
     is_encoded, content = cv2.imencode(path.suffix, np.ascontiguousarray(image[:, :, ::-1]))
     assert is_encoded, path
-    path.write_bytes(content.tobytes())
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file that is complete or not there."""
-    text = json.dumps(content, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    write_text(path, json.dumps(content, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BoxMode, CfgNode, MetadataCatalog, build_backbone
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.image_mapper import read_rgb
+from ovformer.files import write_atomically
 
 # Side of a crop relative to the larger side of the object's box.
 CONTEXT = 1.3
@@ -48,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     crops, labels = cut_crops(cfg.DATASETS.TRAIN[0], args.crop_size)
     words = word_targets(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
     backbone = train(cfg, crops, words[labels], args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(backbone.state_dict(), args.output)
+    write_atomically(args.output, lambda file: torch.save(backbone.state_dict(), file))
 
 
 def cut_crops(dataset_name: str, size: int) -> tuple[np.ndarray, np.ndarray]:

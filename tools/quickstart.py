@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from ovformer.data.dataset_spec import load_categories
+from ovformer.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart/ovformer_shapes.yaml"
@@ -226,7 +227,7 @@ def write_swapped_names(path: Path) -> Path:
         for group in by_colour.values()
         for index, name in enumerate(group)
     }
-    path.write_text("".join(f"{swapped[name]}\n" for name in names))
+    write_text(path, "".join(f"{swapped[name]}\n" for name in names))
     return path
 
 
@@ -261,7 +262,7 @@ def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> 
             )
         seconds = time.time() - start
         finished.append({"title": step.title, "command": step.command, "seconds": seconds})
-        record.write_text(json.dumps(finished, indent=1))
+        write_text(record, json.dumps(finished, indent=1))
 
 
 def run_command(command: Sequence[str], environment: dict[str, str]) -> int:

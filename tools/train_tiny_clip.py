@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ovformer.data.clip_features import clip_image
 from ovformer.data.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES, draw_scene
+from ovformer.files import replacing
 from ovformer.modeling.clip_encoder import LOCAL_PREFIX, ClipEncoder
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/quickstart/tiny_clip.json"
@@ -86,7 +87,8 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    save_file(model.state_dict(), args.output / "open_clip_model.safetensors")
+    with replacing(args.output / "open_clip_model.safetensors") as temporary:
+        save_file(model.state_dict(), temporary)
 
 
 def draw_batches(

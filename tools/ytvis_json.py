@@ -12,7 +12,6 @@ classes, so only all.zip is written. LV-VIS has all three (--dataset lvvis_test)
 import argparse
 import contextlib
 import json
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_results import ResultsChecker, find_results, read_results
+from ovformer.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,24 +99,16 @@ def pack(
     Raises:
         ValueError: the results break a rule.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.zip" for name in groups}
     counts = dict.fromkeys(groups, 0)
-    partial = {name: path.with_name(path.name + ".partial") for name, path in paths.items()}
-    try:
-        with contextlib.ExitStack() as stack:
-            writers = {name: stack.enter_context(_JsonZip(path)) for name, path in partial.items()}
-            for entry in checked(results, videos, max_per_video):
-                for name, members in groups.items():
-                    if entry["category_id"] in members:
-                        writers[name].add(entry)
-                        counts[name] += 1
-    except ValueError:
-        for path in partial.values():
-            path.unlink()
-        raise
-    for name, path in paths.items():
-        os.replace(partial[name], path)
+    with contextlib.ExitStack() as stack:
+        temporary = {name: stack.enter_context(replacing(path)) for name, path in paths.items()}
+        writers = {name: stack.enter_context(_JsonZip(path)) for name, path in temporary.items()}
+        for entry in checked(results, videos, max_per_video):
+            for name, members in groups.items():
+                if entry["category_id"] in members:
+                    writers[name].add(entry)
+                    counts[name] += 1
     return {path: counts[name] for name, path in paths.items()}
 
 

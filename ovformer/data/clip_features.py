@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ovformer.files import replacing
 from ovformer.paths import dataset_root, resolve_path
 
 _TOOL = "tools/save_clip_features.py"
@@ -292,7 +293,6 @@ def _without_root(key: str | int) -> str | int:
 def _write_safetensors(
     path: Path, keys: Sequence[str], features: torch.Tensor, info: dict[str, str]
 ) -> None:
-    partial = path.with_name(path.name + ".partial")
     key_bytes = torch.frombuffer(bytearray(json.dumps(keys), "utf-8"), dtype=torch.uint8)
-    save_file({"features": features, "keys": key_bytes}, partial, metadata=info)
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        save_file({"features": features, "keys": key_bytes}, temporary, metadata=info)

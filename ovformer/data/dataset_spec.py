@@ -12,6 +12,8 @@ from ovformer.data.json_file import read_json
 from ovformer.paths import dataset_root
 
 CATEGORY_FOLDER = Path(__file__).parent / "categories"
+# Images or videos of each data set that was read.
+_counts: dict[str, int] = {}
 
 # Reads (annotation file, folder of the images, categories) into a list of dataset dicts.
 Reader = Callable[[Path, Path, list[dict]], list[dict]]
@@ -152,7 +154,13 @@ def load_dataset(name: str, key: str = "DATASETS.TRAIN") -> list[dict]:
     records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"{key}: data set {name!r} has no image.")
+    _counts[name] = len(records)
     return records
+
+
+def known_counts() -> dict[str, int]:
+    """Return the number of images or videos of each data set that this process has read."""
+    return dict(_counts)
 
 
 def check_dataset_name(name: str, key: str) -> None:

@@ -1,9 +1,10 @@
 """Reading and writing annotation files."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ovformer.files import replacing
 
 
 def read_json(
@@ -46,8 +47,5 @@ def read_json(
 
 def write_json(path: Path, content: dict | list) -> None:
     """Write a JSON file. A file of that name stays as it was until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file)
-    os.replace(partial, path)

@@ -7,10 +7,11 @@ model, is never loaded, so that weights trained with some class names can be use
 import os
 import pickle
 import re
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ovformer.d2 import CfgNode, DetectionCheckpointer
 from ovformer.d2.safe_pickle import load_weights_pickle
+from ovformer.files import write_atomically, write_text
 from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
@@ -33,6 +35,9 @@ OPTIONAL = (
 )
 # Norms of a backbone's outputs, which a classifier does not have.
 NEW_IN_BACKBONE = (r"^backbone\.norm\d+\.",)
+# The file that names the checkpoint to go on from, and the checkpoint at a training's end.
+LAST = "last_checkpoint"
+FINAL = "model_final.pth"
 # So many names of each kind are listed in an error.
 SHOWN = 5
 
@@ -104,14 +109,13 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from."""
-        path = Path(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_text(Path(self.save_dir, LAST), last_filename_basename)
 
     def remove_leftovers(self) -> None:
         """Remove what was being written when a training in this folder was killed."""
         if self.save_dir and self.save_to_disk:
             for path in Path(self.save_dir).glob("*.tmp"):
-                if path.stem.endswith((".pth", ".json")) or path.stem == "last_checkpoint":
+                if path.stem.endswith((".pth", ".json", ".yaml")) or path.stem == LAST:
                     self.logger.info("Removing %s, which a kill left incomplete", path)
                     path.unlink()
 
@@ -136,7 +140,7 @@ class Checkpointer(DetectionCheckpointer):
             if not resolved.is_file():
                 raise FileNotFoundError(
                     f"Checkpoint {path} not found. MODEL.WEIGHTS names it, or with --resume "
-                    f"{Path(self.save_dir, 'last_checkpoint')}."
+                    f"{Path(self.save_dir, LAST)}."
                 )
             path = str(resolved)
         self._path = path
@@ -234,6 +238,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
             with path.open("rb") as file:
                 content = load_weights_pickle(file)
         else:
+            _check_checksums(path)
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -266,24 +271,24 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
     raise ValueError(f"{path} holds no weights. Expected a state dict, got {found}.")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is complete or not there, also after a kill or a power cut.
+def _check_checksums(path: Path) -> None:
+    """Compare a file with the checksums that ``torch.save`` put into it, which its reader does not.
 
-    Args:
-        path: the file. One of that name stays as it was until the new one is on the disk.
-        write: writes the content into an open binary file.
+    Files of PyTorch before 1.6 have none, and nor have those of who turned them off.
+
+    Raises:
+        ValueError: one is wrong, so a part of the file was changed.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    if not zipfile.is_zipfile(path):
+        return
     try:
-        os.fsync(folder)  # the new name, too
-    finally:
-        os.close(folder)
+        with zipfile.ZipFile(path) as file:
+            has_checksums = any(record.CRC for record in file.infolist())
+            damaged = file.testzip() if has_checksums else None
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(str(error)) from error
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _is_backbone(weights: Iterable[str], state: Iterable[str]) -> bool:

@@ -28,14 +28,17 @@ from ovformer.d2 import (
 from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.engine.evaluate import defined_scores, evaluate
-from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
+from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.launch import launch, world_size
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
+from ovformer.engine.resume import resume_or_load
+from ovformer.engine.run_record import recorded
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
 from ovformer.engine.validate import validate_config
+from ovformer.files import write_text
 
 # Iterations between two lines on the console and in metrics.json.
 WRITE_PERIOD = 20
@@ -51,9 +54,20 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
         argv: command line without the script's name; by default that of this process.
     """
     parser = default_argument_parser()
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="with --resume: if the last checkpoint is damaged, go on from the one before it",
+    )
     args = parser.parse_args(argv)
+    args.command = [stage.script, *(sys.argv[1:] if argv is None else argv)]
     if not args.config_file:
         parser.error("--config-file is missing; the repository's are under configs/")
+    if args.allow_older and (args.eval_only or not args.resume):
+        parser.error(
+            "--allow-older goes with --resume of a training; to evaluate an older checkpoint, name "
+            "it in MODEL.WEIGHTS"
+        )
     try:
         cfg = get_ovformer_cfg(args.config_file, args.opts)
         register_custom(cfg.DATASETS.CUSTOM)
@@ -108,26 +122,35 @@ def train_or_evaluate(
     config_file = Path(cfg.OUTPUT_DIR, "config.yaml")
     # An evaluation does not replace the config that the checkpoints next to it belong to.
     if comm.is_main_process() and not (args.eval_only and config_file.exists()):
-        config_file.write_text(cfg.dump(), encoding="utf-8")
-    if args.eval_only:
-        cfg = without_training_set(cfg)
+        write_text(config_file, cfg.dump())
+    with recorded(cfg, args, seed):
+        if args.eval_only:
+            evaluate_only(without_training_set(cfg), stage, args)
+        else:
+            model = described(build_model(cfg))
+            trainer = build_trainer(cfg, stage, model, seed, interruption)
+            trainer.resume_or_load(cfg.MODEL.WEIGHTS, args.resume, args.allow_older)
+            trainer.train()
 
-    model = build_model(cfg)
+
+def evaluate_only(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
+    """Evaluate the weights that the config names, or with ``--resume`` the last checkpoint."""
+    model = described(build_model(cfg))
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
+    resume_or_load(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
+    if not checkpointer.has_loaded_all:
+        logger.warning(
+            "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
+            "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
+            cfg.MODEL.WEIGHTS,
+        )
+    evaluate(cfg, stage, model, resume=args.resume)
+
+
+def described(model: nn.Module) -> nn.Module:
+    """Return a model, after it was written to the log."""
     logger.info("Model:\n%s", model)
-    if args.eval_only:
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        if not checkpointer.has_loaded_all:
-            logger.warning(
-                "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
-                "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
-                cfg.MODEL.WEIGHTS,
-            )
-        evaluate(cfg, stage, model, resume=args.resume)
-        return
-    trainer = build_trainer(cfg, stage, model, seed, interruption)
-    trainer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    trainer.train()
+    return model
 
 
 def without_training_set(cfg: CfgNode) -> CfgNode:
@@ -223,6 +246,7 @@ def build_trainer(
         metadata=metadata_of(cfg),
         interruption=interruption,
     )
+    metrics_file = Path(cfg.OUTPUT_DIR, "metrics.json")
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -231,7 +255,7 @@ def build_trainer(
             # Before the evaluation: if that fails, the weights are safe.
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD),
             StopWhenInterrupted(),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_now),
+            Evaluation(cfg.TEST.EVAL_PERIOD, evaluate_now, metrics_file),
             # Last, so that scores are written too.
             MetricsWriter(cfg.OUTPUT_DIR, WRITE_PERIOD),
         ]

@@ -2,8 +2,11 @@
 
 import resource
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from ovformer.d2 import HookBase
+from ovformer.d2 import HookBase, comm, hooks
+from ovformer.engine.metrics import last_iteration
 
 
 class PeriodicCheckpoint(HookBase):
@@ -33,6 +36,40 @@ class PeriodicCheckpoint(HookBase):
             self.trainer.save()
         if is_last:
             self.trainer.checkpointer.save("model_final", iteration=done - 1)
+
+
+class Evaluation(hooks.EvalHook):
+    """Evaluates as detectron2's hook does, and makes up for what an interruption left out.
+
+    A checkpoint is saved before the evaluation of its iteration. When that does not come to its
+    end, it is done when the training is resumed, so that the curves lack nothing. To be registered
+    before the hook that writes the curves.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict], metrics_file: Path) -> None:
+        """Make the hook.
+
+        Args:
+            period: iterations between evaluations; 0 for none but the last.
+            evaluate: returns a nested dict of scores.
+            metrics_file: ``metrics.json``, which tells what has been evaluated.
+        """
+        super().__init__(period, evaluate)
+        self._iterations = period
+        self._metrics_file = metrics_file
+
+    def before_train(self) -> None:
+        """Evaluate if that was due at the checkpoint and has not been written down."""
+        trainer, done = self.trainer, self.trainer.start_iter
+        was_due = self._iterations > 0 and done > 0 and done % self._iterations == 0
+        if not (trainer.is_resumed and was_due and done < trainer.max_iter):
+            return
+        if comm.all_gather(last_iteration(self._metrics_file, done))[0] == done - 1:
+            return
+        now = trainer.iter
+        trainer.iter = trainer.storage.iter = done - 1
+        self._do_eval()
+        trainer.iter = trainer.storage.iter = now
 
 
 class CpuMemory(HookBase):

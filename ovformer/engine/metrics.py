@@ -6,11 +6,14 @@ after the checkpoint that it goes on from.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from ovformer.d2 import CommonMetricPrinter, HookBase, JSONWriter, TensorboardXWriter, comm
-from ovformer.engine.checkpoint import write_atomically
+from ovformer.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 # What a process that resumes measures anew.
 _OF_THIS_PROCESS = ("time", "data_time", "eta_seconds")
@@ -55,6 +58,7 @@ class MetricsWriter(HookBase):
         if self._saved and is_due and last_line < start - 1:
             for writer in to_file:
                 writer.write()
+            self._last_write = start - 1
 
     def after_step(self) -> None:
         """Write if it is time."""
@@ -120,18 +124,26 @@ def cut_metrics(path: Path, start: int) -> int:
     """
     if not path.is_file():
         return -1
-    before = path.read_text(encoding="utf-8")
+    before = path.read_bytes()
     lines = [(_iteration(line), line) for line in before.splitlines()]
-    kept = [(i, line) for i, line in lines if i is not None and i < start]
-    text = "".join(f"{line}\n" for _, line in kept)
-    if text != before:
-        write_atomically(path, lambda file: file.write(text.encode()))
-    return max((i for i, _ in kept), default=-1)
+    if damaged := sum(i is None for i, _ in lines):
+        logger.warning("%s: %d damaged line(s) are left out.", path, damaged)
+    after = b"".join(line + b"\n" for i, line in lines if i is not None and i < start)
+    if after != before:
+        write_atomically(path, lambda file: file.write(after))
+    return last_iteration(path, start)
 
 
-def _iteration(line: str) -> int | None:
-    """Return the iteration of a line, or None if a kill left only a part of it."""
+def last_iteration(path: Path, start: int) -> int:
+    """Return the last iteration before ``start`` that a file has a line of, -1 for none."""
+    iterations = map(_iteration, path.read_bytes().splitlines() if path.is_file() else [])
+    return max((i for i in iterations if i is not None and i < start), default=-1)
+
+
+def _iteration(line: bytes) -> int | None:
+    """Return the iteration of a line, or None if it is damaged or a kill left a part of it."""
     try:
-        return json.loads(line)["iteration"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        iteration = json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):  # JSON's and Unicode's errors are ValueErrors
         return None
+    return iteration if isinstance(iteration, int) else None

@@ -30,6 +30,7 @@ from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
 from ovformer.engine.optimizer import GradientClipper
+from ovformer.engine.resume import resume_or_load
 
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # A healthy training needs no smaller factor on its losses for gradients to be finite in float16.
@@ -120,22 +121,21 @@ class Trainer(TrainerBase):
         self._amp_type = amp_type
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_type == torch.float16)
         self._random_states: list[dict] = []
+        self._saved_iter = -1  # the last iteration whose state is in a checkpoint
         self._batches: Iterable[list[dict]] = iter(())
 
-    def resume_or_load(self, weights: str, resume: bool) -> None:
+    def resume_or_load(self, weights: str, resume: bool, allow_older: bool = False) -> None:
         """Load weights, or with ``resume`` the last checkpoint of the output folder, if any.
 
         Args:
             weights: path; see :meth:`Checkpointer.load`.
             resume: go on with the training in the output folder.
+            allow_older: if its last checkpoint is damaged, take the one before it.
         """
         self.is_resumed = resume
         self.checkpointer.remove_leftovers()
-        is_resuming = resume and self.checkpointer.has_checkpoint()
-        if resume and not is_resuming:
-            logger.info("--resume: %s has no checkpoint yet.", self.checkpointer.save_dir)
-        self.checkpointer.resume_or_load(weights, resume=resume)
-        if is_resuming:
+        if resume_or_load(self.checkpointer, weights, resume, allow_older):
+            self._saved_iter = self.iter
             self.start_iter = self.iter + 1
             self._restore_random_state()
             logger.info("Resuming: %d iterations are done.", self.start_iter)
@@ -167,17 +167,24 @@ class Trainer(TrainerBase):
     def save(self) -> None:
         """Save everything as ``model_<iteration>.pth``; random states are those collected last."""
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        self._saved_iter = self.iter
 
     def at_once(self, evaluate: Callable[[], Any]) -> Any:
-        """Do what may take long, for hooks: a signal ends it, after everything has been saved."""
+        """Do what may take long, for hooks: a signal ends it, after everything has been saved.
+
+        The training's random numbers are the same with and without it.
+        """
         self.collect_random_states()  # while all processes can
+        state = random_state()
         try:
             with self.interruption.at_once():
                 return evaluate()
         except Interrupted:
-            if self.iter + 1 < self.max_iter:  # else it is saved
+            if self.iter + 1 < self.max_iter and self.iter != self._saved_iter:
                 self.save()
             raise
+        finally:
+            set_random_state(state)
 
     def run_step(self) -> None:
         """Do one optimizer step."""

@@ -8,7 +8,6 @@ BURST's classes the groups and near-synonyms that TAO calls distractors are left
 """
 
 import contextlib
-import csv
 import io
 import itertools
 import tempfile
@@ -22,6 +21,7 @@ from pycocotools import mask as coco_mask
 
 from ovformer.data.json_file import write_json
 from ovformer.evaluation.vis_results import ResultsChecker
+from ovformer.files import write_csv
 
 try:
     import trackeval
@@ -109,11 +109,8 @@ def write_hota(hota: Mapping[str, Mapping[str, float]], path: Path, **about: str
         name: {m: None if np.isnan(v[name]) else v[name] for m, v in hota.items()} for name in names
     }
     write_json(path.with_name(path.name + ".json"), {**about, "protocol": "hota", "groups": groups})
-    with path.with_name(path.name + ".csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["protocol", "kind", "name", *hota])
-        for name, values in groups.items():
-            table.writerow(["hota", "group", name, *values.values()])
+    rows = [["hota", "group", name, *values.values()] for name, values in groups.items()]
+    write_csv(path.with_name(path.name + ".csv"), [["protocol", "kind", "name", *hota], *rows])
 
 
 def _mean(values: Iterable[float]) -> float:

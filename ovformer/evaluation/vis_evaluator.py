@@ -11,6 +11,7 @@ from ovformer.evaluation.vis_results import (
     VisResultsWriter,
     merge_results,
     read_results,
+    remove_parts,
     to_results,
 )
 from ovformer.evaluation.vis_scores import ROWS, VisScores
@@ -80,6 +81,12 @@ class VisEvaluator(DatasetEvaluator):
             return None
         merge_results(self._results)
         logger.info("Predictions written to %s", self._results)
+        scores = self._score()
+        remove_parts(self._results)  # until here, --resume goes on with the scores alone
+        return scores
+
+    def _score(self) -> dict[str, dict[str, float]]:
+        """Score ``results.json``, if the labels are here."""
         ground_truth = load_vis_json(self._annotation_file)
         if not ground_truth.get("annotations"):
             logger.info(

@@ -3,17 +3,21 @@
 The file is a JSON list of predictions {"video_id", "score", "category_id": the data set's own id,
 "segmentations": one COCO RLE per frame}. It is written as videos finish: each process appends one
 line per video to a part file next to it, and the parts are merged at the end. A run that crashed
-can go on after its last finished video.
+can go on after its last finished video. Each line begins with the checksum of its rest, so what is
+cut off or damaged is found, and counts as not written.
 """
 
 import json
+import logging
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ovformer.data.vis_json import check_rle
+from ovformer.files import replacing
 
 FIELDS = ("video_id", "score", "category_id", "segmentations")
 
@@ -21,6 +25,8 @@ _FIELDS = set(FIELDS)
 _CHUNK = 1 << 22  # characters read at a time
 _BLANKS = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
+
+logger = logging.getLogger(__name__)
 
 
 def find_results(folder: Path, dataset: str) -> Path:
@@ -226,18 +232,19 @@ class VisResultsWriter:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         if not resume and rank == 0:
-            for part in _parts(path):
-                part.unlink()
+            remove_parts(path)
         self.finished = {video_id for part in _parts(path) for video_id, _ in _read_part(part)}
         part = path.with_name(f"{path.name}.part{rank}")
         if part.is_file():
             _drop_cut_line(part)
-        self._file = part.open("a", encoding="utf-8")
+        self._file = part.open("ab")
 
     def add(self, video_id: int, results: list[dict]) -> None:
         """Write the results of a video, which may be none."""
-        self._file.write(json.dumps([video_id, results]) + "\n")
+        line = json.dumps([video_id, results]).encode()
+        self._file.write(b"%08x %b\n" % (zlib.crc32(line), line))
         self._file.flush()
+        os.fsync(self._file.fileno())  # else a power cut could take the videos of the last seconds
         self.finished.add(video_id)
 
     def close(self) -> None:
@@ -246,14 +253,13 @@ class VisResultsWriter:
 
 
 def merge_results(path: Path) -> None:
-    """Merge the part files of all processes into results.json and delete them.
+    """Merge the part files of all processes into results.json.
 
     Args:
         path: the results file. What was there before is replaced in one step.
     """
-    partial = path.with_name(path.name + ".partial")
     seen: set[int] = set()
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "["
         for part in _parts(path):
             for video_id, results in _read_part(part):
@@ -263,7 +269,10 @@ def merge_results(path: Path) -> None:
                         file.write(separator + json.dumps(entry))
                         separator = ",\n"
         file.write("]\n" if separator != "[" else "[]\n")
-    os.replace(partial, path)
+
+
+def remove_parts(path: Path) -> None:
+    """Delete the part files of a results file: nothing is left to go on from."""
     for part in _parts(path):
         part.unlink()
 
@@ -281,16 +290,17 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _read_part(part: Path) -> Iterator[tuple[int, list[dict]]]:
-    with part.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):  # the last line of a crashed run may be cut off
-                video_id, results = json.loads(line)
-                yield video_id, results
+    with part.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            checksum, _, line = line.rstrip(b"\n").partition(b" ")
+            if checksum != b"%08x" % zlib.crc32(line):
+                logger.warning("%s: line %d is cut off or damaged and not used.", part, number)
+                continue
+            video_id, results = json.loads(line)
+            yield video_id, results
 
 
 def _drop_cut_line(part: Path) -> None:
-    content = part.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with part.open("r+b") as file:
-            file.truncate(whole)
+    with part.open("r+b") as file:
+        whole = sum(len(line) for line in file if line.endswith(b"\n"))
+        file.truncate(whole)

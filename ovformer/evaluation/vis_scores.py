@@ -3,7 +3,6 @@
 N predictions of one class in all videos, A area ranges, I IoU thresholds, K classes
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ovformer.data.json_file import write_json
+from ovformer.files import write_csv
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0, 1, 101)
@@ -124,13 +124,15 @@ class VisScores:
                 ],
             },
         )
-        with path.with_name(path.name + ".csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["protocol", "kind", "id", "name", *names])
-            for name, values in groups:
-                table.writerow([self.protocol, "group", "", name, *_csv_values(values)])
-            for c, values in classes:
-                table.writerow([self.protocol, "class", c["id"], c["name"], *_csv_values(values)])
+        rows = [("group", "", name, values) for name, values in groups]
+        rows += [("class", c["id"], c["name"], values) for c, values in classes]
+        write_csv(
+            path.with_name(path.name + ".csv"),
+            [
+                ["protocol", "kind", "id", "name", *names],
+                *([self.protocol, *about, *_csv_values(values)] for *about, values in rows),
+            ],
+        )
 
 
 def class_rows(

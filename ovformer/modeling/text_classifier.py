@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ovformer.files import replacing
+
 FORMAT = "ovformer.text_classifier"
 
 
@@ -88,10 +90,8 @@ def save_text_classifier(
     header = {"format": FORMAT, "meta": json.dumps(dict(meta or {}))}
     if names is not None:
         header["names"] = json.dumps(list(names))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({"weights": weights}, partial, header)
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        save_file({"weights": weights}, temporary, header)
 
 
 def _read_npy(path: Path) -> TextClassifier:

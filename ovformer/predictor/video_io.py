@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
+from ovformer.files import replacing, temporary_name
 
 # Frames per second of what has no times: folders, lists, iterators.
 DEFAULT_RATE = 10.0
@@ -191,7 +192,7 @@ def thinned(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> I
 class FilmWriter:
     """Writes an mp4 (H.264, yuv420p) that browsers play; a context manager.
 
-    The file is complete when the block ends, in whatever way.
+    The file is there, and complete, when the block has ended, in whatever way.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -203,7 +204,9 @@ class FilmWriter:
         """
         self.path = path
         self._av = import_av()
-        self._container = self._av.open(str(path), "w", options={"movflags": "faststart"})
+        self._container = self._av.open(
+            str(temporary_name(path)), "w", format="mp4", options={"movflags": "faststart"}
+        )
         self._rate = Fraction(max(rate, 0.1)).limit_denominator(1001)
         self._stream: Any = None
         self._last = -1
@@ -212,13 +215,15 @@ class FilmWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        try:
-            if self._stream is not None:
-                self._container.mux(self._stream.encode())
-        finally:
+        if self._stream is None:
             self._container.close()
-            if self._stream is None:
-                self.path.unlink(missing_ok=True)
+            temporary_name(self.path).unlink(missing_ok=True)
+            return
+        with replacing(self.path):
+            try:
+                self._container.mux(self._stream.encode())
+            finally:
+                self._container.close()
 
     def write(self, image: np.ndarray, time: float) -> None:
         """Add a frame. One of another size than the first is resized.

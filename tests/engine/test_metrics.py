@@ -187,6 +187,7 @@ def test_a_new_training_keeps_the_lines_of_the_old_one(tmp_path: Path) -> None:
         ('{"iteration": 3}', '{"iteration": 3}\n', 3),
         ('{"iteration": 4}\n', '{"iteration": 4}\n', 4),
         ("\n[1]\n5\n", "", -1),
+        ('{"iteration": "3"}\n{"iteration": 2}\n', '{"iteration": 2}\n', 2),
         ('{"iteration": 5}\n', "", -1),
     ],
 )

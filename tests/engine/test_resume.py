@@ -32,7 +32,8 @@ TIMEOUT = 400  # seconds, on a machine that is busy
 
 # Processes start fast from one that has imported everything and never runs a model.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["interrupted_run"])
+# Not modules of the tests: until Python 3.14 it does not look for them where this process does.
+SERVER.set_forkserver_preload(["ovformer.engine.cli", "ovformer.engine.stages"])
 
 
 @dataclass

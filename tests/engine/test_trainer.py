@@ -253,7 +253,7 @@ def test_nothing_left_to_train(tmp_path: Path, caplog) -> None:
 
 def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path, caplog) -> None:
     trainer = noisy_trainer(tmp_path, 1)
-    with caplog.at_level("INFO", "ovformer.engine.trainer"):
+    with caplog.at_level("INFO", "ovformer.engine.resume"):
         trainer.resume_or_load("", resume=True)
     assert trainer.start_iter == 0
     assert "has no checkpoint yet" in caplog.text

@@ -11,6 +11,7 @@ from ovformer.evaluation.vis_results import (
     find_results,
     merge_results,
     read_results,
+    remove_parts,
     to_results,
 )
 
@@ -96,9 +97,36 @@ def test_writer_keeps_finished_videos(tmp_path: Path) -> None:
     resumed.close()
     other.close()
     merge_results(path)
+    remove_parts(path)
     found = [(e["video_id"], e["score"]) for e in read_results(path)]
     assert found == [(3, 0.5), (3, 0.1), (5, 0.5), (6, 0.5)]
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_what_is_damaged_counts_as_not_written(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "results.json"
+    writer = VisResultsWriter(path)
+    for video_id in (3, 4, 5):
+        writer.add(video_id, [entry(video_id)])
+    writer.close()
+    part = path.with_name("results.json.part0")
+    first, second, third = part.read_bytes().splitlines(keepends=True)
+    middle = len(second) // 2
+    for damaged in (
+        second[:middle] + bytes([second[middle] ^ 1]) + second[middle + 1 :],
+        second[:middle] + bytes(len(second) - middle),  # as after a power cut; no line break
+        b"\n",
+        b"\xff\xfe\n",
+    ):
+        part.write_bytes(first + damaged + third)
+        caplog.clear()
+        resumed = VisResultsWriter(path, resume=True)
+        assert resumed.finished <= {3, 5} and 3 in resumed.finished
+        assert f"{part}: line 2 is cut off or damaged" in caplog.text
+        resumed.add(4, [entry(4)])
+        resumed.close()
+        merge_results(path)
+        assert {e["video_id"] for e in read_results(path)} == resumed.finished
 
 
 def test_writer_starts_anew_without_resume(tmp_path) -> None:

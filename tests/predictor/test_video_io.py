@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovformer.files import temporary_name
 from ovformer.predictor.video_io import (
     FilmWriter,
     Frame,
@@ -236,7 +237,8 @@ def test_a_film_is_complete_when_its_making_fails(tmp_path: Path) -> None:
 
 def test_no_space_left(tmp_path: Path) -> None:
     full = tmp_path / "film.mp4"
-    full.symlink_to("/dev/full")
+    temporary_name(full).symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"), FilmWriter(full, 10) as film:
         for t, frame in enumerate(ramp(5)):
             film.write(frame, t / 10)
+    assert not list(tmp_path.iterdir())

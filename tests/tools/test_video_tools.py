@@ -268,7 +268,7 @@ def test_results_that_the_server_would_refuse(
     with pytest.raises(ValueError, match=message):
         load_tool("ytvis_json").main(arguments)
     assert (path.parent / "all.zip").read_bytes() == before
-    assert not list(path.parent.glob("*.partial"))
+    assert not list(path.parent.glob("*.tmp"))
 
 
 def test_too_many_predictions_of_a_video(

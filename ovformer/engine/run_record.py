@@ -1,0 +1,241 @@
+"""What a run's folder says of each of its starts: all that is needed to repeat it.
+
+``OUTPUT_DIR/runs/001`` is of the first start, 002 of the next one, whether it resumed a training or
+evaluated one: ``run.json``, the whole config, the installed packages in the format of pip, and as a
+patch what differs from the commit of the code. A record that can't be written stops no run.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ovformer import __version__
+from ovformer.d2 import BACKEND, CfgNode, MetadataCatalog, comm
+from ovformer.data.dataset_spec import known_counts
+from ovformer.engine.checkpoint import LAST
+from ovformer.engine.interruption import Interrupted
+from ovformer.files import sha256, write_atomically, write_text
+from ovformer.ops.ms_deform_attn import choose_kernel
+from ovformer.paths import resolve_path
+
+# Environment variables that are recorded. Others may hold secrets.
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "DETECTRON2_DATASETS")
+_VARIABLES += ("OMP_NUM_THREADS", "PYTHONHASHSEED")
+_PREFIX = "OVFORMER_"
+# Larger changes of the code than so many bytes are not kept.
+_MAX_PATCH = 1 << 20
+_MAX_UNTRACKED = 50
+_GIT_SECONDS = 10
+
+logger = logging.getLogger(__name__)
+
+
+class CodeState(NamedTuple):
+    """Which code runs.
+
+    Attributes:
+        commit: of git.
+        patch: what differs from it, in the files that git knows.
+        untracked: files that it does not know.
+    """
+
+    commit: str
+    patch: bytes
+    untracked: list[str]
+
+
+@contextmanager
+def recorded(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[None]:
+    """Record a start of a run, and how the block ended. The first process does.
+
+    Args:
+        cfg: the config, scaled to the number of processes.
+        args: the command line; ``command`` has its words, from the script's name on.
+        seed: ``SEED``, or what was drawn.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    folder = _new_folder(Path(cfg.OUTPUT_DIR, "runs"))
+    record = _description(cfg, args, seed, folder)
+    _write(folder, record, cfg.dump())
+    record["outcome"] = "finished"
+    try:
+        yield
+    except Interrupted as interrupted:
+        record["outcome"] = interrupted.message
+        raise
+    except BaseException as error:
+        record["outcome"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record["ended"] = _now()
+        for name, data in record["data"].items():
+            data["images"] = known_counts().get(name)
+        _write(folder, record)
+
+
+def code_state(package: Path = Path(__file__).parents[1]) -> CodeState | None:
+    """Return the state of the checkout that a package is in; None where git knows no such file."""
+    try:
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        top = Path(os.fsdecode(_git(package, "rev-parse", "--show-toplevel").rstrip(b"\n")))
+        commit = _git(top, "rev-parse", "HEAD").decode().strip()
+        others = _git(top, "ls-files", "--others", "--exclude-standard", "-z")
+        names = [os.fsdecode(name) for name in others.split(b"\0") if name]
+        return CodeState(commit, _git(top, "diff", "--binary", "HEAD"), names)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# The code of a process is that of its start, and so are its packages.
+_own_code = functools.cache(code_state)
+
+
+@functools.cache
+def packages() -> str:
+    """Return the installed packages, one ``name==version`` a line."""
+    found = {(d.metadata["Name"], d.version) for d in importlib.metadata.distributions()}
+    lines = (f"{name}=={version}\n" for name, version in found if name and version)
+    return "".join(sorted(lines, key=str.lower))
+
+
+def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the content of run.json at the start."""
+    device, code = torch.device(cfg.MODEL.DEVICE), _own_code()
+    paths, names = cfg.MODEL.MASK_FORMER, cfg.DATASETS.TEST
+    keys = ["CLIP_TEXT_PATH", "CLIP_IMAGE_PATH"]
+    if not args.eval_only:
+        keys += ["CLIP_IMAGE_PATH_TRAIN", "CAT_INFO_PATH"]
+        names = [*cfg.DATASETS.TRAIN, *names]
+    return {
+        "command": args.command,
+        "folder": os.getcwd(),
+        "started": _now(),
+        "ended": None,
+        "outcome": "running, or killed",
+        "repeat": _repeat_command(cfg, args, seed, folder),
+        "host": socket.gethostname(),
+        "processes": comm.get_world_size(),
+        "seed": seed,
+        "ovformer": __version__,
+        "code": code
+        and {
+            "commit": code.commit,
+            "changed": bool(code.patch),
+            "untracked": code.untracked[:_MAX_UNTRACKED],
+        },
+        "detectron2's names come from": BACKEND,
+        "deformable attention": _kernel(device),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": {"version": torch.__version__, "commit": torch.version.git_version},
+        "threads": torch.get_num_threads(),
+        "cuda": _cuda() if device.type == "cuda" else None,
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in _VARIABLES or name.startswith(_PREFIX)
+        },
+        "weights": _file(_weights(cfg, args)),
+        "files": {key: _file(paths[key]) for key in keys if paths[key]},
+        "data": {
+            name: {"annotations": _file(MetadataCatalog.get(name).get("json_file")), "images": None}
+            for name in names
+        },
+    }
+
+
+def _repeat_command(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path) -> str | None:
+    """Return the command that repeats the run, into another folder.
+
+    That of a training is the command of its first start: None for those that resumed it.
+    """
+    if args.resume and not args.eval_only and _weights(cfg, args) != cfg.MODEL.WEIGHTS:
+        return None
+    words = ["python", args.command[0], "--config-file", str(folder.absolute() / "config.yaml")]
+    words += ["--num-gpus", str(comm.get_world_size())] * (comm.get_world_size() > 1)
+    words += ["--eval-only", "MODEL.WEIGHTS", _weights(cfg, args)] * args.eval_only
+    return shlex.join([*words, "SEED", str(seed), "OUTPUT_DIR", f"{cfg.OUTPUT_DIR}-repeated"])
+
+
+def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Return the path of the weights that the run starts with."""
+    last = Path(cfg.OUTPUT_DIR, LAST)
+    if args.resume and last.is_file():
+        return str(last.with_name(last.read_bytes().decode("utf-8", "replace").strip() or LAST))
+    return cfg.MODEL.WEIGHTS
+
+
+def _file(path: str | None) -> dict[str, Any] | None:
+    """Return the place and the digest of a file; None where there is none to name."""
+    if not path:
+        return None
+    try:
+        resolved = resolve_path(path).absolute()
+        size = resolved.stat().st_size
+        return {"path": str(resolved), "bytes": size, "sha256": sha256(resolved)}
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return {"path": path, "error": str(error)}
+
+
+def _kernel(device: torch.device) -> str:
+    try:
+        return choose_kernel(device)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+
+
+def _cuda() -> dict[str, Any]:
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {"version": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "gpus": names}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _new_folder(runs: Path) -> Path:
+    """Return the next folder for a record; it need not exist yet."""
+    numbers = [int(p.name) for p in runs.glob("*") if p.name.isdecimal()]
+    return runs / f"{max(numbers, default=0) + 1:03d}"
+
+
+def _write(folder: Path, record: dict[str, Any], config: str | None = None) -> None:
+    """Write run.json, and at the start the files that stay as they are."""
+    try:
+        if config is not None:
+            write_text(folder / "config.yaml", config)
+            write_text(folder / "packages.txt", packages())
+            if (code := _own_code()) and 0 < len(code.patch) <= _MAX_PATCH:
+                write_atomically(folder / "code.patch", lambda file: file.write(code.patch))
+        write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        logger.warning("The record of this run is not written: %s", error)
+
+
+def _git(folder: Path, *words: str) -> bytes:
+    """Return what a command of git prints.
+
+    Raises:
+        OSError: there is no git.
+        subprocess.SubprocessError: it failed or takes too long.
+    """
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    return subprocess.run(
+        command, capture_output=True, check=True, timeout=_GIT_SECONDS, stdin=subprocess.DEVNULL
+    ).stdout

@@ -1,0 +1,181 @@
+"""A last checkpoint that is damaged: it is named, and on demand the one before it is used."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import noisy_trainer
+from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
+
+from ovformer.engine.checkpoint import Checkpointer, read_weights
+from ovformer.engine.metrics import MetricsWriter
+from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.trainer import Trainer
+
+LAST = "model_0000005.pth"
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def cut_off_a_little(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def change_a_bit(path: Path) -> None:
+    """Of a weight: ``torch.load`` alone takes such a file."""
+    content = bytearray(path.read_bytes())
+    weight = read_weights(path)["model"]["linear.weight"].numpy().tobytes()
+    assert content.count(weight) == 1
+    content[content.index(weight)] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+
+
+def zero_the_end(path: Path) -> None:
+    """As after a power cut."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-4096] + bytes(4096))
+
+
+DAMAGES: dict[Callable[[Path], object], str] = {
+    cut_off: r"can't be read: it is damaged",
+    cut_off_a_little: r"can't be read: it is damaged",
+    change_a_bit: r"the checksum of .*/data/\d+ is wrong",
+    zero_the_end: r"can't be read: it is damaged",
+    lambda path: path.write_bytes(b""): r"can't be read: it is damaged",
+    Path.unlink: r"is missing",
+}
+
+
+def train(folder: Path, max_iter: int = 6, **resume: bool) -> Trainer:
+    """Train with a checkpoint after each second iteration and a line of metrics after each."""
+    folder.mkdir(exist_ok=True)
+    trainer = noisy_trainer(folder, max_iter)
+    trainer.register_hooks([MetricsWriter(str(folder), 1)])
+    trainer.resume_or_load("", **{"resume": False, **resume})
+    trainer.train()
+    return trainer
+
+
+def lines(folder: Path) -> list[dict]:
+    found = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return [{k: v for k, v in line.items() if "time" not in k} for line in found]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: getattr(d, "__name__", ""))
+def test_going_on_from_the_one_before(tmp_path: Path, caplog, damage: Callable) -> None:
+    straight = train(tmp_path / "straight", 10)
+    folder = tmp_path / "resumed"
+    train(folder, 6)
+    (folder / "model_final.pth").unlink()
+    (folder / "last_checkpoint").write_text(LAST)
+    damage(folder / LAST)
+    left = sorted(path.name for path in folder.iterdir())
+    older = folder / "model_0000003.pth"
+
+    with pytest.raises(DamagedCheckpointError) as refused:
+        train(folder, 10, resume=True)
+    refused.match(rf"^--resume: the last checkpoint can't be used\. {folder / LAST} ")
+    refused.match(DAMAGES[damage])
+    refused.match(rf"one before it that is whole is {older}: .*--resume --allow-older\.")
+    assert sorted(path.name for path in folder.iterdir()) == left  # nothing was touched
+
+    resumed = train(folder, 10, resume=True, allow_older=True)
+    assert str(folder / LAST) in caplog.text and f"going on from {older}" in caplog.text
+    for name, value in straight.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value)
+    assert lines(folder) == lines(tmp_path / "straight")
+    assert (folder / f"{LAST}.damaged").exists() == (damage is not Path.unlink)
+    read_weights(folder / LAST)  # a new one
+
+
+def save(folder: Path, *names: str) -> None:
+    """Save checkpoints whose iteration is that of their name, 7 for the final one."""
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(folder))
+    for name in names:
+        checkpointer.save(name, iteration=int(name[6:]) if name[6:].isdigit() else 7)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "found"),
+    [
+        (["model_7"], "model_5.pth"),
+        (["model_7", "model_5"], "model_3.pth"),
+        (["model_7", "model_5", "model_3"], None),
+        (["model_5"], "model_7.pth"),  # which is not the last one
+    ],
+)
+def test_the_newest_whole_one_is_taken(tmp_path: Path, damaged: list[str], found: str) -> None:
+    save(tmp_path, "model_3", "model_5", "model_7")
+    for name in damaged:
+        cut_off(tmp_path / f"{name}.pth")
+    if found is None:
+        with pytest.raises(DamagedCheckpointError, match="No checkpoint before it is whole"):
+            last_checkpoint(tmp_path, allow_older=True)
+        assert not list(tmp_path.glob("*.damaged"))
+        return
+    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / found
+    assert last_checkpoint(tmp_path) == tmp_path / found  # it is the last one now
+    put_aside = {path.name for path in tmp_path.glob("*.damaged")}
+    assert put_aside == {f"{name}.pth.damaged" for name in damaged if f"{name}.pth" > found}
+
+
+def test_it_is_older(tmp_path: Path) -> None:
+    """One with more iterations than that which ``last_checkpoint`` names is not taken."""
+    save(tmp_path, "model_7", "model_final", "model_3", "model_5")
+    cut_off(tmp_path / "model_5.pth")
+    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_3.pth"
+
+
+def test_the_final_one(tmp_path: Path) -> None:
+    save(tmp_path, "model_5", "model_7", "model_final")
+    assert last_checkpoint(tmp_path) == tmp_path / "model_final.pth"
+    cut_off(tmp_path / "model_final.pth")
+    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_7.pth"
+    save(tmp_path, "model_final", "model_9")  # a longer training, from there
+    cut_off(tmp_path / "model_9.pth")
+    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_final.pth"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\xff\xfe", b"model_5"])
+def test_no_name_of_a_checkpoint(tmp_path: Path, content: bytes) -> None:
+    save(tmp_path, "model_3", "model_5")
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=r"model_5\.pth: .*--allow-older"):
+        last_checkpoint(tmp_path)
+    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_5.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == "model_5.pth"
+
+
+def test_a_folder_without_last_checkpoint(tmp_path: Path, caplog) -> None:
+    assert last_checkpoint(tmp_path) is None
+    save(tmp_path, "model_3", "model_5")
+    (tmp_path / "last_checkpoint").unlink()
+    assert last_checkpoint(tmp_path) == tmp_path / "model_5.pth"
+    assert "last_checkpoint is missing" in caplog.text
+
+
+def test_weights_are_read_with_their_checksums(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    change_a_bit(tmp_path / "model_final.pth")
+    with pytest.raises(ValueError, match=r"model_final\.pth can't be read.*checksum of"):
+        read_weights(tmp_path / "model_final.pth")
+    # A file that was written without any is not damaged.
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(1000)}, tmp_path / "unchecked.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(tmp_path / "unchecked.pth")["model"]["a"].sum() == 1000
+
+
+@pytest.mark.parametrize("words", [[], ["--resume", "--eval-only"]])
+def test_the_option_needs_a_training_to_resume(tiny_run: TinyRun, capsys, words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_here(tiny_run, "--allow-older", *words)
+    assert "--allow-older goes with --resume of a training" in capsys.readouterr().err

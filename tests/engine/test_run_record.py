@@ -1,0 +1,123 @@
+"""The record of a run: what is in it, and that the run can be repeated from it."""
+
+import json
+import os
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
+
+from ovformer.d2 import BACKEND
+from ovformer.engine import run_record
+from ovformer.engine.cli import main
+from ovformer.engine.run_record import code_state, packages
+from ovformer.engine.stages import IMAGE
+from ovformer.files import sha256
+
+SHORT = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
+
+
+def records(run: TinyRun) -> list[dict]:
+    paths = sorted(run.output.glob("runs/*/run.json"))
+    assert [path.parent.name for path in paths] == [f"{n + 1:03d}" for n in range(len(paths))]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.slow
+def test_a_training_is_repeated_from_its_record(tiny_run: TinyRun, monkeypatch) -> None:
+    """With a seed that was drawn, to the bit."""
+    monkeypatch.setenv("OVFORMER_ANYTHING", "recorded")
+    monkeypatch.setenv("SECRET_TOKEN", "not recorded")
+    run_here(tiny_run, *SHORT, "SEED", "-1")
+    (record,) = records(tiny_run)
+    first = tiny_run.output / "runs" / "001"
+    assert record["outcome"] == "finished" and record["started"] <= record["ended"]
+    assert record["command"] == ["train_net.py", *tiny_run.command(*SHORT, "SEED", "-1")]
+    assert record["detectron2's names come from"] == BACKEND
+    assert record["deformable attention"] and record["processes"] == 1 and record["threads"] >= 1
+    assert record["torch"]["version"] == torch.__version__
+    annotations = tiny_run.root / "shapes" / "shapes_train_norare.json"
+    assert record["data"]["shapes_train"]["annotations"]["sha256"] == sha256(annotations)
+    assert record["data"]["shapes_train"]["images"] == 8
+    classifier = record["files"]["CLIP_TEXT_PATH"]
+    assert classifier["sha256"] == sha256(Path(classifier["path"]))
+    assert record["environment"]["OVFORMER_ANYTHING"] == "recorded"
+    assert record["environment"]["DETECTRON2_DATASETS"] == str(tiny_run.root)
+    assert not any("not recorded" in path.read_text() for path in first.iterdir())
+    assert f"torch=={torch.__version__.split('+')[0]}" in (first / "packages.txt").read_text()
+
+    words = shlex.split(record["repeat"])
+    assert words[:2] == ["python", "train_net.py"]
+    main(IMAGE, words[2:])
+    folders = (tiny_run.output, Path(f"{tiny_run.output}-repeated"))
+    weights = [torch.load(f / "model_final.pth", weights_only=True)["model"] for f in folders]
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
+
+
+@pytest.mark.slow
+def test_each_start_has_one(tiny_run: TinyRun, monkeypatch) -> None:
+    run_here(tiny_run, *SHORT)
+    run_here(tiny_run, *SHORT, "--resume", "SOLVER.MAX_ITER", "4")
+    weights = str(tiny_run.output / "model_final.pth")
+    run_here(tiny_run, "--eval-only", "--resume")
+    image = tiny_run.root / "shapes" / "val" / "002.png"
+    image.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"002\.png"):
+        run_here(tiny_run, "--eval-only", "MODEL.WEIGHTS", weights)
+    first, second, third, fourth = records(tiny_run)
+    assert first["repeat"] and second["repeat"] is None
+    assert second["weights"]["path"] == third["weights"]["path"] == weights
+    assert f"--eval-only MODEL.WEIGHTS {weights}" in third["repeat"]
+    assert list(third["data"]) == ["shapes_val"] and third["data"]["shapes_val"]["images"] == 4
+    assert fourth["outcome"].startswith(f"ValueError: {image}")
+
+
+def test_what_can_not_be_written_stops_no_run(tiny_run: TinyRun, caplog) -> None:
+    tiny_run.output.mkdir()
+    (tiny_run.output / "runs").write_text("in the way")
+    run_here(replace(tiny_run), *SHORT)
+    assert (tiny_run.output / "model_final.pth").is_file()
+    log = (tiny_run.output / "log.txt").read_text()
+    assert "The record of this run is not written" in log
+
+
+def git(folder: Path, *words: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_state_of_the_code(tmp_path: Path, monkeypatch) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("a = 1\n")
+    assert code_state(package) is None  # or the checkout that the folder of tests happens to be in
+    git(tmp_path, "init")
+    assert code_state(package) is None  # not in its files: installed below a checkout
+    git(tmp_path, "add", "package")
+    git(tmp_path, "commit", "-m", "first")
+    state = code_state(package)
+    assert len(state.commit) == 40 and state.patch == b"" and state.untracked == []
+    (package / "__init__.py").write_text("a = 2\n")
+    (package / "new.py").write_text("b = 1\n")
+    state = code_state(package)
+    assert b"-a = 1\n+a = 2\n" in state.patch and state.untracked == ["package/new.py"]
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
+    assert code_state(package) is None
+
+
+def test_packages() -> None:
+    lines = packages().splitlines()
+    assert lines == sorted(lines, key=str.lower) and all("==" in line for line in lines)
+    assert any(line.startswith("numpy==") for line in lines)
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    assert run_record._file("") is None
+    found = run_record._file(str(tmp_path / "absent"))
+    assert found["path"] == str(tmp_path / "absent") and "No such file" in found["error"]
+    assert os.path.basename(run_record._file("https://example.org/x.pth")["path"]) == "x.pth"

@@ -10,7 +10,6 @@ film.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from make_shapes import track_annotations
+from ovformer.data.json_file import write_json
 from ovformer.data.shape_scenes import (
     CATEGORY_NAMES,
     NOVEL_NAMES,
@@ -25,6 +25,7 @@ from ovformer.data.shape_scenes import (
     ShapeObject,
     draw_film,
 )
+from ovformer.files import write_text
 from ovformer.predictor.predictions import categories
 from ovformer.predictor.video_io import FilmWriter
 
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, annotation in enumerate(track_annotations(film), start=1)
     ]
     content = {"videos": [video], "annotations": tracks, "categories": categories(CATEGORY_NAMES)}
-    args.output.with_suffix(".json").write_text(json.dumps(content))
-    args.output.with_suffix(".txt").write_text("".join(f"{n}\n" for n in sorted(NOVEL_NAMES)))
+    write_json(args.output.with_suffix(".json"), content)
+    write_text(args.output.with_suffix(".txt"), "".join(f"{n}\n" for n in sorted(NOVEL_NAMES)))
     print(f"{args.output}: {', '.join(CATEGORY_NAMES[c] for c in film.categories)}")
 
 

@@ -244,5 +244,5 @@ def test_missing_file() -> None:
 def test_no_code_in_yaml(tmp_path: Path) -> None:
     path = tmp_path / "code.yaml"
     path.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(yaml.constructor.ConstructorError):
+    with pytest.raises(ValueError, match="code.yaml is no YAML file.*python"):
         get_ovformer_cfg(str(path))

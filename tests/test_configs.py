@@ -9,8 +9,8 @@ import yaml
 from ovformer.config import _WITHOUT_EFFECT, FIXED_KEYS, UnknownKeyError, get_ovformer_cfg
 from ovformer.d2 import CfgNode
 from ovformer.data.dataset_spec import check_class_count
-from ovformer.engine.stages import CLIP, VIDEO
-from ovformer.engine.validate import _ranges
+from ovformer.engine.checks.values import value_errors
+from ovformer.engine.stages import CLIP, IMAGE, VIDEO
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -91,7 +91,7 @@ def assert_same_value(got: object, value: object, key: str) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_loads(path: Path) -> None:
     cfg = get_ovformer_cfg(str(path))
-    assert cfg.is_frozen() and not list(_ranges(cfg, eval_only=False))
+    assert cfg.is_frozen() and not list(value_errors(cfg, IMAGE, eval_only=False))
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""A look at an annotation file without reading it whole, which takes half a minute for LVIS."""
+"""A look at an annotation file without reading it whole, which takes long for a large one."""
 
 import json
 import os

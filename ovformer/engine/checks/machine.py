@@ -84,9 +84,8 @@ def _device_errors(name: str, processes: int, option: str) -> Iterator[str]:
 
 def output_errors(cfg: CfgNode) -> Iterator[str]:
     """Yield why the output folder can't be written to or made."""
-    folder = existing_folder(cfg.OUTPUT_DIR)
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing_folder(cfg.OUTPUT_DIR)):
             pass
     except OSError as error:
         yield f"OUTPUT_DIR: can't write to {cfg.OUTPUT_DIR!r} ({error}). Name another folder."

@@ -210,8 +210,8 @@ def weights_errors(cfg: CfgNode, model: nn.Module | None, resume: bool) -> Itera
             try:
                 DryRun(model).load(path)
             except (OSError, ValueError) as error:
-                text = str(error)
-                yield text if "MODEL.WEIGHTS" in text else f"MODEL.WEIGHTS: {text}"
+                key = "MODEL.WEIGHTS" if path == cfg.MODEL.WEIGHTS else "--resume"
+                yield str(error) if "MODEL.WEIGHTS" in str(error) else f"{key}: {error}"
     elif path == cfg.MODEL.WEIGHTS:
         yield (
             f"MODEL.WEIGHTS: {path} not found. tools/convert-thirdparty-pretrained-model-to-d2.py "

@@ -337,7 +337,7 @@ def test_a_full_disk(refused, tiny_run: TinyRun, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
     message = refused()
     assert "OUTPUT_DIR: a checkpoint takes" in message
-    assert f"0.1 MB are free in {tiny_run.output.parent}" in message
+    assert f"100.0 kB are free in {tiny_run.output.parent}" in message
 
 
 def test_what_is_allowed_and_hardly_meant(tiny_run: TinyRun, monkeypatch, caplog) -> None:

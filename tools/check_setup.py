@@ -97,8 +97,8 @@ def check_config(args: argparse.Namespace, table) -> None:
     table.add("Vocabulary", vocabulary_rows(cfg, args.eval_only, args.load_clip))
     table.add("Disk", disk_rows(cfg, network, args))
     errors = found.errors or slow_faults(cfg, stage, args.eval_only, load_clip=False)
-    rows = [Row("bad", f"fault {n}", error) for n, error in enumerate(errors, start=1)]
-    rows += [Row("warning", "", warning) for warning in found.warnings]
+    rows = [Row("bad", "fault", error) for error in errors]
+    rows += [Row("warning", "likely not meant", warning) for warning in found.warnings]
     table.add(f"What {script} says before it starts", rows or [Row("ok", "faults", "none")])
 
 

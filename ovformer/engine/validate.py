@@ -137,7 +137,7 @@ def _finish(cfg: CfgNode, stage: Stage, args: argparse.Namespace, found: Finding
     """Tell what was found; if that is nothing bad, look for what takes long, in one process."""
     if int(os.environ.get("RANK", 0)) == 0:
         for warning in found.warnings:
-            logger.warning(warning)
+            logger.warning("Likely not meant: %s", warning)
         if not found.errors:
             found.errors = slow_faults(cfg, stage, args.eval_only)
     found.raise_errors()

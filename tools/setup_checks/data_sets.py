@@ -13,7 +13,7 @@ from ovformer.data.image_files import check_images_exist, image_entries
 from ovformer.data.image_mapper import read_rgb
 from ovformer.data.training_sets import annotations_of, load_training_sets
 from ovformer.engine.checks.data import used_sets
-from ovformer.engine.checks.machine import gigabytes
+from ovformer.engine.checks.machine import size_text
 from ovformer.paths import dataset_root
 from setup_checks.table import Row, tried
 
@@ -49,11 +49,11 @@ def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
     records = load_dataset(name, key)
     metadata = MetadataCatalog.get(name)
     if path := metadata.get("json_file"):
-        yield Row("ok", name, f"{path}, {gigabytes(Path(path).stat().st_size)}")
-    yield Row("ok", "", contents(records, metadata))
+        yield Row("ok", name, f"{path}, {size_text(Path(path).stat().st_size)}")
+    yield Row("ok", name, contents(records, metadata))
     count = sum(1 for _ in image_entries(records))
     check_images_exist(name, records)
-    yield Row("ok", "", f"{count} of {count} image files are there")
+    yield Row("ok", name, f"{count} of {count} image files are there")
     images = images_of(records)
     chosen = images if decode else images[:: max(1, len(images) // SAMPLE)][:SAMPLE]
     broken = [fault for fault in _faults(name, chosen) if fault]
@@ -61,7 +61,7 @@ def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
         yield Row("bad", name, f"{len(broken)} of {len(chosen)} images are broken: {broken[0]}")
     else:
         hint = "" if decode else " (--decode: all)"
-        yield Row("ok", "", f"{len(chosen)} images decoded{hint}")
+        yield Row("ok", name, f"{len(chosen)} images decoded{hint}")
 
 
 def contents(records: Sequence[dict], metadata: object) -> str:

@@ -134,11 +134,11 @@ def _stored_rows(store: ClipFeatureStore, key: str, name: str) -> Iterator[Row]:
 def disk_rows(cfg: CfgNode, network: nn.Module | None, args: Any) -> Iterator[Row]:
     """Yield rows of the output folder and the room on its disk."""
     folder = machine.existing_folder(cfg.OUTPUT_DIR)
-    free = machine.gigabytes(shutil.disk_usage(folder).free)
+    free = machine.size_text(shutil.disk_usage(folder).free)
     errors, warnings, text = list(machine.output_errors(cfg)), [], ""
     if network is not None and not args.eval_only:
         size = machine.checkpoint_bytes(network, cfg.SOLVER.OPTIMIZER)
-        text = f"; a checkpoint takes about {machine.gigabytes(size)}"
+        text = f"; a checkpoint takes about {machine.size_text(size)}"
         errors += machine.disk_errors(cfg, size)
         if cfg.SOLVER.CHECKPOINT_PERIOD > 0:
             text += f", and there will be {machine.num_checkpoints(cfg, args.resume)}"

@@ -44,9 +44,10 @@ class Table:
         if self.is_printed:
             print(f"\n{section}" if len(self.sections) > 1 else section)
         for row in rows:
+            is_repeated = bool(found) and found[-1].name == row.name
             found.append(row)
             if self.is_printed:
-                print(self._text(row), flush=True)
+                print(self._text(row, "" if is_repeated else row.name), flush=True)
 
     @property
     def is_good(self) -> bool:
@@ -61,15 +62,14 @@ class Table:
             for row in rows
         ]
 
-    def _text(self, row: Row) -> str:
-        start = f"  {MARKS[row.status][self._plain]} {row.name:<{NAME_WIDTH}} "
-        indent = " " * len(start)
-        # Paths and commands are to be copied, so they stay whole.
+    def _text(self, row: Row, name: str) -> str:
+        start = f"  {MARKS[row.status][self._plain]} {name:<{NAME_WIDTH}} "
+        # Paths and commands are to be copied, so words stay whole.
         text = textwrap.fill(
             row.detail,
             self._width,
             initial_indent=start,
-            subsequent_indent=indent if len(start) <= NAME_WIDTH + 6 else " " * (NAME_WIDTH + 6),
+            subsequent_indent=" " * (NAME_WIDTH + 5),
             break_long_words=False,
             break_on_hyphens=False,
         )

@@ -140,7 +140,7 @@ def disk_errors(cfg: CfgNode, size: int) -> Iterator[str]:
     free = shutil.disk_usage(folder).free
     if size > free:
         yield (
-            f"OUTPUT_DIR: a checkpoint takes {gigabytes(size)} and {gigabytes(free)} are free in "
+            f"OUTPUT_DIR: a checkpoint takes {size_text(size)} and {size_text(free)} are free in "
             f"{folder}. Make room, or name another folder."
         )
 
@@ -151,13 +151,16 @@ def disk_warnings(cfg: CfgNode, size: int, resume: bool) -> Iterator[str]:
     free = shutil.disk_usage(folder).free
     if size <= free < count * size:
         yield (
-            f"OUTPUT_DIR: {count} checkpoints of {gigabytes(size)}, one each "
+            f"OUTPUT_DIR: {count} checkpoints of {size_text(size)}, one each "
             f"SOLVER.CHECKPOINT_PERIOD {cfg.SOLVER.CHECKPOINT_PERIOD}, take "
-            f"{gigabytes(count * size)}, and {gigabytes(free)} are free in {folder}. Make room, "
+            f"{size_text(count * size)}, and {size_text(free)} are free in {folder}. Make room, "
             "take a longer period, or remove old ones in time."
         )
 
 
-def gigabytes(count: float) -> str:
-    """Return a number of bytes as text, in MB below a GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+def size_text(count: float) -> str:
+    """Return a number of bytes as text."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count / 1e3:.1f} kB"

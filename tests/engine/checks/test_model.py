@@ -22,6 +22,9 @@ class ComputingBackbone(Backbone):
         super().__init__()
         self.conv = nn.Conv2d(3, round(torch.full((1,), 8.0).item()), 1)
 
+    def forward(self, images):
+        return dict.fromkeys(LEVELS, self.conv(images))
+
     def output_shape(self):
         return {name: ShapeSpec(channels=8, stride=2**n) for n, name in enumerate(LEVELS, start=2)}
 

@@ -59,7 +59,7 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys):
         ),
         (
             ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "('res2', 'layer3')"],
-            ["MODEL.SEM_SEG_HEAD.IN_FEATURES: res2 not among", "layer2, layer3, layer4, layer5"],
+            ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "'layer2', 'layer3', 'layer4'", "['res2']"],
         ),
         (
             ["MODEL.META_ARCHITECTURE", "OVFormerr"],
@@ -141,6 +141,7 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys):
         (["INPUT.RANDOM_FLIP", "left"], ["INPUT.RANDOM_FLIP: unknown flip 'left'", "horizontal"]),
         (["INPUT.AUGMENTATIONS", "['blur']"], ["INPUT.AUGMENTATIONS: unknown", "brightness"]),
         (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE: expected cuda, cpu", "got 'gpu'"]),
+        (["FLOAT32_PRECISION", "half"], ["FLOAT32_PRECISION: unknown 'half'", "high, medium"]),
         (["MODEL.PIXEL_STD", "[1, 0, 1]"], ["PIXEL_STD: expected three numbers above 0"]),
         (
             ["MODEL.MASK_FORMER.HIDDEN_DIM", "30"],

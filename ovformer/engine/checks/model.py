@@ -5,7 +5,6 @@ numbers, so that even a large one takes about a second.
 """
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +19,13 @@ from ovformer.d2 import (
     SEM_SEG_HEADS_REGISTRY,
     CfgNode,
     Registry,
-    build_backbone,
-    build_model,
 )
 from ovformer.engine.checkpoint import Checkpointer, read_weights
 from ovformer.engine.checks.machine import last_checkpoint
+from ovformer.engine.empty_model import build_empty_model
 from ovformer.engine.stages import STAGES, Stage
 from ovformer.modeling.meta_arch_base import OVFormerBase
 from ovformer.modeling.query_decoder import TRANSFORMER_DECODER_REGISTRY
-from ovformer.modeling.text_classifier import save_text_classifier
 from ovformer.paths import resolve_path
 
 # What constructors of PyTorch and timm raise for numbers that do not fit.
@@ -111,36 +108,24 @@ def model_errors(cfg: CfgNode, stage: Stage) -> tuple[nn.Module | None, list[str
 def build_without_memory(cfg: CfgNode) -> nn.Module:
     """Build a model on the meta device, without any file of its vocabulary or training set.
 
-    A backbone that can't be built there, because its constructor computes, is built on the CPU.
+    If it can't be built there, because a constructor computes, it is built on the CPU.
 
     Raises:
         OSError: a file can't be read.
         ValueError: the values in the config do not fit.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.TIMM.PRETRAINED = False
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
-    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
-    cfg.DATASETS.TRAIN = ()
-    with tempfile.TemporaryDirectory(prefix="ovformer_") as folder:
-        classifier = Path(folder, "placeholder.safetensors")
-        save_text_classifier(classifier, torch.ones(1, cfg.MODEL.CLIP.EMBED_DIM), None)
-        cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(classifier)
-        try:
-            return _build(cfg, "meta")
-        except (OSError, ValueError) as error:
-            if "meta" not in str(error):
-                raise
-            return _build(cfg, "cpu")
+    try:
+        return _build(cfg, "meta")
+    except (OSError, ValueError) as error:
+        if "meta" not in str(error):
+            raise
+        return _build(cfg, "cpu")
 
 
 def _build(cfg: CfgNode, device: str) -> nn.Module:
-    cfg.MODEL.DEVICE = device
     try:
         with torch.device(device):
-            _check_features(cfg)
-            return build_model(cfg)
+            return build_empty_model(cfg, device)
     except _BUILD_ERRORS as error:
         if isinstance(error, OSError | ValueError) and "MODEL." in str(error):
             raise
@@ -148,18 +133,6 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
             f"MODEL: {cfg.MODEL.META_ARCHITECTURE} can't be built from the values of its keys "
             f"({type(error).__name__}: {error}). Compare them with those of a config in configs/."
         ) from error
-
-
-def _check_features(cfg: CfgNode) -> None:
-    """Raise ValueError if the head wants features that the backbone does not give."""
-    features = build_backbone(cfg).output_shape()
-    for key in ("IN_FEATURES", "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"):
-        missing = [name for name in cfg.MODEL.SEM_SEG_HEAD[key] if name not in features]
-        if missing:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.{key}: {', '.join(missing)} not among the features of "
-                f"{cfg.MODEL.BACKBONE.NAME}: {', '.join(features)}."
-            )
 
 
 class DryRun(Checkpointer):

@@ -82,8 +82,12 @@ IN_TRAINING = {
     "SOLVER.WEIGHT_DECAY_NORM": Range(0),
     "TEST.EVAL_PERIOD": Range(0),
 }
-# Config keys of names, with what is known.
-CHOICES = {
+# Config keys of names, with what is known: in any run, and in training.
+ALWAYS_ONE_OF = {
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "INPUT.FORMAT": IMAGE_FORMATS,
+}
+IN_TRAINING_ONE_OF = {
     "DATALOADER.SAMPLER_TRAIN": TRAIN_SAMPLERS,
     "INPUT.DATASET_MAPPER_NAME": tuple(TRAIN_MAPPERS),
     "SOLVER.AMP.PRECISION": tuple(AMP_TYPES),
@@ -100,7 +104,7 @@ def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
         if lookup(cfg, key) != value:
             yield f"{key}: got {lookup(cfg, key)!r}, only {value!r} is implemented."
     yield from range_errors(cfg, ALWAYS)
-    yield from _choice_errors(cfg, {"INPUT.FORMAT": IMAGE_FORMATS})
+    yield from _choice_errors(cfg, ALWAYS_ONE_OF)
     test = cfg.MODEL.MASK_FORMER.TEST
     if test.CLIP_OVERLAP >= test.CLIP_LENGTH >= 1:
         yield (
@@ -121,7 +125,7 @@ def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
             yield f"MODEL.{key}: expected {expected}, got {list(cfg.MODEL[key])}."
     if not eval_only:
         yield from range_errors(cfg, IN_TRAINING)
-        yield from _choice_errors(cfg, CHOICES)
+        yield from _choice_errors(cfg, IN_TRAINING_ONE_OF)
         yield from _schedule_errors(cfg.SOLVER)
         yield from caught(dataset_ratios, cfg)
         yield from stage.input_errors(cfg)

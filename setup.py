@@ -71,6 +71,7 @@ setup(
         "scipy>=1.11",
         "shapely>=2",
         "opencv-python>=4.10",
+        "packaging>=22",
         "pillow>=10",
         "pyyaml>=6",
         "safetensors>=0.4.5",

@@ -117,6 +117,7 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     predict = ["tools/predict.py", str(film), "--resize", "128"]
     predict += ["--weights", str(train / "model_final.pth")]
     text, swapped_text = data / "text_classifier.safetensors", data / "swapped.safetensors"
+    swapped_embeddings = data / "swapped_embeddings.safetensors"
     swapped_names = write_swapped_names(output / "swapped_names.txt")
     report = output / "report.html"
     steps = [
@@ -138,6 +139,12 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
         Step(
             "The same with the names of shapes swapped inside each colour, as a control",
             [*classifier, "--vocabulary", str(swapped_names)],
+            swapped_embeddings,
+        ),
+        Step(
+            "These embeddings under the right names; names in a wrong order would be an error",
+            [classifier[0], "--vocabulary", str(data / "shapes_val.json")]
+            + ["--from-npy", str(swapped_embeddings)],
             swapped_text,
         ),
         Step(

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,11 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     return [records[image_id] for image_id in sorted(records)]
 
 
+def image_name(image: Mapping) -> str:
+    """Return the path of an image below the folder of images; see :func:`read_lvis_json`."""
+    return image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
+
+
 def _compact(entry: dict) -> dict:
     """Turn the polygons of an annotation into arrays: an eighth of the memory of float lists."""
     segmentation = entry.get("segmentation")
@@ -83,8 +88,7 @@ def _image_records(path: Path, images: Sequence[dict], image_folder: Path) -> di
             )
         if image["id"] in records:
             raise ValueError(f"{path}: image {image['id']} is listed twice.")
-        name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-        file_name = os.path.join(image_folder, name)
+        file_name = os.path.join(image_folder, image_name(image))
         records[image["id"]] = {
             "file_name": file_name,
             "clip_key": clip_key(file_name),

@@ -118,6 +118,14 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
     ]
 
 
+def frame_name(name: str) -> str:
+    """Return the path of a frame below the folder of frames.
+
+    Some released files were written on Windows, with a foreign folder in front.
+    """
+    return "/".join(name.split("\\")[-2:])
+
+
 def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | None:
     """Turn one mask, in any of the formats of a YouTube-VIS file, into a compressed RLE.
 
@@ -215,8 +223,7 @@ def _encode(place: str, annotation: dict, video: dict) -> None:
 
 
 def _video_record(video: dict, tracks: list[dict], folder: Path, contiguous_ids: dict) -> dict:
-    # Some released files were written on Windows, with a foreign folder in front.
-    names = ["/".join(name.split("\\")[-2:]) for name in video["file_names"]]
+    names = list(map(frame_name, video["file_names"]))
     prefix = clip_key(folder)
     annotations = [[] for _ in names]
     for track in tracks:

@@ -70,6 +70,21 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
+def same_name(name: str) -> str:
+    """Return what names have in common that differ by case, underscores or spaces only."""
+    return clean_name(name).casefold()
+
+
+def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Say where two lists of class names differ first; "" where each name is the same."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} instead of {len(ours)}"
+    for number, (name, other) in enumerate(zip(theirs, ours, strict=True)):
+        if same_name(name) != same_name(other):
+            return f"class {number} is {name!r} instead of {other!r}"
+    return ""
+
+
 def read_vocabulary(path: Path) -> list[str]:
     """Return the class names of a file; categories are sorted by id.
 

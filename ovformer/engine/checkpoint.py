@@ -216,12 +216,13 @@ def metadata_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, Any]:
+def read_weights(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint without running code from it.
 
     Args:
         path: ``.safetensors``; ``.pkl``, a pickled dict of arrays or tensors; or a file of
             ``torch.save``. The state dict may be the whole, or stand under "model" or "state_dict".
+        mmap: leave the tensors of a file of ``torch.save`` on the disk until they are used.
 
     Returns:
         ``{"model": state dict, ...}`` with the other entries of the file.
@@ -240,7 +241,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
         else:
             _check_checksums(path)
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                mmap = mmap and zipfile.is_zipfile(path)
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise
     except (

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ovformer import __version__
-from ovformer.config import UnknownKeyError, get_ovformer_cfg
 from ovformer.d2 import (
     BACKEND,
     CfgNode,
@@ -30,14 +29,14 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.engine.evaluate import defined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
-from ovformer.engine.launch import launch, world_size
+from ovformer.engine.launch import launch
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
 from ovformer.engine.resume import resume_or_load
 from ovformer.engine.run_record import recorded
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
-from ovformer.engine.validate import validate_config
+from ovformer.engine.validate import checked_config
 from ovformer.files import write_text
 
 # Iterations between two lines on the console and in metrics.json.
@@ -69,11 +68,8 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
             "it in MODEL.WEIGHTS"
         )
     try:
-        cfg = get_ovformer_cfg(args.config_file, args.opts)
-        register_custom(cfg.DATASETS.CUSTOM)
-        scaled = scale_to_world_size(cfg, world_size(args.num_gpus, args.num_machines))
-        validate_config(scaled, stage, args)
-    except (FileNotFoundError, UnknownKeyError, ValueError) as error:
+        cfg = checked_config(stage, args)
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     launch(
         run,

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import CfgNode, MetadataCatalog, build_model
+from ovformer.d2 import CfgNode, MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
+from ovformer.engine.empty_model import build_empty_model
+from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
 # What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.
@@ -141,16 +142,7 @@ def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Modu
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE, decoder = ARCHITECTURES[architecture]
     cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = decoder
-    cfg.MODEL.DEVICE = device
-    cfg.MODEL.TIMM.PRETRAINED = False
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
-    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
-    cfg.DATASETS.TRAIN = ()
-    with tempfile.TemporaryDirectory(prefix="ovformer_") as folder:
-        classifier = Path(folder, "placeholder.safetensors")
-        save_text_classifier(classifier, torch.ones(1, cfg.MODEL.CLIP.EMBED_DIM), None)
-        cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(classifier)
-        return build_model(cfg)
+    return build_empty_model(cfg, device)
 
 
 def _templates(cfg: CfgNode) -> list[str]:

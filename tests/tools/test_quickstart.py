@@ -126,4 +126,4 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
         assert entry["command"][0] in first.stdout and entry["command"][0] in page
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert second.returncode == 0
-    assert second.stdout.count("finished already") == 15
+    assert second.stdout.count("finished already") == 16

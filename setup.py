@@ -40,8 +40,8 @@ class MachineDistribution(Distribution):
 
 EXTRAS = {
     "eval": ["faster-coco-eval>=1.6.5", "trackeval>=1.3"],
-    "demo": ["av>=14", "matplotlib>=3.8", "supervision>=0.25"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    "demo": ["av>=14", "gradio>=6.31", "matplotlib>=3.8", "supervision>=0.25"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "playwright>=1.45", "ruff>=0.6"],
 }
 EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"]
 

@@ -87,20 +87,23 @@ def server(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[
         ),
     )
     address = f"http://127.0.0.1:{port}"
+    log = folder / "output.txt"
     end = time.monotonic() + PATIENCE
-    while f"{address} " not in (folder / "output.txt").read_text():
-        assert process.poll() is None and time.monotonic() < end, output.name
-        time.sleep(0.2)
-    yield SimpleNamespace(
-        address=address,
-        process=process,
-        temporary=folder / "temporary",
-        calls=folder / "calls.txt",
-        output=folder / "output.txt",
-    )
-    process.kill()
-    process.wait()
-    output.close()
+    try:
+        while f"{address}/ " not in log.read_text():
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        yield SimpleNamespace(
+            address=address,
+            process=process,
+            temporary=folder / "temporary",
+            calls=folder / "calls.txt",
+            output=log,
+        )
+    finally:
+        process.kill()
+        process.wait()
+        output.close()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None
 
     def upload(path: Path) -> None:
         if page.get_by_label("Clear").count():
-            page.get_by_label("Clear").click()
+            page.get_by_label("Clear").first.click()
         page.locator("input[type=file]").set_input_files(path)
 
     def message(text: str) -> None:

@@ -63,6 +63,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
                     label=f"Video or picture, up to {limits.upload_mb} MB",
                     file_types=[*_VIDEO_SUFFIXES, *IMAGE_SUFFIXES],
                     height=140,
+                    elem_id="upload",
                 )
                 words_box = gr.Textbox(
                     words,

@@ -137,9 +137,9 @@ def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None
     words = page.get_by_label("Words, with commas")
 
     def upload(path: Path) -> None:
-        if page.get_by_label("Clear").count():
-            page.get_by_label("Clear").first.click()
-        page.locator("input[type=file]").set_input_files(path)
+        if (clear := page.locator("#upload").get_by_label("Clear")).count():
+            clear.click()
+        page.locator("#upload input[type=file]").set_input_files(path)
 
     def message(text: str) -> None:
         page.get_by_test_id("toast-body").filter(has_text=text).wait_for()
@@ -200,7 +200,7 @@ def test_stopping_and_leaving(browser, server, make_frames: Callable, tmp_path: 
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(server.address)
-    page.locator("input[type=file]").set_input_files(film)
+    page.locator("#upload input[type=file]").set_input_files(film)
     page.get_by_label("long.mp4").wait_for()
     before = set(server.temporary.rglob("index.html"))
     page.get_by_role("button", name="Find").click()

@@ -85,6 +85,11 @@ def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
     return ""
 
 
+def names_a_file(word: str) -> bool:
+    """Tell whether :func:`parse_vocabulary` takes a word for the path of a file of names."""
+    return word.strip().endswith(_SUFFIXES)
+
+
 def read_vocabulary(path: Path) -> list[str]:
     """Return the class names of a file; categories are sorted by id.
 
@@ -127,9 +132,9 @@ def _expand(item: str | PathLike, named: Mapping[str, Sequence[str]]) -> Sequenc
         return named[word]
     if word in table_names():
         return [category["name"] for category in load_categories(_ALIASES.get(word, word))]
-    return read_vocabulary(Path(word)) if word.endswith(_SUFFIXES) else [word]
+    return read_vocabulary(Path(word)) if names_a_file(word) else [word]
 
 
 def _is_file(words: str) -> bool:
     """Tell whether a whole string, commas and all, is the path of a vocabulary."""
-    return words.endswith(_SUFFIXES) and len(words) < 1000 and Path(words).is_file()
+    return names_a_file(words) and len(words) < 1000 and Path(words).is_file()

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -281,13 +282,13 @@ def _check_checksums(path: Path) -> None:
     Raises:
         ValueError: one is wrong, so a part of the file was changed.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as file:
             has_checksums = any(record.CRC for record in file.infolist())
             damaged = file.testzip() if has_checksums else None
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(str(error)) from error
     if damaged:
         raise ValueError(f"the checksum of {damaged} is wrong")

@@ -179,3 +179,21 @@ def test_the_option_needs_a_training_to_resume(tiny_run: TinyRun, capsys, words:
     with pytest.raises(SystemExit):
         run_here(tiny_run, "--allow-older", *words)
     assert "--allow-older goes with --resume of a training" in capsys.readouterr().err
+
+
+def test_a_changed_bit_is_noticed_or_has_no_effect(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.arange(40.0)}, "iteration": 3}, path)
+    content = path.read_bytes()
+    noticed = 0
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found = read_weights(path)
+        except ValueError:
+            noticed += 1
+            continue
+        assert found["iteration"] == 3 and torch.equal(found["model"]["a"], torch.arange(40.0))
+    assert noticed > 50

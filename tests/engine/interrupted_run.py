@@ -37,7 +37,7 @@ def interrupt(moment: str, iteration: int) -> None:
 def with_samples(forward: Callable) -> Callable:
     """Write down what a step is about to see."""
 
-    def forward_with_samples(self: Trainer, records: list[dict]) -> dict:
+    def forward_with_samples(self: Trainer, records: list[dict], *others: dict) -> dict:
         path = Path(os.environ["SAMPLES"], f"{comm.get_rank()}.txt")
         with path.open("a") as file:
             for record in records:
@@ -45,7 +45,7 @@ def with_samples(forward: Callable) -> Callable:
                 images = torch.stack(list(record["image"]))
                 file.write(f"{self.iter} {name} {zlib.crc32(images.numpy().tobytes())}\n")
         interrupt("step", self.iter)
-        return forward(self, records)
+        return forward(self, records, *others)
 
     return forward_with_samples
 

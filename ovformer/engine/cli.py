@@ -222,6 +222,7 @@ def build_trainer(
         class_names=class_names(cfg, model),
         metadata=metadata_of(cfg),
         interruption=interruption,
+        max_broken=cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else None,
     )
     trainer.register_hooks(
         [

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
+from ovformer.data.broken_samples import BrokenTally
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
 from ovformer.engine.nonfinite import part_of_process, plain, report_path, write_report
@@ -76,6 +77,7 @@ class Trainer(TrainerBase):
         class_names: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         interruption: Interruption | None = None,
+        max_broken: float | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -94,6 +96,7 @@ class Trainer(TrainerBase):
             class_names: the vocabulary, saved with the model.
             metadata: likewise, see :func:`ovformer.engine.checkpoint.metadata_of`.
             interruption: open already; without it signals are not noted.
+            max_broken: the share of the samples that the loader may leave out, where it does.
         """
         super().__init__()
         self.device = next(model.parameters()).device
@@ -120,6 +123,7 @@ class Trainer(TrainerBase):
         self._clip_gradients = clip_gradients
         self._accumulation_steps = accumulation_steps
         self._amp_type = amp_type
+        self._broken = None if max_broken is None else BrokenTally(max_broken)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_type == torch.float16)
         self._random_states: list[dict] = []
         self._batches: Iterable[list[dict]] = iter(())
@@ -186,6 +190,7 @@ class Trainer(TrainerBase):
         begin = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - begin
+        broken = self._broken.take(batch) if self._broken else 0
         micro_batches = self._micro_batches(batch)
 
         self.optimizer.zero_grad()
@@ -200,15 +205,24 @@ class Trainer(TrainerBase):
         self.after_backward()
 
         is_interrupted = float(self.interruption.signal is not None)
-        others = {"data_time": data_time, "is_interrupted": is_interrupted}
+        others = {"data_time": data_time, "is_interrupted": is_interrupted, "broken": float(broken)}
         means = self._mean_over_processes(sums | others)
         self.is_interrupted = means.pop("is_interrupted") > 0
         data_time = means.pop("data_time")
+        self._count_broken(means.pop("broken", 0.0), len(batch))
         self._check_losses(means, batch, sums)
         norm = self._step_optimizer(batch, sums)
         self.storage.put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
+
+    def _count_broken(self, mean: float, batch_size: int) -> None:
+        """Count the samples that the loader left out, of which each process has had so many."""
+        if self._broken:
+            processes = comm.get_world_size()
+            loaded = (self.iter + 1) * batch_size * processes
+            self._broken.count(round(mean * processes), loaded)
+            self.storage.put_scalar("broken_samples", self._broken.total, smoothing_hint=False)
 
     def _micro_batches(self, batch: list[dict]) -> list[list[dict]]:
         steps = self._accumulation_steps
@@ -353,6 +367,7 @@ class Trainer(TrainerBase):
             "grad_scaler": self._scaler.state_dict(),
             "random_states": self._random_states,
             "seed": self.seed,
+            "broken_samples": self._broken.total if self._broken else 0,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -373,6 +388,8 @@ class Trainer(TrainerBase):
             self._scaler.load_state_dict(state_dict["grad_scaler"])
         self._random_states = state_dict["random_states"]
         self.seed = state_dict["seed"]
+        if self._broken:
+            self._broken.total = state_dict.get("broken_samples", 0)
 
     def collect_random_states(self) -> None:
         """Gather the random states of all processes for the next checkpoint. All call it."""

@@ -50,6 +50,7 @@ _CHOICES = {
 }
 # Smallest values; those of "INPUT." and "SOLVER." count in training only.
 _AT_LEAST = {
+    "DATALOADER.MAX_BROKEN": 0,
     "INPUT.SAMPLING_FRAME_NUM": 1,
     "INPUT.SAMPLING_FRAME_RANGE": 0,
     "MODEL.MASK_FORMER.TEST.CLIP_LENGTH": 1,

@@ -252,8 +252,8 @@ class StreamDataset(MappedDataset):
         """Draw a record of the same data set."""
         number = self._set_of(index)
         start = self.ends[number - 1] if number else 0
-        random_number = int(np.random.SeedSequence([self.seed, place, tries, 1]).generate_state(1))
-        return start + random_number % (self.ends[number] - start)
+        (random_number,) = np.random.SeedSequence([self.seed, place, tries, 1]).generate_state(1)
+        return start + int(random_number) % (self.ends[number] - start)
 
 
 @contextmanager

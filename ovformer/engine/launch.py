@@ -73,8 +73,7 @@ def launch(
     """
     if is_torchrun():
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        # torchrun shows at its end what `record` writes down.
-        _work(int(os.environ["LOCAL_RANK"]), record(function), args, device, local_size, {})
+        _work(int(os.environ["LOCAL_RANK"]), function, args, device, local_size, {})
     elif num_gpus * num_machines == 1:
         function(*args)
     else:
@@ -116,14 +115,21 @@ def _work(
     has_failed = False
     try:
         comm.create_local_process_group(local_size)
-        function(*args)
+        record(_call)(function, args)  # torchrun shows at its end what `record` writes down
     except Exception:
         has_failed = True
-        time.sleep(_HEAD_START)
         raise
     finally:
         if not (has_failed and on_gpu):  # NCCL could wait for the others; this process ends anyway
             dist.destroy_process_group()
+
+
+def _call(function: Callable[..., Any], args: tuple) -> None:
+    try:
+        function(*args)
+    except Exception:
+        time.sleep(_HEAD_START)
+        raise
 
 
 def _start(count: int, work_args: tuple) -> None:

@@ -3,7 +3,8 @@
 ``python interrupted_run.py train_net.py ...``, also started by torchrun. From the environment:
 SAMPLES, a folder for the samples of each process; INTERRUPT, ``MOMENT:ITERATION:SIGNAL:RANK``. The
 moment is "step", in the middle of an iteration, or "save", when half of the checkpoint of that
-iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C.
+iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C. Processes
+that torchrun started again get none.
 """
 
 import io
@@ -25,7 +26,8 @@ from ovformer.engine.trainer import Trainer
 def interrupt(moment: str, iteration: int) -> None:
     """Send the signal if this is the moment."""
     wanted = os.environ.get("INTERRUPT", "")
-    if not wanted.startswith(f"{moment}:{iteration}:"):
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if not (is_first and wanted.startswith(f"{moment}:{iteration}:")):
         return
     number, rank = wanted.split(":")[2:]
     if rank == "group":

@@ -34,6 +34,7 @@ from ovformer.engine.launch import launch, world_size
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
 from ovformer.engine.stages import Stage
+from ovformer.engine.storage import ExplainedStorage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
 from ovformer.engine.validate import validate_config
 
@@ -84,7 +85,7 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
         Interrupted: a signal came.
     """
     start_logging(cfg, args)
-    with Interruption() as interruption:
+    with ExplainedStorage(cfg.OUTPUT_DIR), Interruption() as interruption:
         try:
             train_or_evaluate(cfg, stage, args, interruption)
         except Interrupted as interrupted:

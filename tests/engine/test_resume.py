@@ -30,8 +30,10 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Script]:
         folder = tmp_path_factory.mktemp("clip")
         patch.setenv("DETECTRON2_DATASETS", str(folder / "data sets"))
         clip = tiny_videos.make_run(folder, CLIP)
+    words = ["train_net.py", "--config-file", str(image.config)]
     return {
-        "image": Script(["train_net.py", "--config-file", str(image.config)], image.root, OPTS),
+        "image": Script(words, image.root, OPTS),
+        "image, no workers": Script(words, image.root, [*OPTS, "DATALOADER.NUM_WORKERS", "0"]),
         "clip": Script(
             ["train_net_lvvis.py", "--config-file", str(clip.config)], clip.data.root, OPTS
         ),
@@ -171,11 +173,11 @@ def test_four_processes(
 ) -> None:
     output = tmp_path / "output"
     interrupt, status, name = CASES["SIGTERM in a step"]
-    four = {"processes": 4}
-    assert trainings["image"].here(output, interrupt=interrupt, **four) == status
+    stage, processes = "image, no workers", 4
+    assert trainings[stage].here(output, interrupt=interrupt, processes=processes) == status
     check_whole(output, name)
-    assert trainings["image"].here(output, "--resume", **four) == 0
-    check_same(output, uninterrupted("image", 4))
+    assert trainings[stage].here(output, "--resume", processes=processes) == 0
+    check_same(output, uninterrupted(stage, processes))
 
 
 def test_torchrun_starts_a_killed_process_again(

@@ -27,6 +27,7 @@ def lines(run: TinyRun | VideoRun) -> list[dict]:
     return list(map(json.loads, (run.output / "metrics.json").read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setattr("ovformer.engine.cli.WRITE_PERIOD", 1)
     opts = ["DATASETS.TEST", "()", *MANY]
@@ -79,6 +80,7 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
     return tiny_videos.make_run(tmp_path, CLIP)
 
 
+@pytest.mark.slow
 def test_clips_and_videos(videos: VideoRun) -> None:
     for split in ("train", "val"):
         break_files(videos.data.frames_of(split), *list_frames(videos, split, "video3"))

@@ -53,6 +53,7 @@ def test_other_errors_of_saving_are_not_changed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full(tiny_run: TinyRun, small_disk: Path) -> None:  # noqa: F811
     """The first checkpoint fits, the second does not; after there is room, training goes on."""
     tiny_run.output = small_disk / "output"

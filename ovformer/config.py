@@ -101,6 +101,13 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
     # The share of the training samples that each set of DATASETS.TRAIN gives, up to a factor, e.g.
     # [3, 1]. Empty: all sets together are drawn like one, so that each counts by its size.
     cfg.DATASETS.DATASET_RATIO = []
+    # Go on without images and videos that can't be loaded, instead of stopping at the first one. In
+    # training another sample of the same data set takes the place, and metrics.json counts them
+    # (broken_samples). In evaluation they have no predictions, and so count as missed.
+    cfg.DATALOADER.SKIP_BROKEN = False
+    # The largest share of the samples drawn that may be left out so (ten may be in any case), and
+    # of a data set's files that may be missing at the start.
+    cfg.DATALOADER.MAX_BROKEN = 0.05
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

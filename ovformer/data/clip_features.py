@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ovformer.d2 import comm
 from ovformer.files import replacing
 from ovformer.paths import dataset_root, resolve_path
 
@@ -168,7 +169,11 @@ class ClipFeatureWriter:
 
     Features are collected in a folder ``<path>.parts`` beside the store, in files that are complete
     themselves. What that folder or an existing store holds is kept. Used as a context manager: the
-    store is written when the block ends without an exception.
+    store is written when the block ends without an exception. Several processes may write one store
+    together; all of them have to make a writer, and to leave its block.
+
+    Attributes:
+        done: the keys that were there, and those added by this process.
     """
 
     def __init__(
@@ -208,6 +213,7 @@ class ClipFeatureWriter:
                     f"output, or remove {path} and {self._folder}."
                 )
             self.done.update(store.keys)
+        comm.synchronize()  # all know what is done before one goes on
 
     def __enter__(self) -> "ClipFeatureWriter":
         return self
@@ -215,7 +221,10 @@ class ClipFeatureWriter:
     def __exit__(self, exc_type: type | None, *_: object) -> None:
         self._flush()
         if exc_type is None:
-            self._finish()
+            comm.synchronize()  # all are done
+            if comm.is_main_process():
+                self._finish()
+            comm.synchronize()
         elif not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -234,13 +243,17 @@ class ClipFeatureWriter:
 
     def _parts(self) -> list[Path]:
         return [p for p in [self.path] if p.is_file()] + sorted(
-            self._folder.glob("*.safetensors"), key=lambda part: int(part.stem)
+            self._folder.glob("*.safetensors"),
+            key=lambda part: list(map(int, part.stem.split("-"))),
         )
 
     def _flush(self) -> None:
         if self._keys:
-            number = 1 + max((int(p.stem) for p in self._folder.glob("*.safetensors")), default=0)
-            part = self._folder / f"{number}.safetensors"
+            # Parts of one process are in order, and follow those of the process before.
+            rank = comm.get_rank()
+            own = self._folder.glob(f"{rank}-*.safetensors")
+            number = 1 + max((int(part.stem.split("-")[1]) for part in own), default=0)
+            part = self._folder / f"{rank}-{number}.safetensors"
             _write_safetensors(part, self._keys, torch.cat(self._features), self.info)
             self._keys, self._features = [], []
 

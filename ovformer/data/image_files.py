@@ -1,12 +1,16 @@
 """The image files of a data set, whether it is one of images or of videos."""
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
 
+from ovformer.d2 import CfgNode
 from ovformer.data.clip_features import clip_key
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+logger = logging.getLogger(__name__)
 
 
 def natural_order(name: str) -> list:
@@ -35,12 +39,18 @@ def image_entries(records: Iterable[dict]) -> Iterator[dict]:
             }
 
 
-def check_images_exist(name: str, records: Iterable[dict]) -> None:
+def tolerated(cfg: CfgNode) -> float:
+    """Return the share of a data set's images that may be missing, by ``DATALOADER``'s keys."""
+    return cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else 0.0
+
+
+def check_images_exist(name: str, records: Iterable[dict], tolerated: float = 0.0) -> None:
     """Check that all images or frames of a data set are there, by listing each folder once.
 
     Args:
         name: the data set, for the error message.
         records: its dataset dicts; those whose file is a URL are not checked.
+        tolerated: the share of them that may be missing, with a warning.
 
     Raises:
         FileNotFoundError: images are missing.
@@ -61,7 +71,9 @@ def check_images_exist(name: str, records: Iterable[dict]) -> None:
         first = missing[0]["file_name"]
         if "frame" in missing[0]:
             first += " (frame {frame} of video {video_id})".format(**missing[0])
-        raise FileNotFoundError(
-            f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
-            "datasets/README.md says how the folders are laid out."
-        )
+        message = f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
+        if len(missing) > tolerated * count:
+            raise FileNotFoundError(
+                f"{message}datasets/README.md says how the folders are laid out."
+            )
+        logger.warning("%sThey are left out: DATALOADER.SKIP_BROKEN.", message)

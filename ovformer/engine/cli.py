@@ -35,6 +35,7 @@ from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, s
 from ovformer.engine.resume import resume_or_load
 from ovformer.engine.run_record import recorded
 from ovformer.engine.stages import Stage
+from ovformer.engine.storage import ExplainedStorage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
 from ovformer.engine.validate import checked_config
 from ovformer.files import write_text
@@ -94,7 +95,7 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
         Interrupted: a signal came.
     """
     start_logging(cfg, args)
-    with Interruption() as interruption:
+    with ExplainedStorage(cfg.OUTPUT_DIR), Interruption() as interruption:
         try:
             train_or_evaluate(cfg, stage, args, interruption)
         except Interrupted as interrupted:
@@ -241,6 +242,7 @@ def build_trainer(
         class_names=class_names(cfg, model),
         metadata=metadata_of(cfg),
         interruption=interruption,
+        max_broken=cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else None,
     )
     metrics_file = Path(cfg.OUTPUT_DIR, "metrics.json")
     trainer.register_hooks(

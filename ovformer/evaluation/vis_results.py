@@ -286,7 +286,8 @@ def _json_rle(rle: Mapping) -> dict:
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.part[0-9]*"))
+    parts = path.parent.glob(f"{path.name}.part[0-9]*")
+    return sorted(parts, key=lambda part: int(part.suffix.removeprefix(".part")))
 
 
 def _read_part(part: Path) -> Iterator[tuple[int, list[dict]]]:

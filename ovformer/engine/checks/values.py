@@ -39,6 +39,7 @@ class Range:
 
 POSITIVE, SHARE = Range(0, is_open=True), Range(0, 1)
 ALWAYS = {
+    "DATALOADER.MAX_BROKEN": Range(0),
     "DATALOADER.NUM_WORKERS": Range(0),
     "INPUT.MAX_SIZE_TEST": Range(1),
     "INPUT.MIN_SIZE_TEST": Range(0),

@@ -26,6 +26,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name
+from ovformer.data.json_file import naming
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_results import ResultsChecker, find_results, read_results
 
@@ -132,7 +133,8 @@ def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict
     predictions = tqdm(read_results(results), unit=" predictions")
     for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
         entries = list(entries)
-        checker.check(video_id, entries)
+        with naming(results):
+            checker.check(video_id, entries)
         per_video[video_id] += len(entries)
         if per_video[video_id] > max_per_video:
             raise ValueError(

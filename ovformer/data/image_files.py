@@ -1,9 +1,28 @@
 """The image files of a data set, whether it is one of images or of videos."""
 
 import os
+import struct
 from collections.abc import Iterable, Iterator
 
+from PIL import Image
+
 from ovformer.data.clip_features import clip_key
+
+# What Pillow raises where a file is no image, is broken, or is far too large.
+IMAGE_ERRORS = (
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 def image_entries(records: Iterable[dict]) -> Iterator[dict]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovformer.d2 import CfgNode, DetectionCheckpointer
-from ovformer.d2.safe_pickle import load_weights_pickle
+from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
 from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
@@ -35,14 +35,6 @@ OPTIONAL = (
 NEW_IN_BACKBONE = (r"^backbone\.norm\d+\.",)
 # So many names of each kind are listed in an error.
 SHOWN = 5
-
-# Numbers of numpy are harmless and occur in the optimizer's state of old checkpoints.
-_NUMPY_SCALARS = [
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
 
 
 class VocabularyError(ValueError):
@@ -147,6 +139,9 @@ class Checkpointer(DetectionCheckpointer):
         return read_weights(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["model"].items():
+            if not isinstance(name, str) or getattr(value, "dtype", None) == np.dtype(object):
+                raise ValueError(f"{self._path}: {name!r} in it is no parameter of a model.")
         self._convert_ndarray_to_tensor(checkpoint["model"])
         weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
         vocabulary = getattr(self.model, "VOCABULARY_KEYS", ())
@@ -234,24 +229,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
             with path.open("rb") as file:
                 content = load_weights_pickle(file)
         else:
-            with torch.serialization.safe_globals(_NUMPY_SCALARS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_torch_file(path)
     except FileNotFoundError:
         raise
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "Unsupported global" in line), lines[0])
+    except (pickle.UnpicklingError, SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} can't be read: it is damaged, no checkpoint, or holds Python objects, which "
             "are not loaded because that could run code. Of weights from elsewhere, save the "
-            f"state_dict() alone, with torch.save or safetensors. ({reason})"
+            f"state_dict() alone, with torch.save or safetensors. ({error})"
         ) from error
     if isinstance(content, Mapping):
         content = dict(content)

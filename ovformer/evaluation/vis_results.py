@@ -10,9 +10,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from ovformer.data.json_file import LIST, NUMBER, Kind, shown
+from ovformer.data.json_file import LIST, NUMBER, Kind, naming, shown
 from ovformer.data.untrusted_masks import find_fault
 
 # Ids are looked up, so that it does not matter here whether they are whole.
@@ -119,6 +121,28 @@ def read_results(path: Path) -> Iterator[dict]:
             number += 1
         if (text[position + 1 :] + file.read(_CHUNK)).strip():
             raise ValueError(f"{path}: goes on after its list of {number} predictions has ended.")
+
+
+def read_checked(path: Path, ground_truth: Mapping) -> Iterator[tuple[int, list[dict]]]:
+    """Read a results file, and check it against its ground truth.
+
+    Args:
+        path: a JSON list of predictions.
+        ground_truth: see :class:`ResultsChecker`.
+
+    Yields:
+        The id of a video, and those of its predictions that follow one another in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see :func:`read_results` and :meth:`ResultsChecker.check`.
+    """
+    checker = ResultsChecker(ground_truth)
+    for video_id, entries in groupby(read_results(path), key=itemgetter("video_id")):
+        entries = list(entries)
+        with naming(path):
+            checker.check(video_id, entries)
+        yield video_id, entries
 
 
 class _CutOffError(ValueError):

@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from ovformer.data.image_files import IMAGE_ERRORS
+from ovformer.data.untrusted_masks import MAX_PIXELS
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Frames per second of what has no times: folders, lists, iterators.
@@ -167,9 +170,9 @@ def read_picture(path: str | PathLike) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return as_rgb(ImageOps.exif_transpose(image))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except IMAGE_ERRORS as error:
         raise ValueError(f"{path}: the picture can't be decoded ({error})") from error
 
 
@@ -263,7 +266,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open a video: the container and its first video stream."""
     av = import_av()
     try:
-        container = av.open(str(path))
+        # Only this file: a playlist may name others, and addresses.
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{path}: neither a video nor a picture that can be read ({error.strerror}). A file "
@@ -273,6 +277,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         if not streams:
             raise ValueError(f"{path}: has no pictures, only sound or other data")
+        height, width = streams[0].height, streams[0].width
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"{path}: its frames have {height} x {width} pixels; at most {MAX_PIXELS} are "
+                "allowed"
+            )
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 

@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from ovformer.d2 import CfgNode, get_cfg
 
 # Keys of the published YAML files that select code which OVFormer never runs.
@@ -53,6 +55,24 @@ def add_ovformer_config(cfg: CfgNode) -> None:
     _add_clip_keys(cfg)
 
 
+# Values of a YAML file. With aliases, a few lines can stand for billions.
+_MOST_VALUES = 100_000
+# What reading YAML, and merging it, raises where something is wrong with it.
+_CONFIG_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
+
+
 class UnknownKeyError(KeyError):
     """A config key that does not exist."""
 
@@ -79,9 +99,7 @@ def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -
             raise FileNotFoundError(
                 f"--config-file: {config_file} does not exist. The repository's are under configs/."
             )
-        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-        _check_keys(cfg, _leaf_keys(values, cfg), f"--config-file {config_file}")
-        cfg.merge_from_file(config_file, allow_unsafe=False)
+        _merge_file(cfg, config_file)
     opts = list(opts)
     if len(opts) % 2:
         raise ValueError(
@@ -89,9 +107,39 @@ def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -
             f"{' '.join(opts)}. Options that start with -- go before them."
         )
     _check_keys(cfg, opts[0::2], "command line")
-    cfg.merge_from_list(opts)
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except _CONFIG_ERRORS as error:
+            raise ValueError(f"{key}: can't be {value!r:.80}: {error}") from error
     cfg.freeze()
     return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    """Merge a YAML file, and those that it is based on, into a config."""
+    source = f"--config-file {config_file}"
+    try:
+        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        if not isinstance(values, Mapping) or _num_values(values, {}) > _MOST_VALUES:
+            raise ValueError(f"expected 'KEY: value' lines, of at most {_MOST_VALUES} values")
+        _check_keys(cfg, _leaf_keys(values, cfg), source)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (FileNotFoundError, UnknownKeyError):
+        raise
+    except _CONFIG_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{source}: no config that can be used: {reason}") from error
+
+
+def _num_values(value: object, known: dict[int, int]) -> int:
+    """Count the values of a YAML file, those that aliases (*) stand for each time."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _leaf_keys(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[str]:

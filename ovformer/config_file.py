@@ -18,6 +18,22 @@ _KINDS = {
     list: "a list",
     tuple: "a list",
 }
+# Values of a YAML file. With aliases, a few lines can stand for billions.
+_MOST_VALUES = 100_000
+# What reading YAML, and merging it, raises where something is wrong with it.
+_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
 
 
 class UnknownKeyError(KeyError):
@@ -66,6 +82,9 @@ def merge_leniently(
             cfg.merge_from_list([key, value])
         except (UnknownKeyError, ValueError) as error:
             errors.append(type(error)(f"{source}: {error}"))
+        except _ERRORS as error:
+            reason = str(error) or type(error).__name__
+            errors.append(ValueError(f"{source}: {key}: can't be {value!r:.80}: {reason}"))
     return errors
 
 
@@ -79,14 +98,28 @@ def _load(config_file: str | None) -> dict:
         )
     try:
         values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-    except (OSError, TypeError, AssertionError, UnicodeDecodeError, yaml.YAMLError) as error:
+        count = _num_values(values, {})
+    except _ERRORS as error:
         raise ValueError(
             f"--config-file: {config_file} is no YAML file of 'KEY: value' lines, or one of a "
-            f"_BASE_ that is none: {error}"
+            f"_BASE_ that is none: {str(error) or type(error).__name__}"
         ) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--config-file {config_file}: expected 'KEY: value' lines.")
+    if not isinstance(values, dict) or count > _MOST_VALUES:
+        raise ValueError(
+            f"--config-file {config_file}: expected 'KEY: value' lines, of at most {_MOST_VALUES} "
+            "values."
+        )
     return values
+
+
+def _num_values(value: object, known: dict[int, int]) -> int:
+    """Count the values of a YAML file, those that aliases (*) stand for each time."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

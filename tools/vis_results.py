@@ -10,6 +10,7 @@ extra [demo]: pip install 'ovformer[demo]'.
 """
 
 import argparse
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_dataset
 from ovformer.data.video_reader import check_frame_size, read_frame
 from ovformer.data.vis_json import load_vis_json
-from ovformer.evaluation.vis_results import find_results, read_results
+from ovformer.evaluation.vis_results import find_results, read_checked
 from ovformer.predictor.painter import Painter
 from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
 from ovformer.predictor.video_io import FilmWriter
@@ -36,20 +37,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.dataset, "--dataset")
     records = {record["video_id"]: record for record in load_dataset(args.dataset, "--dataset")}
-    names = {c["id"]: c["name"] for c in MetadataCatalog.get(args.dataset).category_info}
+    categories = MetadataCatalog.get(args.dataset).category_info
+    names = {category["id"]: category["name"] for category in categories}
     if args.annotations:
         results = Path(MetadataCatalog.get(args.dataset).json_file)
         predictions = annotated(results)
     else:
         results = find_results(args.results, args.dataset)
-        predictions = read_results(results)
+        videos = [{"id": number, **record} for number, record in records.items()]
+        checked = read_checked(results, {"videos": videos, "categories": categories})
+        predictions = itertools.chain.from_iterable(entries for _, entries in checked)
     chosen = best_of_videos(predictions, args.score, args.top, args.videos)
-    unknown = [number for number in chosen if number not in records]
-    if unknown:
-        raise ValueError(
-            f"{results}: video {unknown[0]} is not in {args.dataset} ({len(records)} videos). "
-            "These are results of another data set."
-        )
     folder = args.out or results.parent / "visualization"
     painter = Painter()
     for number, predictions in tqdm(sorted(chosen.items()), unit="video"):
@@ -136,17 +134,10 @@ def draw_video(
 
     Raises:
         FileNotFoundError: a frame is missing.
-        ValueError: a frame can't be decoded or has not the size of the predictions, or these are of
-            another number of frames.
+        ValueError: a frame can't be decoded or has not the size of the predictions.
     """
     size = record["height"], record["width"]
-    for prediction in predictions:
-        if len(prediction["segmentations"]) != record["length"]:
-            raise ValueError(
-                f"Video {record['video_id']} has {record['length']} frames, but a prediction for "
-                f"it {len(prediction['segmentations'])}. Are these results of another data set?"
-            )
-    name = Path(record["file_names"][0]).parent.name
+    name = folder_name(record)
     frames = folder / name
     frames.mkdir(parents=True, exist_ok=True)
     with FilmWriter(folder / f"{name}.mp4", fps) as film:
@@ -156,6 +147,12 @@ def draw_video(
             drawn = painter(frame, seen_objects(predictions, names, t))
             film.write(drawn, t / fps)
             cv2.imwrite(str(frames / f"{Path(file_name).stem}.png"), drawn[:, :, ::-1])
+
+
+def folder_name(record: dict) -> str:
+    """Return the name of a video's folder of frames; where that is none, one made of its id."""
+    name = Path(record["file_names"][0]).parent.name
+    return f"video{record['video_id']}" if name in ("", ".", "..") else name
 
 
 def seen_objects(predictions: Sequence[dict], names: dict[int, str], t: int) -> list[ObjectInFrame]:

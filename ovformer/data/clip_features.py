@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ovformer.d2 import comm
+from ovformer.d2.safe_pickle import load_torch_file
 from ovformer.files import replacing
 from ovformer.paths import dataset_root, resolve_path
 
@@ -274,28 +275,36 @@ def _open_safetensors(path: Path) -> tuple:
         info = dict(file.metadata() or {})
         keys = json.loads(bytes(file.get_tensor("keys").numpy()))
         rows = file.get_slice("features")
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not a store of CLIP features ({error}). Make one with {_TOOL}."
         ) from error
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or [len(keys)] != rows.get_shape()[:-1]:
+        raise ValueError(
+            f"{path}: expected a list of keys and a row of features for each, got features of "
+            f"shape {rows.get_shape()}. Make a store with {_TOOL}."
+        )
     return rows, {key: row for row, key in enumerate(keys)}, info
 
 
 def _open_pickle(path: Path) -> tuple:
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        content = load_torch_file(path, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: not a dict of tensors saved by torch.save, or one that holds other Python "
             "objects, which are not loaded because that could run code. Make a new store with "
-            f"{_TOOL}."
+            f"{_TOOL}. ({error})"
         ) from error
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+    if not isinstance(content, dict) or not content or not all(map(_is_row, content.values())):
         raise ValueError(f"{path}: expected a dict from image to tensor. Make one with {_TOOL}.")
     index = {_without_root(key): row for row, key in enumerate(content)}
     return list(content.values()), index, {}
+
+
+def _is_row(value: object) -> bool:
+    return torch.is_tensor(value) and value.shape[:-1] in ((), (1,)) and value.dim() > 0
 
 
 def _without_root(key: str | int) -> str | int:

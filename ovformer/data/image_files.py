@@ -3,12 +3,30 @@
 import logging
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator
+
+from PIL import Image
 
 from ovformer.d2 import CfgNode
 from ovformer.data.clip_features import clip_key
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What Pillow raises where a file is no image, is broken, or is far too large.
+IMAGE_ERRORS = (
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 logger = logging.getLogger(__name__)
 

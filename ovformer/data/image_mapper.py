@@ -30,6 +30,7 @@ from ovformer.data.augmentation import (
     train_augmentations,
 )
 from ovformer.data.clip_features import ClipFeatureStore, clip_image
+from ovformer.data.untrusted_masks import polygons_to_rle
 
 # INPUT.FORMAT
 IMAGE_FORMATS = ("RGB", "BGR")
@@ -202,7 +203,7 @@ def transform_mask(
         transforms.apply_coords(np.array(polygon, dtype=np.float64).reshape(-1, 2)).reshape(-1)
         for polygon in segmentation
     ]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *frame)))
+    return coco_mask.decode(polygons_to_rle(polygons, *frame))
 
 
 def _instances(

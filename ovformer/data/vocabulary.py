@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from ovformer.data.dataset_spec import CATEGORY_FOLDER, load_categories
-from ovformer.data.json_file import read_json
+from ovformer.data.json_file import TEXT, TEXTS, index_by_id, naming, read_json
 
 # Short names of tables in ovformer/data/categories.
 _ALIASES = {"lvis": "lvis_v1", "lv-vis": "lvvis"}
@@ -114,10 +114,12 @@ def read_vocabulary(path: Path) -> list[str]:
     content = read_json(path)
     entries = content.get("categories") if isinstance(content, dict) else content
     if isinstance(entries, list) and entries:
-        if all(isinstance(entry, str) for entry in entries):
+        if TEXTS.fits(entries):
             return entries
         if all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in entries):
-            return [entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"])]
+            with naming(path):
+                found = index_by_id("category", entries, {"name": TEXT})
+            return [entry["name"] for _, entry in sorted(found.items())]
     raise ValueError(
         f"--vocabulary: {path} holds neither a list of names nor categories with id and name"
     )

@@ -4,6 +4,7 @@ Legend: N images or texts, K classes, S side of CLIP's input in pixels, D CLIP w
 """
 
 import difflib
+import pickle
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +80,7 @@ class ClipEncoder:
                     name, pretrained or None, device=device, require_pretrained=True
                 )
             tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             if name.startswith(LOCAL_PREFIX) or Path(pretrained).is_file():
                 raise ValueError(f"CLIP model {name!r} {pretrained}: {error}") from error
             raise OSError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ def load_pretrained(
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {weights}")
     content = read_weights(path)
-    metadata = content.get("metadata", {})
+    metadata = _metadata(content, path)
     cfg = _config(config, path, metadata, opts)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = _empty_model(cfg, device, architecture)
@@ -90,6 +91,8 @@ def load_pretrained(
     if not checkpointer.has_loaded_all:
         raise ValueError(f"weights: {weights} holds a backbone only, no trained model")
     columns = content["model"].get(_TEXT_EMBEDDINGS)
+    if columns is not None and np.ndim(columns) != 2:
+        raise ValueError(f"weights: {weights}: {_TEXT_EMBEDDINGS} is no matrix")
     embeddings = None if columns is None else torch.as_tensor(columns)[:, :-1].t().float()
     return Pretrained(
         model.eval(),
@@ -99,6 +102,19 @@ def load_pretrained(
         dict(metadata.get("clip", {})),
         list(metadata.get("templates", _templates(cfg))),
     )
+
+
+def _metadata(content: dict, path: Path) -> dict:
+    """Return what some weights say of their training, after a look at its types."""
+    metadata = content.get("metadata", {})
+    named = metadata if isinstance(metadata, dict) else {"config": None}
+    texts = [named.get("config", ""), *dict.fromkeys(content.get("class_names") or ())]
+    texts += [*named.get("templates", ()), *dict(named.get("clip", {})).values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"weights: {path}: its metadata are none of a training of this project")
+    if "_BASE_" in texts[0]:
+        raise ValueError(f"weights: {path}: the config inside names another file (_BASE_)")
+    return metadata
 
 
 def _config(

@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
+from ovformer.data.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES, natural_order
+from ovformer.data.untrusted_masks import MAX_PIXELS
 from ovformer.files import replacing, temporary_name
 
 # Frames per second of what has no times: folders, lists, iterators.
@@ -177,9 +178,9 @@ def read_picture(path: str | PathLike) -> np.ndarray:
         formats = _PICTURES.intersection(Image.registered_extensions().values())
         with Image.open(path, formats=sorted(formats)) as image:
             return as_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except IMAGE_ERRORS as error:
         raise ValueError(f"{path}: the picture can't be decoded ({error})") from error
 
 
@@ -276,9 +277,10 @@ def import_av() -> ModuleType:
 def _opened(path: Path, formats: str | None) -> Iterator[tuple[Any, Any]]:
     """Open a video: the container and its first video stream."""
     av = import_av()
-    only = {"format_whitelist": formats, "protocol_whitelist": "file"} if formats else {}
+    # Only this file: a playlist may name others, and addresses.
+    options = {"protocol_whitelist": "file", **({"format_whitelist": formats} if formats else {})}
     try:
-        container = av.open(str(path), options=only)
+        container = av.open(f"file:{path}", options=options)
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{path}: neither a video nor a picture that can be read ({error.strerror}). A file "
@@ -288,6 +290,12 @@ def _opened(path: Path, formats: str | None) -> Iterator[tuple[Any, Any]]:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         if not streams:
             raise ValueError(f"{path}: has no pictures, only sound or other data")
+        height, width = streams[0].height, streams[0].width
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"{path}: its frames have {height} x {width} pixels; at most {MAX_PIXELS} are "
+                "allowed"
+            )
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 

@@ -355,10 +355,12 @@ def test_drawing_results_of_another_data_set(
     entry = prediction(3, 1)
     path = write_results(tmp_path, [{**entry, "video_id": 77}])
     arguments = ["--results", str(path), "--dataset", "ytvis_2019_val"]
-    with pytest.raises(ValueError, match="video 77 is not in ytvis_2019_val"):
+    with pytest.raises(
+        ValueError, match="Prediction 0, for video 77, which the ground truth does not have"
+    ):
         load_tool("vis_results").main(arguments)
     write_results(tmp_path, [{**entry, "segmentations": entry["segmentations"][:2]}])
-    with pytest.raises(ValueError, match="Video 3 has 6 frames, but a prediction for it 2"):
+    with pytest.raises(ValueError, match="has 2 segmentations, but the video has 6 frames"):
         load_tool("vis_results").main(arguments)
 
 

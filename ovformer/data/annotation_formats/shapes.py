@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ovformer.data.vis_json import check_rle, to_rle
+from ovformer.data.untrusted_masks import find_fault
+from ovformer.data.vis_json import to_rle
 
 # Corners of the polygon that stands for an ellipse.
 _ELLIPSE_CORNERS = 72
@@ -221,7 +222,8 @@ def merged_rle(shapes: Sequence[Shape], height: int, width: int) -> dict | None:
         if isinstance(area, list):
             _check_reach(area, height, width)
         rles.append(to_rle(area, height, width))
-        check_rle(rles[-1])
+        if rles[-1] and (fault := find_fault(rles[-1:])):
+            raise ValueError(fault.reason)
     rles = [rle for rle in rles if rle and coco_mask.area(rle)]
     return to_rle(coco_mask.merge(rles), height, width) if rles else None
 

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for name in ("ovformer", "fvcore"):
         setup_logger(name=name).setLevel(logging.WARNING)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it says what it does not optimise
     try:
         check_target(args.output, args.keep_operator)
         loaded = load_pretrained(

@@ -6,6 +6,8 @@ Legend: B images, or frames of one clip, Q queries, K classes, C channels, D CLI
 h w padded pixels / 4.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -38,7 +40,8 @@ class ExportableNetwork(nn.Module):
         """
         super().__init__()
         self.backbone = with_folded_norms(model.backbone)
-        self.head = model.sem_seg_head
+        self.head = copy.deepcopy(model.sem_seg_head)
+        self.requires_grad_(False)  # whoever runs the file need not turn gradients off
         self.register_buffer("pixel_mean", model.pixel_mean)
         self.register_buffer("pixel_std", model.pixel_std)
         self.sees_clips = model.SEES_CLIPS

@@ -49,7 +49,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
             return service.find(request.session_hash, path, words, choice, progress.tqdm)
         except ERRORS as error:
             logger.warning("Not done: %s", error)
-            raise gr.Error(escape(str(error)), duration=None, print_exception=False) from error
+            raise gr.Error(escape(str(error)), duration=30, print_exception=False) from error
 
     def stop(request: gr.Request) -> None:
         service.stop(request.session_hash)

@@ -107,7 +107,7 @@ class PredictionService:
             ValueError: there is no file, or it is neither a video nor a picture, or too large; or
                 there are no words, or too many.
         """
-        if not path:
+        if not path or not Path(path).is_file():  # it may have been removed meanwhile
             raise ValueError("No file yet: choose a video or a picture.")
         name = Path(path).name
         items = self._items(words)

@@ -235,6 +235,64 @@ def coco(videos: list[DrawnVideo], kinds: tuple[str, str] = ("polygon", "rle")) 
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def bits(number: int, size: int) -> str:
+    return f"{number:0{size}b}"
+
+
+def brush(blocks: list[tuple[bool, int, list[int]]], word: int = 8) -> list[int]:
+    """Encode blocks (is a run, which of the sizes 3, 4, 8 and 16 of the length, values)."""
+    sizes = (3, 4, 8, 16)
+    stream = bits(sum(len(values) for _, _, values in blocks), 32) + bits(word - 1, 5)
+    stream += "".join(bits(size - 1, 4) for size in sizes)
+    for is_run, which, values in blocks:
+        stream += f"{int(is_run)}{bits(which, 2)}{bits(len(values) - 1, sizes[which])}"
+        stream += "".join(bits(value, word) for value in values[: 1 if is_run else None])
+    stream += "0" * (-len(stream) % 8)
+    return [int(stream[i : i + 8], 2) for i in range(0, len(stream), 8)]
+
+
+def brush_of(mask: np.ndarray) -> list[int]:
+    """The code of a mask: each pixel is four values, of which the last is its opacity."""
+    values = np.repeat(mask.ravel().astype(int) * 255, 4)
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1), values.size]
+    return brush([(True, 3, values[a:b].tolist()) for a, b in zip(edges, edges[1:], strict=False)])
+
+
+def ls_task(data: dict, results: list[dict], number: int = 1, **changes) -> dict:
+    return {"id": number, "data": data, "annotations": [{"id": 1, "result": results, **changes}]}
+
+
+def ls_tracked(sequence: list[dict], count: int, label: str = "square") -> dict:
+    value = {"labels": [label], "framesCount": count, "duration": count / 5, "sequence": sequence}
+    return {"id": "r1", "type": "videorectangle", "from_name": "box", "value": value}
+
+
+def ls_key(frame: int, mask: np.ndarray, enabled: bool = True) -> dict:
+    left, top, right, bottom = corners(mask)
+    return {
+        "frame": frame,
+        "enabled": enabled,
+        "rotation": 0,
+        "x": 100 * left / WIDTH,
+        "y": 100 * top / HEIGHT,
+        "width": 100 * (right - left) / WIDTH,
+        "height": 100 * (bottom - top) / HEIGHT,
+    }
+
+
+def ls_region(
+    kind: str, value: dict, track: int | None, number: str = "a", label: str = "x"
+) -> list:
+    common = {"id": number, "original_width": WIDTH, "original_height": HEIGHT, "type": kind}
+    drawn = {**common, "value": {**value, kind: [label]}}
+    if track is None:
+        return [drawn]
+    return [
+        drawn,
+        {**common, "type": "number", "from_name": "track_id", "value": {"number": track}},
+    ]
+
+
 def check_equal(converted: Path, videos: list[DrawnVideo], every: int = 1) -> None:
     """Assert that a converted data set has all masks of drawn videos, and their frames."""
     content = json.loads(converted.read_text())

@@ -30,7 +30,10 @@ class _NumberType:
             raise pickle.UnpicklingError(f"it holds a numpy.dtype of {text!r:.40}, no numbers")
 
     def __setstate__(self, state: tuple) -> None:
-        self.value = self.value.newbyteorder(state[1])
+        _, byte_order, *parts = state[:5]
+        if parts != [None] * 3:
+            raise pickle.UnpicklingError("it holds a numpy.dtype with parts, no numbers")
+        self.value = self.value.newbyteorder(byte_order)
 
 
 class _NumberArray(np.ndarray):
@@ -147,4 +150,4 @@ def load_torch_file(file: str | os.PathLike | BinaryIO, mmap: bool = False) -> A
 def _reason(error: Exception) -> str:
     """Return the line of a message that says what is wrong; torch's are long."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "Unsupported" in line), lines[0])
+    return next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])

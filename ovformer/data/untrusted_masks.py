@@ -187,6 +187,8 @@ def check_polygons(polygons: object, height: int, width: int) -> None:
     """
     if not isinstance(polygons, list) or not polygons:
         raise ValueError(f"expected a list of polygons or an RLE, got {polygons!r:.60}")
+    if not is_frame_size([height, width]):
+        raise ValueError(f"expected a frame of height x width pixels, got {height} x {width}")
     side = max(height, width)
     for polygon in polygons:
         if not isinstance(polygon, np.ndarray | list):

@@ -7,15 +7,14 @@ from types import ModuleType
 
 import pytest
 from annotation_exports import (
-    HEIGHT,
-    WIDTH,
-    DrawnVideo,
     check_equal,
     coco,
-    corners,
     cvat_images,
     cvat_video,
     draw,
+    ls_key,
+    ls_task,
+    ls_tracked,
     png,
     write_film,
     write_frames,
@@ -67,29 +66,18 @@ def test_coco(tool, tmp_path: Path, kinds: tuple[str, str]) -> None:
     check_equal(out / "annotations.json", videos)
 
 
-def label_studio(video: DrawnVideo) -> list[dict]:
-    """Tracked boxes of the square: the first and the last key frame."""
-    sequence = []
-    for t in (0, len(video.images) - 1):
-        left, top, right, bottom = corners(video.objects[0].masks[t])
-        sides = {"x": left / WIDTH, "y": top / HEIGHT}
-        sides |= {"width": (right - left) / WIDTH, "height": (bottom - top) / HEIGHT}
-        percent = {key: 100 * value for key, value in sides.items()}
-        sequence.append({"frame": t + 1, "enabled": True, "rotation": 0, **percent})
-    value = {"framesCount": len(video.images), "sequence": sequence, "labels": ["square"]}
-    result = [{"id": "a", "type": "videorectangle", "value": value}]
-    return [{"id": 1, "data": {"video": f"{video.name}.mp4"}, "annotations": [{"result": result}]}]
-
-
 def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
     video = draw("film")
     write_film(tmp_path, video)
-    (tmp_path / "boxes.json").write_text(json.dumps(label_studio(video)))
+    masks = video.objects[0].masks
+    tracked = ls_tracked([ls_key(1, masks[0]), ls_key(6, masks[5])], 6)
+    tasks = [ls_task({"video": "film.mp4"}, [tracked])]
+    (tmp_path / "boxes.json").write_text(json.dumps(tasks))
     words = [str(tmp_path / "boxes.json"), "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as end:
         tool.main(words)
     assert end.value.code == 2
-    assert "task 1: region a: has a box and no mask in frame 1" in capsys.readouterr().err
+    assert "task 1: region r1: has a box and no mask in frame 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     tool.main([*words, "--boxes-as-masks"])
     del video.objects[1]

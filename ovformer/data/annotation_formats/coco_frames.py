@@ -11,7 +11,12 @@ from typing import Any
 
 from ovformer.data.annotation_formats.media import FrameFiles
 from ovformer.data.annotation_formats.shapes import Box, Region, Shape, polygon
-from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export, FrameTracks
+from ovformer.data.annotation_formats.tracks import (
+    AnnotatedVideo,
+    Export,
+    FrameTracks,
+    named_faults,
+)
 from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
 
 
@@ -32,7 +37,7 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
         raise ValueError(f"{export.path}: has no {missing}. Is it COCO's format of instances?")
-    try:
+    with named_faults(export.path):
         names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
         images = {image["id"]: image for image in content["images"]}
         video_names = {v["id"]: v["name"] for v in content.get("videos") or () if "name" in v}
@@ -45,12 +50,11 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
             place = f"{export.path}: annotation {annotation['id']}"
             _check(place, annotation, images, names)
             of_image[annotation["image_id"]].append((place, annotation))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{export.path}: an entry is not as in COCO ({error!r}).") from error
     videos = []
     for key, frames in groups.items():
         name = str(video_names.get(key, PurePosixPath(str(key)).name)) or "frames"
-        videos.append(_video(name, frames, of_image, names, export))
+        with named_faults(f"{export.path}: video {name!r}"):
+            videos.append(_video(name, frames, of_image, names, export))
     return videos, list(names.values())
 
 
@@ -76,11 +80,12 @@ def _video(
     joined = FrameTracks(export)
     for position, frame in enumerate(frames):
         for place, annotation in of_image[frame["id"]]:
-            shape = _shape(place, annotation)
-            identity = _identity(annotation, export)
-            category = names[annotation["category_id"]]
-            iscrowd = int(annotation.get("iscrowd", 0))
-            joined.add(place, position, category, identity, shape, iscrowd)
+            with named_faults(place):
+                shape = _shape(place, annotation)
+                identity = _identity(annotation, export)
+                category = names[annotation["category_id"]]
+                iscrowd = int(annotation.get("iscrowd") in (1, True))
+                joined.add(place, position, category, identity, shape, iscrowd)
     files = [
         export.library.find(
             frame["file_name"], IMAGE_SUFFIXES, f"{export.path}: image {frame['id']}"
@@ -100,8 +105,6 @@ def _shape(place: str, annotation: dict) -> Shape:
     area = annotation.get("segmentation")
     try:
         if isinstance(area, dict):
-            if not isinstance(area["counts"], str):
-                area = {"size": area["size"], "counts": [int(run) for run in area["counts"]]}
             return Region(area)
         if area:
             return Region([polygon(points).area[0] for points in area])

@@ -30,6 +30,7 @@ from ovformer.data.image_files import natural_order
 _AREAS = ("box", "polygon", "mask", "ellipse")
 _WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton", "tag")
 _SIZE = ("height", "width")
+_MAX_FRAMES = 2**31
 
 
 @dataclass
@@ -123,11 +124,11 @@ def _tasks(meta: Element, export: Export) -> dict[str, _Task]:
         place = f"{export.path}: <{element.tag}> {element.findtext('id', '')}"
         try:
             count = int(element.findtext("size", "0"))
-            if count < 1:
-                raise ValueError(f"it has {count} frames")
             start = int(element.findtext("start_frame") or 0)
             step = int((element.findtext("frame_filter") or "step=1").split("=")[1])
             stop = int(element.findtext("stop_frame") or start + (count - 1) * step)
+            if not 0 <= start <= stop < _MAX_FRAMES:
+                raise ValueError(f"frames {start} to {stop}")
             size = element.find("original_size")
             tasks[element.findtext("id", "")] = _Task(
                 name=element.findtext("name") or "",

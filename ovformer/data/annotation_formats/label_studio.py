@@ -28,6 +28,7 @@ from ovformer.data.annotation_formats.tracks import (
     FrameTracks,
     KeyFrame,
     Track,
+    named_faults,
 )
 from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
 
@@ -51,22 +52,19 @@ def read_label_studio(tasks: Any, export: Export) -> tuple[list[AnnotatedVideo],
     videos: list[AnnotatedVideo] = []
     folders: dict[tuple, list[tuple[Found, str, list[list[dict]]]]] = defaultdict(list)
     for number, task in enumerate(tasks):
-        place = f"{export.path}: task {task.get('id', f'number {number}')}"
-        try:
+        place = f"{export.path}: task number {number}"
+        with named_faults(place):
+            place = f"{export.path}: task {task.get('id', f'number {number}')}"
             regions = _regions(task, place, export)
             if regions is None:
                 continue
             media = _media(task, place)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{place}: not as Label Studio writes it ({error!r}). Export as JSON."
-            ) from error
-        if path_of(media).suffix.lower() in VIDEO_SUFFIXES:
-            videos.append(_video(media, regions, place, export))
-        else:
-            found = export.library.find(media, IMAGE_SUFFIXES, place)
-            folder = (str(found.source), PurePosixPath(found.name).parent)
-            folders[folder].append((found, place, regions))
+            if path_of(media).suffix.lower() in VIDEO_SUFFIXES:
+                videos.append(_video(media, regions, place, export))
+            else:
+                found = export.library.find(media, IMAGE_SUFFIXES, place)
+                folder = (str(found.source), PurePosixPath(found.name).parent)
+                folders[folder].append((found, place, regions))
     videos += [_image_video(images, export) for images in folders.values()]
     return videos, sorted({track.category for video in videos for track in video.tracks})
 
@@ -181,8 +179,8 @@ def _video(media: str, regions: list[list[dict]], place: str, export: Export) ->
         if len(keys) != len(value["sequence"]):
             raise ValueError(f"{own}: has two key frames for one frame.")
         tracks.append(Track(own, _category(region, own), keys))
-        counts.add(value.get("framesCount"))
-    counts.discard(None)
+        if isinstance(count := value.get("framesCount"), int):
+            counts.add(count)
     if len(counts) > 1:
         raise ValueError(f"{place}: its regions say that the video has {sorted(counts)} frames.")
     return AnnotatedVideo(
@@ -190,7 +188,7 @@ def _video(media: str, regions: list[list[dict]], place: str, export: Export) ->
         frames=VideoFrames(found, export.library.open_video),
         tracks=tracks,
         in_percent=True,
-        expected=int(counts.pop()) if counts else None,
+        expected=counts.pop() if counts else None,
         numbers=1,
     )
 
@@ -209,10 +207,12 @@ def _image_video(
     for position, (_, place, regions) in enumerate(images):
         for region in regions:
             own = f"{place}: region {region[0].get('id')}"
-            size, shape = _shape(region, own, export)
-            if shape is not None:
-                sizes.add(size)
-                joined.add(own, position, _category(region, own), _identity(region, export), shape)
+            with named_faults(own):
+                size, shape = _shape(region, own, export)
+                if shape is not None:
+                    sizes.add(size)
+                    identity = _identity(region, export)
+                    joined.add(own, position, _category(region, own), identity, shape)
     first = images[0][0]
     folder = PurePosixPath(first.name).parent.name or first.source.path.stem
     if len(sizes) > 1:
@@ -275,8 +275,8 @@ def _category(region: list[dict], place: str) -> str:
     labels = {
         label for part in region for key in _LABEL_KEYS for label in part["value"].get(key, ())
     }
-    if len(labels) != 1:
-        raise ValueError(f"{place}: expected one label, got {sorted(labels) or 'none'}.")
+    if len(labels) != 1 or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"{place}: expected one label, got {sorted(map(str, labels)) or 'none'}.")
     return labels.pop()
 
 

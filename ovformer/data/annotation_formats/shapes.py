@@ -16,6 +16,8 @@ from ovformer.data.vis_json import to_rle
 
 # Corners of the polygon that stands for an ellipse.
 _ELLIPSE_CORNERS = 72
+# Runs of pixels are numbers of 32 bits.
+_MAX_RUN = 2**32
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ class Region:
     """
 
     area: list | dict
+
+    def __post_init__(self) -> None:
+        if isinstance(self.area, dict) and not _is_rle(self.area):
+            raise ValueError(
+                "expected an RLE: size, height and width, and counts, a text or a list of numbers"
+            )
 
     def between(self, other: "Region", ratio: float) -> "Region":
         """Return the polygon at a part of the way to another one.
@@ -226,6 +234,15 @@ def merged_rle(shapes: Sequence[Shape], height: int, width: int) -> dict | None:
             raise ValueError(fault.reason)
     rles = [rle for rle in rles if rle and coco_mask.area(rle)]
     return to_rle(coco_mask.merge(rles), height, width) if rles else None
+
+
+def _is_rle(area: dict) -> bool:
+    size, counts = area.get("size"), area.get("counts")
+    if not isinstance(size, list | tuple) or [type(side) for side in size] != [int, int]:
+        return False
+    if isinstance(counts, list):
+        return all(type(run) is int and 0 <= run < _MAX_RUN for run in counts)
+    return isinstance(counts, str | bytes)
 
 
 def _check_reach(polygons: list[list[float]], height: int, width: int) -> None:

@@ -2,11 +2,22 @@
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ovformer.data.annotation_formats.media import Frames, Library
 from ovformer.data.annotation_formats.shapes import Shape
+
+
+@contextmanager
+def named_faults(place: str) -> Iterator[None]:
+    """Turn errors about content of another kind than expected into one that names a place."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+        kind = type(error).__name__
+        raise ValueError(f"{place}: not as the format has it ({kind}: {error}).") from error
 
 
 @dataclass

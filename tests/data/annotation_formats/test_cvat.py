@@ -19,7 +19,7 @@ from annotation_exports import (
     draw,
     write_frames,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.data.annotation_formats.cvat import read_cvat
@@ -70,7 +70,7 @@ def keys(clip: DrawnVideo, frames: dict[int, str], make=cvat_polygon) -> list[di
     ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(st.sets(st.integers(1, 5)), st.sampled_from(["polygon", "box"]))
 def test_key_frames_alone_give_the_motion_back(
     clip: DrawnVideo, folder: Path, middle: set[int], tag: str

@@ -4,8 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotation_exports import HEIGHT, WIDTH, DrawnVideo, corners, draw, write_film, write_frames
-from hypothesis import given
+from annotation_exports import (
+    HEIGHT,
+    WIDTH,
+    DrawnVideo,
+    brush,
+    brush_of,
+    corners,
+    draw,
+    ls_key,
+    ls_region,
+    ls_task,
+    ls_tracked,
+    write_film,
+    write_frames,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.data.annotation_formats.label_studio import decode_brush, read_label_studio
@@ -15,30 +29,6 @@ from ovformer.data.annotation_formats.tracks import Export
 from ovformer.data.annotation_formats.youtube_vis import check_boxes, convert_video
 from ovformer.predictor.video_io import VideoSource
 
-
-def bits(number: int, size: int) -> str:
-    return f"{number:0{size}b}"
-
-
-def brush(blocks: list[tuple[bool, int, list[int]]], word: int = 8) -> list[int]:
-    """Encode blocks (is a run, which of the sizes 3, 4, 8 and 16 of the length, values)."""
-    sizes = (3, 4, 8, 16)
-    stream = bits(sum(len(values) for _, _, values in blocks), 32) + bits(word - 1, 5)
-    stream += "".join(bits(size - 1, 4) for size in sizes)
-    for is_run, which, values in blocks:
-        stream += f"{int(is_run)}{bits(which, 2)}{bits(len(values) - 1, sizes[which])}"
-        stream += "".join(bits(value, word) for value in values[: 1 if is_run else None])
-    stream += "0" * (-len(stream) % 8)
-    return [int(stream[i : i + 8], 2) for i in range(0, len(stream), 8)]
-
-
-def brush_of(mask: np.ndarray) -> list[int]:
-    """The code of a mask: each pixel is four values, of which the last is its opacity."""
-    values = np.repeat(mask.ravel().astype(int) * 255, 4)
-    edges = [0, *(np.flatnonzero(np.diff(values)) + 1), values.size]
-    return brush([(True, 3, values[a:b].tolist()) for a, b in zip(edges, edges[1:], strict=False)])
-
-
 VALUES = st.integers(0, 255)
 RUNS = st.builds(lambda v, n, w: (True, w, [v] * n), VALUES, st.integers(1, 8), st.integers(0, 3))
 LISTS = st.builds(
@@ -46,6 +36,7 @@ LISTS = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(RUNS | LISTS, max_size=20))
 def test_the_brush_decodes_what_was_encoded(blocks: list) -> None:
     expected = [value for _, _, values in blocks for value in values]
@@ -66,28 +57,6 @@ def export_of(folder: Path, **options) -> Export:
     return Export("export.json", Library([Folder(folder)], open_video), **options)
 
 
-def task(data: dict, results: list[dict], number: int = 1, **changes) -> dict:
-    return {"id": number, "data": data, "annotations": [{"id": 1, "result": results, **changes}]}
-
-
-def tracked(sequence: list[dict], count: int, label: str = "square") -> dict:
-    value = {"labels": [label], "framesCount": count, "duration": count / 5, "sequence": sequence}
-    return {"id": "r1", "type": "videorectangle", "from_name": "box", "value": value}
-
-
-def key(frame: int, mask: np.ndarray, enabled: bool = True) -> dict:
-    left, top, right, bottom = corners(mask)
-    return {
-        "frame": frame,
-        "enabled": enabled,
-        "rotation": 0,
-        "x": 100 * left / WIDTH,
-        "y": 100 * top / HEIGHT,
-        "width": 100 * (right - left) / WIDTH,
-        "height": 100 * (bottom - top) / HEIGHT,
-    }
-
-
 @pytest.fixture
 def video(tmp_path: Path) -> DrawnVideo:
     drawn = draw("film", 7)
@@ -103,10 +72,10 @@ def areas(video, count: int, export: Export) -> list[list]:
 def test_boxes_move_between_key_frames_and_stop(video: DrawnVideo, tmp_path: Path) -> None:
     masks = video.objects[0].masks
     # Frames 1 and 4 of Label Studio are 0 and 3; the object is gone after frame 5, which is 4.
-    sequence = [key(5, masks[4], enabled=False), key(1, masks[0]), key(4, masks[3])]
+    sequence = [ls_key(5, masks[4], enabled=False), ls_key(1, masks[0]), ls_key(4, masks[3])]
     export = export_of(tmp_path)
     data = {"video": "/data/upload/1/0a1b2c3d-film.mp4"}
-    (read,), names = read_label_studio([task(data, [tracked(sequence, 7)])], export)
+    (read,), names = read_label_studio([ls_task(data, [ls_tracked(sequence, 7)])], export)
     assert names == ["square"]
     assert read.frames.probe() == (7, (HEIGHT, WIDTH))
     (found,) = areas(read, 7, export)
@@ -124,22 +93,11 @@ def test_the_last_box_stays_and_other_frame_rates_are_matched_by_time(
     masks, export = video.objects[0].masks, export_of(tmp_path)
     data = {"video": "s3://bucket/film.mp4"}
     # Label Studio counts 14 frames, so its frames 1, 3, 5 are 0, 1, 2 of the video.
-    content = [task(data, [tracked([key(1, masks[0]), key(7, masks[3])], 14)])]
+    content = [ls_task(data, [ls_tracked([ls_key(1, masks[0]), ls_key(7, masks[3])], 14)])]
     (read,), _ = read_label_studio(content, export)
     (found,) = areas(read, 7, export)
     assert found == [[*corners(masks[min(t, 3)])[:2], 14, 14] for t in range(7)]
     assert "has 7 frames, but Label Studio counted 14" in export.notes[0]
-
-
-def region(kind: str, value: dict, track: int | None, number: str = "a", label: str = "x") -> list:
-    common = {"id": number, "original_width": WIDTH, "original_height": HEIGHT, "type": kind}
-    drawn = {**common, "value": {**value, kind: [label]}}
-    if track is None:
-        return [drawn]
-    return [
-        drawn,
-        {**common, "type": "number", "from_name": "track_id", "value": {"number": track}},
-    ]
 
 
 def test_regions_of_images_are_joined_by_a_control(tmp_path: Path) -> None:
@@ -150,13 +108,13 @@ def test_regions_of_images_are_joined_by_a_control(tmp_path: Path) -> None:
         left, top, right, bottom = corners(mask)
         points = [[left, top], [right, top], [right, bottom], [left, bottom]]
         percent = (np.array(points) * (100 / WIDTH, 100 / HEIGHT)).tolist()
-        results = region("polygonlabels", {"points": percent}, 1, "p", "square")
+        results = ls_region("polygonlabels", {"points": percent}, 1, "p", "square")
         results += [{"type": "relation", "from_id": "p", "to_id": "b"}]
         if (disc := drawn.objects[1].masks[t]) is not None:
-            results += region(
+            results += ls_region(
                 "brushlabels", {"format": "rle", "rle": brush_of(disc)}, 2, "b", "disc"
             )
-        tasks.append(task({"image": f"/data/local-files/?d=set/clip/{t:05d}.png"}, results, t))
+        tasks.append(ls_task({"image": f"/data/local-files/?d=set/clip/{t:05d}.png"}, results, t))
     export = export_of(tmp_path)
     (read,), names = read_label_studio(tasks, export)
     assert names == ["disc", "square"] and read.name == "clip"
@@ -171,16 +129,16 @@ def test_regions_of_images_are_joined_by_a_control(tmp_path: Path) -> None:
 def test_rectangles_turn_about_their_corner(tmp_path: Path) -> None:
     write_frames(tmp_path, draw("clip", 1))
     value = {"x": 50, "y": 50, "width": 25, "height": 10, "rotation": 90}
-    tasks = [task({"image": "clip/00000.png"}, region("rectanglelabels", value, None))]
+    tasks = [ls_task({"image": "clip/00000.png"}, ls_region("rectanglelabels", value, None))]
     (read,), _ = read_label_studio(tasks, export_of(tmp_path))
     shape = read.tracks[0].keys[0].shapes[0]
     assert shape == Box(32, 24, 16, 4.8, 90, "corner")
 
 
 def broken(change: str) -> list[dict]:
-    good = region("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]]}, 1)
+    good = ls_region("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]]}, 1)
     data = {"image": "clip/00000.png"}
-    one = task(data, good)
+    one = ls_task(data, good)
     if change == "json-min":
         return [{"id": 1, "image": "clip/00000.png", "label": []}]
     if change == "no label":
@@ -196,13 +154,13 @@ def broken(change: str) -> list[dict]:
     if change == "no address":
         one["data"] = {"text": "hello"}
     if change == "no track":
-        return [task(data, good[:1]), task({"image": "clip/00001.png"}, [], 2)]
+        return [ls_task(data, good[:1]), ls_task({"image": "clip/00001.png"}, [], 2)]
     if change == "two classes":
-        other = region("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]]}, 1, "c", "y")
-        return [one, task({"image": "clip/00001.png"}, other, 2)]
+        other = ls_region("polygonlabels", {"points": [[1, 1], [9, 1], [9, 9]]}, 1, "c", "y")
+        return [one, ls_task({"image": "clip/00001.png"}, other, 2)]
     if change == "brush of another size":
         brushed = {"rle": brush_of(np.ones((3, 3), bool))}
-        return [task(data, region("brushlabels", brushed, 1))]
+        return [ls_task(data, ls_region("brushlabels", brushed, 1))]
     return [one]
 
 

@@ -1,7 +1,7 @@
 """Names of folders, and the split into training and validation."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.data.annotation_formats.youtube_vis import folder_names, part_of, split_videos
@@ -18,6 +18,7 @@ def test_folder_names_stay_readable() -> None:
     assert folder_names(["my clip", "../x", "a", "A", ""]) == ["my_clip", "x", "a", "A-2", "video"]
 
 
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.floats(0.01, 0.9), st.integers(0, 5))
 def test_a_split_shares_the_videos(count: int, val: float, seed: int) -> None:
     ids = list(range(1, count + 1))

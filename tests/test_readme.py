@@ -55,13 +55,9 @@ def test_configs_and_keys_in_the_pages_exist(command: Command, tmp_path: Path) -
 def saved_config(name: str, folder: Path) -> Path:
     """Save a config that a page shows, with the base in this repository."""
     block = rf"<!-- file {re.escape(name)} -->\n```yaml\n(.*?)```"
-    (text,) = (
-        found[1]
-        for page in PAGES
-        if (found := re.search(block, page.read_text("utf-8"), re.DOTALL))
-    )
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     path = folder / name
-    path.write_text(text.replace("_BASE_: ", f"_BASE_: {ROOT}/"))
+    path.write_text(re.search(block, pages, re.DOTALL)[1].replace("_BASE_: ", f"_BASE_: {ROOT}/"))
     return path
 
 

@@ -44,7 +44,7 @@ class Table:
         if self.is_printed:
             print(f"\n{section}" if len(self.sections) > 1 else section)
         for row in rows:
-            is_repeated = bool(found) and found[-1].name == row.name
+            is_repeated = row.status == "ok" and bool(found) and found[-1].name == row.name
             found.append(row)
             if self.is_printed:
                 print(self._text(row, "" if is_repeated else row.name), flush=True)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from ovformer.d2 import comm
 from ovformer.engine.interruption import SIGNALS
@@ -108,6 +109,8 @@ def _work(
     """
     if meeting:
         meeting = {**meeting, "rank": meeting["rank"] + local_rank}
+    else:
+        meeting = _meeting_after_restart()
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(local_rank)
@@ -122,6 +125,20 @@ def _work(
     finally:
         if not (has_failed and on_gpu):  # NCCL could wait for the others; this process ends anyway
             dist.destroy_process_group()
+
+
+def _meeting_after_restart() -> dict[str, Any]:
+    """Return where processes meet that torchrun has started again, on one machine.
+
+    torchrun may keep the store in which they find each other, with the addresses of those that are
+    gone. Of several machines each counts its own restarts, so that the count is no common place.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return {}
+    store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    return {"store": store, "rank": rank, "world_size": world_size}
 
 
 def _call(function: Callable[..., Any], args: tuple) -> None:

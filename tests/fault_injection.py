@@ -267,8 +267,8 @@ def same(one: Any, other: Any) -> bool:
 
 def progress(what: str, number: int, total: int, counts: Any = ()) -> None:
     """Print how far it is."""
-    losses = sum(len(count.losses) for count in counts)
-    print(f"{what}: {number} of {total}, results lost: {losses}", file=sys.stderr, flush=True)
+    losses = [loss for count in counts for loss in count.losses]
+    print(f"{what}: {number} of {total}, lost: {losses or 'nothing'}", file=sys.stderr, flush=True)
 
 
 def cut(content: bytes, generator: random.Random) -> bytes:

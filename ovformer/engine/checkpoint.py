@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shutil import copyfileobj
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,18 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from."""
         write_text(Path(self.save_dir, LAST), last_filename_basename)
+
+    def complete(self) -> None:
+        """Give the last checkpoint the final name, too, if it does not have it.
+
+        A training may have ended between saving its last iteration under one name and the other.
+        """
+        last = Path(self.get_checkpoint_file())
+        if self.save_to_disk and last.name != FINAL:
+            self.logger.info("Copying %s to %s, which is missing", last, FINAL)
+            with last.open("rb") as source:
+                write_atomically(last.with_name(FINAL), lambda file: copyfileobj(source, file))
+            self.tag_last_checkpoint(FINAL)
 
     def remove_leftovers(self) -> None:
         """Remove what was being written when a training in this folder was killed."""

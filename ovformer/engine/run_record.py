@@ -170,7 +170,7 @@ def _repeat_command(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: P
     words = ["python", args.command[0], "--config-file", str(folder.absolute() / "config.yaml")]
     words += ["--num-gpus", str(comm.get_world_size())] * (comm.get_world_size() > 1)
     words += ["--eval-only", "MODEL.WEIGHTS", _weights(cfg, args)] * args.eval_only
-    return shlex.join([*words, "SEED", str(seed), "OUTPUT_DIR", f"{cfg.OUTPUT_DIR}-repeated"])
+    return shlex.join([*words, "SEED", str(seed), "OUTPUT_DIR", f"{Path(cfg.OUTPUT_DIR)}-repeated"])
 
 
 def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:

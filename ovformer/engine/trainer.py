@@ -165,6 +165,8 @@ class Trainer(TrainerBase):
             self.start_iter,
             self.max_iter,
         )
+        if self.start_iter == self.max_iter:
+            self.checkpointer.complete()
         self.iter = self.start_iter
         with EventStorage(self.iter) as self.storage:
             self.before_train()

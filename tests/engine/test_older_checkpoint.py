@@ -94,6 +94,23 @@ def test_going_on_from_the_one_before(tmp_path: Path, caplog, damage: Callable) 
     read_weights(folder / LAST)  # a new one
 
 
+def test_a_training_that_ended_before_its_final_checkpoint(tmp_path: Path) -> None:
+    """By a kill or a full disk; or with a smaller SOLVER.MAX_ITER than before."""
+    train(tmp_path, 6)
+    expected, before = read_weights(tmp_path / "model_final.pth"), lines(tmp_path)
+    for final in (b"", b"of a shorter training"):
+        (tmp_path / "model_final.pth").unlink()
+        if final:
+            (tmp_path / "model_final.pth").write_bytes(final)
+        (tmp_path / "last_checkpoint").write_text(LAST)
+        train(tmp_path, 6, resume=True)
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+        found = read_weights(tmp_path / "model_final.pth")
+        assert found["iteration"] == expected["iteration"] == 5
+        assert all(torch.equal(found["model"][k], v) for k, v in expected["model"].items())
+        assert lines(tmp_path) == before
+
+
 def save(folder: Path, *names: str) -> None:
     """Save checkpoints whose iteration is that of their name, 7 for the final one."""
     checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(folder))

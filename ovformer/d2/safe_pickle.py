@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import struct
+from collections import OrderedDict
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -103,7 +104,11 @@ _ERRORS = (
 )
 
 
-class _WeightsUnpickler(pickle.Unpickler):
+class _WeightsUnpickler(pickle._Unpickler):
+    """Python's own implementation: that in C takes gigabytes where a few bytes of a file say so."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NUMPY:
             return _NUMPY[module, name]
@@ -114,6 +119,14 @@ class _WeightsUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(
             f"it holds {module}.{name}, which is neither an array nor a tensor"
         )
+
+    def load_build(self) -> None:
+        """Set the state of what has one. The functions above are not for files to change."""
+        if not isinstance(self.stack[-2], _NumberType | _NumberArray | OrderedDict):
+            raise pickle.UnpicklingError(f"it sets the state of {self.stack[-2]!r:.80}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def load_weights_pickle(file: BinaryIO) -> Any:

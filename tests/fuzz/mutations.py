@@ -56,7 +56,9 @@ def _mutate(document: Any, draw: Draw) -> Any:
     elif way == 3 and isinstance(container[key], int):
         container[key] += draw(-2, 2)
     elif way == 4 and isinstance(container[key], str):
-        container[key] = damaged_text(container[key].encode(), draw).decode("latin1")
+        container[key] = damaged_text(container[key].encode("utf-8", "replace"), draw).decode(
+            "latin1"
+        )
     else:
         container[key] = copy.deepcopy(HOSTILE[draw(0, len(HOSTILE) - 1)])
     return document

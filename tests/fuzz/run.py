@@ -34,7 +34,9 @@ def main() -> None:
             provider = atheris.FuzzedDataProvider(data)
             check(provider.ConsumeIntInRange, Path(folder))
 
-        atheris.Setup([sys.argv[0], *sys.argv[2:]], test_one_input)
+        # Short inputs, with which libFuzzer begins, make few choices.
+        options = ["-len_control=0", "-max_len=400", *sys.argv[2:]]
+        atheris.Setup([sys.argv[0], *options], test_one_input)
         atheris.Fuzz()
 
 

@@ -74,6 +74,7 @@ SKIPPED = {
 SKIPPED_PAGES = {"docs/tutorial.md": "tests/test_tutorial.py runs its commands in order"}
 # Programs and words of the shell, which need a network, or are not ours.
 OTHERS = {"pip", ".", "cd", "do", "done", "export", "for", "mkdir", "rm", "unzip", "wget"}
+OTHERS |= {"[", "srun"}  # a script for Slurm
 
 
 # What the code of a page takes for granted.

@@ -252,7 +252,7 @@ def read_weights(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
             content = load_torch_file(path, mmap=mmap and zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise
-    except (pickle.UnpicklingError, SafetensorError, OSError) as error:
+    except (pickle.UnpicklingError, SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} can't be read: it is damaged, no checkpoint, or holds Python objects, which "
             "are not loaded because that could run code. Of weights from elsewhere, save the "
@@ -285,8 +285,8 @@ def _check_checksums(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             has_checksums = any(record.CRC for record in file.infolist())
             damaged = file.testzip() if has_checksums else None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise ValueError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(str(error) or "it is cut off") from error
     if damaged:
         raise ValueError(f"the checksum of {damaged} is wrong")
 

@@ -88,13 +88,9 @@ class MSDeformAttn(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             precise = query.to(self.sampling_offsets.weight.dtype)
             # Offsets are in pixels of a level; dividing weights makes them shares of its size.
-            extents = (
-                on_host(spatial_shapes)
-                .flip(1)
-                .to(precise)
-                .repeat_interleave(self.num_points, dim=0)
-            )
-            extents = extents.flatten().repeat(self.num_heads)
+            extents = on_host(spatial_shapes).flip(1).to(precise)
+            extents = extents.repeat_interleave(self.num_points, dim=0).flatten()
+            extents = extents.repeat(self.num_heads)
             offsets = linear(
                 precise,
                 self.sampling_offsets.weight / extents[:, None],

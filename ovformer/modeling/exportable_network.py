@@ -3,7 +3,7 @@
 What a model does besides, to choose and to track instances, is little and needs no network.
 
 Legend: B images, or frames of one clip, Q queries, K classes, C channels, D CLIP width, H W pixels,
-h w padded pixels / 4.
+h w padded pixels / stride of the mask features.
 """
 
 import copy
@@ -55,7 +55,7 @@ class ExportableNetwork(nn.Module):
         """Find what is in images, each by itself, or in the frames of one clip together.
 
         Args:
-            images: uint8 (B, 3, H, W), RGB, of any size.
+            images: uint8 (B, 3, H, W), RGB. In a graph, sides exceed ``size_divisibility``.
             clip_features: float32 (B, D), CLIP's embedding of each image, not normalised.
             text_embeddings: float32 (K, D), CLIP's embeddings of the class names, of any length.
 
@@ -101,5 +101,5 @@ class ExportableNetwork(nn.Module):
 
     def _missing(self, side: int) -> int:
         """Return by how many pixels a side is padded; written so that symbols stay simple."""
-        divisibility = max(self.size_divisibility, 1)
-        return (side + divisibility - 1) // divisibility * divisibility - side
+        whole = (side + self.size_divisibility - 1) // self.size_divisibility
+        return whole * self.size_divisibility - side

@@ -1,5 +1,6 @@
 """Exported files give what the model gives, at other sizes than they were made with."""
 
+import math
 import re
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from predictor_fixture import TEMPLATES, WORDS
 from torch import Tensor
 
 from ovformer.modeling.exportable_network import OUTPUTS, ExportableNetwork
-from ovformer.predictor import export
-from ovformer.predictor.export import ExportedNetwork, ExportError, model_outputs
+from ovformer.predictor import exported_network as export
+from ovformer.predictor.exported_network import ExportedNetwork, ExportError, model_outputs
 from ovformer.predictor.pretrained import load_pretrained
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
@@ -58,16 +59,27 @@ def test_the_function_of_tensors_is_the_model(trained: Path, kind: str, opts: li
     assert got["query_embeddings"].shape == (*leading, 6, 32)
 
 
+def test_no_number_and_another_shape_are_differences(trained: Path) -> None:
+    model = load_pretrained(None, trained, device="cpu").model
+
+    def exported(*inputs: Tensor) -> dict[str, Tensor]:
+        outputs = model_outputs(model, *inputs)
+        masks = outputs["mask_logits"][..., :1]
+        return {**outputs, "scores": outputs["scores"] * torch.nan, "mask_logits": masks}
+
+    differences = export.compare(exported, model)
+    assert math.isnan(differences["scores"]) and math.isnan(differences["mask_logits"])
+    assert differences["class_logits"] == differences["query_embeddings"] == 0
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def made(request, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A model and its files of both forms, of one graph."""
     loaded = load_pretrained(None, trained, device="cpu", architecture=request.param)
-    network = ExportableNetwork(loaded.model).eval()
-    graph = export.trace(network)
+    graph = export.trace(loaded.model)
     folder = tmp_path_factory.mktemp(request.param)
-    metadata = export.describe(loaded, network)
     for suffix in export.SUFFIXES:
-        export.write(graph, metadata, folder / f"model{suffix}", loaded.model)
+        export.write(graph, export.describe(loaded), folder / f"model{suffix}", loaded.model)
     assert {path.name for path in folder.iterdir()} == {"model.pt2", "model.onnx"}
     return {"loaded": loaded, "graph": graph, "folder": folder, "kind": request.param}
 
@@ -126,7 +138,7 @@ def test_what_the_page_says_works(made: dict, monkeypatch, capsys) -> None:
     assert not variables["outputs"]["scores"].requires_grad
     np.testing.assert_allclose(variables["outputs"]["scores"], names["scores"], atol=1e-3)
     listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"\n\| (`.*?) \|", PAGE.read_text()))))
-    assert set(names["metadata"]) | set(export.INPUTS) | set(OUTPUTS) <= listed | {"keeps_operator"}
+    assert set(names["metadata"]) | set(export.INPUTS) | set(OUTPUTS) <= listed
 
 
 @pytest.mark.slow

@@ -56,6 +56,7 @@ def test_files(trained: TinyRun) -> None:
         "model_0000001.pth",
         "model_0000003.pth",
         "model_final.pth",
+        "runs",
     }
     assert len(list(trained.output.glob("*tfevents*"))) == 1
     assert (trained.output / "last_checkpoint").read_text() == "model_final.pth"

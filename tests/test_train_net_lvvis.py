@@ -58,7 +58,7 @@ def losses(run: VideoRun) -> list[float]:
 
 def test_training(trained: VideoRun) -> None:
     names = {path.name for path in trained.output.iterdir() if "tfevents" not in path.name}
-    expected = {"config.yaml", "inference", "last_checkpoint", "log.txt", "metrics.json"}
+    expected = {"config.yaml", "inference", "last_checkpoint", "log.txt", "metrics.json", "runs"}
     checkpoints = {"model_0000001.pth", "model_0000003.pth", "model_final.pth"}
     assert names == expected | checkpoints
     assert losses(trained)[-1] > 0

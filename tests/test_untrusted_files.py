@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,29 +223,29 @@ def test_names_of_data_sets_are_names_of_folders(name: object, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("MODEL: [", "no config that can be used"),
+        ("MODEL: [", "no YAML file"),
         ("- a", "expected 'KEY: value' lines"),
-        ("", "no config that can be used"),
+        ("", "no YAML file"),
         ("a: !!python/object/apply:os.system [touch attacked]", "could not determine a constr"),
         ("_BASE_: x.yaml", "recursion"),
-        ("_BASE_: .", "no config that can be used"),
-        ("MODEL: {DEVICE: " + "[" * 5000, "no config that can be used"),
-        ("MODEL: {DEVICE: [1, 2]}", "Type mismatch"),
+        ("_BASE_: .", "no YAML file"),
+        ("MODEL: {DEVICE: " + "[" * 5000, "no YAML file"),
+        ("MODEL: {DEVICE: [1, 2]}", "MODEL.DEVICE: expected a text"),
         ("DATASETS: {CUSTOM: &a [*a]}", "recursion"),
         (BILLION_LISTS, "at most 100000 values"),
-        ("MODEL: \xe9".encode("latin1"), "no config that can be used"),
+        ("MODEL: \xe9".encode("latin1"), "no YAML file"),
     ],
 )  # fmt: skip
 def test_config_files_that_are_none(text: str | bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=f"--config-file {path}: .*{reason}"):
+    with pytest.raises(ValueError, match=f"--config-file:? {path}:? .*{reason}"):
         get_ovformer_cfg(str(path))
 
 
 @pytest.mark.parametrize("value", ["(" * 9999, "[1]", "\0"])
 def test_values_of_the_command_line_that_cannot_be_used(value: str) -> None:
-    with pytest.raises(ValueError, match="SOLVER.BASE_LR: can't be"):
+    with pytest.raises(ValueError, match="SOLVER.BASE_LR: expected a number"):
         get_ovformer_cfg(None, ["SOLVER.BASE_LR", value])
 
 
@@ -316,9 +317,10 @@ def test_results_of_any_shape(text: str, reason: str, tmp_path: Path) -> None:
     assert list(vis_results.read_results(path)) == []
 
 
-def test_a_damaged_part_of_results(tmp_path: Path) -> None:
-    (tmp_path / "results.json.part0").write_text('[1, []]\n{"a"\n[2, []]\n')
-    with pytest.raises(ValueError, match="part0, line 2: .*evaluate without --resume"):
+def test_a_foreign_part_of_results(tmp_path: Path) -> None:
+    line = b'{"a"'
+    (tmp_path / "results.json.part0").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+    with pytest.raises(ValueError, match="part0, line 1: .*evaluate without --resume"):
         vis_results.VisResultsWriter(tmp_path / "results.json", resume=True)
 
 

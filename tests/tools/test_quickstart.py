@@ -84,7 +84,7 @@ def test_a_command_has_time_to_save_when_it_is_stopped(tmp_path: Path, number: i
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert process.wait(30) == 158 + number
+    assert process.wait(30) == 128 + number
     assert saved.exists()
 
 

@@ -33,7 +33,6 @@ TOLERANCE = 1e-2
 METADATA = "metadata.json"
 _FORMAT = "ovformer.export 1"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_OPSET = 20
 # Images, shares of the size divisibility that are their height and width, classes.
 _TRACED = (3, 3.2, 4.3, 5)
 _CHECKED = ((1, 2.1, 5.0, 1), (4, 3.3, 1.1, 9))
@@ -282,7 +281,6 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], path: Pat
             dynamo=True,
             input_names=INPUTS,
             output_names=OUTPUTS,
-            opset_version=_OPSET,
             verbose=False,
         )
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from predictor_fixture import TEMPLATES, WORDS
 from torch import Tensor
 
 from ovformer.modeling.exportable_network import OUTPUTS, ExportableNetwork
-from ovformer.predictor import exported_network as export
+from ovformer.predictor import exported_network
 from ovformer.predictor.exported_network import ExportedNetwork, ExportError, model_outputs
 from ovformer.predictor.pretrained import load_pretrained
 
@@ -67,7 +67,7 @@ def test_no_number_and_another_shape_are_differences(trained: Path) -> None:
         masks = outputs["mask_logits"][..., :1]
         return {**outputs, "scores": outputs["scores"] * torch.nan, "mask_logits": masks}
 
-    differences = export.compare(exported, model)
+    differences = exported_network.compare(exported, model)
     assert math.isnan(differences["scores"]) and math.isnan(differences["mask_logits"])
     assert differences["class_logits"] == differences["query_embeddings"] == 0
 
@@ -76,16 +76,18 @@ def test_no_number_and_another_shape_are_differences(trained: Path) -> None:
 def made(request, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A model and its files of both forms, of one graph."""
     loaded = load_pretrained(None, trained, device="cpu", architecture=request.param)
-    graph = export.trace(loaded.model)
+    graph = exported_network.trace(loaded.model)
     folder = tmp_path_factory.mktemp(request.param)
-    for suffix in export.SUFFIXES:
-        export.write(graph, export.describe(loaded), folder / f"model{suffix}", loaded.model)
+    for suffix in exported_network.SUFFIXES:
+        exported_network.write(
+            graph, exported_network.describe(loaded), folder / f"model{suffix}", loaded.model
+        )
     assert {path.name for path in folder.iterdir()} == {"model.pt2", "model.onnx"}
     return {"loaded": loaded, "graph": graph, "folder": folder, "kind": request.param}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", export.SUFFIXES)
+@pytest.mark.parametrize("suffix", exported_network.SUFFIXES)
 def test_files_give_what_the_model_gives(made: dict, suffix: str) -> None:
     exported = ExportedNetwork(made["folder"] / f"model{suffix}")
     for sizes in ((1, 33, 97, 1), (2, 64, 64, 40), (5, 130, 41, 3)):
@@ -128,17 +130,17 @@ def test_what_the_page_says_works(made: dict, monkeypatch, capsys) -> None:
         pytest.skip("the page's example is of single images")
     monkeypatch.chdir(made["folder"])
     inputs = random_inputs(1, 50, 71, 4)
-    names = {name: x.numpy() for name, x in zip(export.INPUTS, inputs, strict=True)}
+    names = {name: x.numpy() for name, x in zip(exported_network.INPUTS, inputs, strict=True)}
     in_numpy, in_torch = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     exec(in_numpy, names)
     assert re.match(r"class [0-3], score 0\.\d\d, \d+ pixels", capsys.readouterr().out)
     assert names["mask"].shape == (50, 71)
-    variables = dict(zip(export.INPUTS, inputs, strict=True))
+    variables = dict(zip(exported_network.INPUTS, inputs, strict=True))
     exec(in_torch, variables)
     assert not variables["outputs"]["scores"].requires_grad
     np.testing.assert_allclose(variables["outputs"]["scores"], names["scores"], atol=1e-3)
     listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"\n\| (`.*?) \|", PAGE.read_text()))))
-    assert set(names["metadata"]) | set(export.INPUTS) | set(OUTPUTS) <= listed
+    assert set(names["metadata"]) | set(exported_network.INPUTS) | set(OUTPUTS) <= listed
 
 
 @pytest.mark.slow
@@ -147,9 +149,9 @@ def test_a_file_that_gives_something_else_is_not_left(
 ) -> None:
     path = tmp_path / "model.pt2"
     path.write_text("before")
-    monkeypatch.setattr(export, "TOLERANCE", 1e-12)
+    monkeypatch.setattr(exported_network, "TOLERANCE", 1e-12)
     with pytest.raises(ExportError, match="gives other results than the model: .*mask_logits"):
-        export.write(made["graph"], {}, path, made["loaded"].model)
+        exported_network.write(made["graph"], {}, path, made["loaded"].model)
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -161,13 +163,13 @@ def test_an_operator_that_onnx_lacks_is_named(made: dict, tmp_path: Path) -> Non
 
     graph = torch.export.export(Odd(), (torch.ones(3),))
     with pytest.raises(ExportError, match="i1e"):
-        export.write(graph, {}, tmp_path / "model.onnx", made["loaded"].model)
+        exported_network.write(graph, {}, tmp_path / "model.onnx", made["loaded"].model)
 
 
 @pytest.mark.slow
 def test_the_operator_can_be_kept(trained: Path, tmp_path: Path) -> None:
     loaded = load_pretrained(None, trained, device="cpu", architecture="video")
-    export.export(loaded, tmp_path / "model.pt2", keeps_operator=True)
+    exported_network.export(loaded, tmp_path / "model.pt2", keeps_operator=True)
     exported = ExportedNetwork(tmp_path / "model.pt2")
     assert exported.metadata["keeps_operator"] is True
     operators = torch.export.load(tmp_path / "model.pt2").graph.nodes

@@ -69,6 +69,7 @@ PROCESSES = {"--num-gpus": "1", "--nproc-per-node": "2"}
 SKIPPED = {
     "tools/quickstart.py": "tests/tools/test_quickstart.py runs it, with --fast",
     "tools/benchmark.py": "takes minutes; tests/tools/test_benchmark.py runs each benchmark",
+    "tools/app.py": "serves until it is stopped; tests/tools/test_app.py runs it",
     "ovformer.ops.build": "tests/ops/test_build.py compiles, where there is a compiler for GPUs",
 }
 SKIPPED_PAGES = {"docs/tutorial.md": "tests/test_tutorial.py runs its commands in order"}

@@ -10,131 +10,21 @@ scores have to be equal, to the bit.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import faulty_run
-import tiny_shapes
-import tiny_videos
-import torch
-
-from ovformer.engine.checkpoint import read_weights
-from ovformer.engine.metrics import cut_metrics
-from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
-from ovformer.engine.stages import CLIP, VIDEO
-from ovformer.evaluation.vis_results import VisResultsWriter, merge_results, read_results
-
-OPTS = ["SOLVER.MAX_ITER", "6", "SOLVER.DETERMINISTIC", "True"]
-# Values of metrics.json that differ from run to run.
-TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
-# Processes start fast from one that has imported everything and never runs a model.
-SERVER = multiprocessing.get_context("forkserver")
-# Not modules of the tests: until Python 3.14 it does not look for them where this process does.
-SERVER.set_forkserver_preload(["ovformer.engine.cli", "ovformer.engine.stages"])
-
-
-@dataclass
-class Recipe:
-    """A command, and what comes of it when nothing happens.
-
-    Attributes:
-        argv: the script's name and its command line without OUTPUT_DIR.
-        root: dataset root.
-        folder: of the run that nothing happens to.
-        seconds: processor time that it takes.
-        events: things that it does with files.
-    """
-
-    argv: list[str]
-    root: Path
-    folder: Path
-    seconds: float = 0.0
-    events: int = 0
-
-    def run(self, output: Path, *options: str, **fault: Any) -> int:
-        """Run it in a process of its own and return its exit status."""
-        output.parent.mkdir(parents=True, exist_ok=True)
-        argv = [*self.argv, *options, "OUTPUT_DIR", str(output), *OPTS]
-        log = output.with_name(f"{output.name} log")
-        process = SERVER.Process(target=faulty_run.run, args=(argv, output, self.root, log, fault))
-        process.start()
-        process.join()
-        return process.exitcode
-
-    def run_undisturbed(self) -> None:
-        """Make what others are compared with."""
-        if self.run(self.folder):
-            sys.exit(self.folder.with_name(f"{self.folder.name} log").read_text())
-        noted = dict(words for words in witnessed(self.folder) if words[0] in ("events", "seconds"))
-        self.events, self.seconds = int(noted["events"]), float(noted["seconds"])
-
-
-def recipes(folder: Path) -> dict[str, Recipe]:
-    """Return the trainings and the evaluation, with the data that they need."""
-    image = tiny_shapes.make_run(folder / "image")
-    os.environ["DETECTRON2_DATASETS"] = str(folder / "clip" / "data sets")
-    clip = tiny_videos.make_run(folder / "clip", CLIP)
-    os.environ["DETECTRON2_DATASETS"] = str(folder / "video" / "data sets")
-    video = tiny_videos.make_run(folder / "video", VIDEO)
-    words = {
-        "training on images": ["train_net.py", "--config-file", str(image.config)],
-        "training on clips": ["train_net_lvvis.py", "--config-file", str(clip.config)],
-        "evaluation on videos": [
-            *("train_net_video.py", "--config-file", str(video.config), "--eval-only")
-        ],
-    }
-    roots = (image.root, clip.data.root, video.data.root)
-    made = {
-        name: Recipe(argv, root, folder / name / "undisturbed")
-        for (name, argv), root in zip(words.items(), roots, strict=True)
-    }
-    for recipe in made.values():
-        recipe.run_undisturbed()
-    return made
-
-
-@dataclass
-class Count:
-    """What became of runs.
-
-    Attributes:
-        runs: how many there were.
-        continued: of them, those that came to their end with --resume.
-        equal: of those, those that ended as the one that nothing happened to.
-        losses: what had been finished and was not there any more.
-        others: more counts, by name.
-    """
-
-    runs: int = 0
-    continued: int = 0
-    equal: int = 0
-    losses: list[str] = field(default_factory=list)
-    others: Counter = field(default_factory=Counter)
-
-    def row(self, name: str) -> dict[str, Any]:
-        """Return a row of the table."""
-        return {
-            "fault": name,
-            "runs": self.runs,
-            "continued": self.continued,
-            "equal to the bit": self.equal,
-            "results lost": len(self.losses),
-            "details": ", ".join(f"{n} {what}" for what, n in self.others.items()),
-        }
+from damaged_files import DAMAGES, damage_files
+from fault_runs import Count, Recipe, finish, lost, recipes, witnessed
 
 
 def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:
@@ -164,232 +54,6 @@ def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> di
         finish(recipe, output, count)
         progress("kills", number + 1, runs, counts.values())
     return counts
-
-
-def finish(recipe: Recipe, output: Path, count: Count, *options: str) -> None:
-    """Go on with a run, and count what becomes of it."""
-    count.runs += 1
-    if recipe.run(output, "--resume", *options):
-        count.losses += [f"{output}: does not go on"]
-        return
-    count.continued += 1
-    differences = different(output, recipe.folder)
-    count.equal += not differences
-    count.losses += [f"{output}: {what}" for what in [*differences, *lost(output)]]
-
-
-def witnessed(output: Path) -> list[list[str]]:
-    """Return what a run noted as finished."""
-    path = output.with_name(f"{output.name} witness")
-    return [line.split(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def lost(output: Path) -> list[str]:
-    """Return what a run had finished and is not whole in its folder."""
-    losses = []
-    for path in output.rglob("*"):
-        try:
-            if path.suffix == ".pth":
-                read_weights(path)
-            elif path.suffix == ".json" and path.name != "metrics.json":
-                json.loads(path.read_text())
-        except ValueError as error:
-            losses.append(str(error))
-    noted = witnessed(output)
-    saved = [int(words.split()[1]) for kind, words in noted if kind == "checkpoint"]
-    if saved:
-        content = read_weights(last_checkpoint(output))
-        if content["iteration"] < max(saved):
-            losses.append(f"{content['iteration']} instead of {max(saved)} is the last checkpoint")
-    done = max(saved, default=-1)
-    lines = {int(words) for kind, words in noted if kind == "line" and int(words) <= done}
-    if missing := lines - {line["iteration"] for line in curves(output)}:
-        losses.append(f"lines of iterations {sorted(missing)}")
-    # A training evaluates anew when it is resumed.
-    videos = {int(words) for kind, words in noted if kind == "video" and not saved}
-    if videos and (missing := videos - {entry["video_id"] for entry in predictions(output)}):
-        losses.append(f"predictions of videos {sorted(missing)}")
-    return losses
-
-
-def predictions(output: Path) -> Iterator[dict]:
-    """Yield the predictions for videos that are in a folder, whether it is finished or not."""
-    for results in {p.with_name("results.json") for p in output.glob("inference/*/results.json*")}:
-        if results.is_file():
-            yield from json.loads(results.read_text())
-        with tempfile.TemporaryDirectory() as name:
-            copy = Path(shutil.copytree(results.parent, Path(name, "copy")), "results.json")
-            VisResultsWriter(copy, resume=True).close()
-            merge_results(copy)
-            yield from read_results(copy)
-
-
-def curves(output: Path) -> list[dict]:
-    """Return the whole lines of metrics.json without what differs from run to run."""
-    path = output / "metrics.json"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
-
-
-def different(output: Path, expected: Path) -> list[str]:
-    """Return in what the results of a run differ from those of another one."""
-    differences = []
-    files = sorted(path.relative_to(expected) for path in expected.rglob("*"))
-    for name in files:
-        one, other = output / name, expected / name
-        if name.parts[0] == "runs":
-            continue  # each start has a record of its own
-        if not one.exists():
-            differences += [f"{name} is missing"] * (not name.name.startswith("events."))
-        elif name.suffix == ".pth":
-            differences += [f"{name} differs"] * (not same(read_weights(one), read_weights(other)))
-        elif name.name == "metrics.json":
-            differences += [f"{name} differs"] * (curves(output) != curves(expected))
-        elif "inference" in name.parts and name.is_file():
-            # They name their own folder.
-            texts = [(f / name).read_text().replace(str(f), "") for f in (output, expected)]
-            differences += [f"{name} differs"] * (texts[0] != texts[1])
-    return differences
-
-
-def same(one: Any, other: Any) -> bool:
-    """Tell whether contents of checkpoints are equal, but for times and the folder's name."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        names = one.keys() - {"config", *TIMES}
-        return one.keys() == other.keys() and all(same(one[n], other[n]) for n in names)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def progress(what: str, number: int, total: int, counts: Any = ()) -> None:
-    """Print how far it is."""
-    losses = [loss for count in counts for loss in count.losses]
-    print(f"{what}: {number} of {total}, lost: {losses or 'nothing'}", file=sys.stderr, flush=True)
-
-
-def cut(content: bytes, generator: random.Random) -> bytes:
-    """Cut off what is behind a random place."""
-    return content[: generator.randrange(len(content))]
-
-
-def change_bit(content: bytes, generator: random.Random) -> bytes:
-    """Change one bit."""
-    changed = bytearray(content)
-    changed[generator.randrange(len(changed))] ^= 1 << generator.randrange(8)
-    return bytes(changed)
-
-
-def zero_block(content: bytes, generator: random.Random) -> bytes:
-    """Put zeros in the place of one block of a disk."""
-    start = generator.randrange(0, len(content), 4096)
-    return content[:start] + bytes(len(content[start : start + 4096])) + content[start + 4096 :]
-
-
-DAMAGES = {"cut off": cut, "one bit changed": change_bit, "one block zero": zero_block}
-
-
-def damage_files(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> list[dict]:
-    """Damage each kind of file ``runs`` times in each way; nothing is run.
-
-    Returns:
-        A row per kind and way: how often it was noticed, had no effect, or had one unnoticed.
-    """
-    training, evaluation = made["training on images"].folder, made["evaluation on videos"].folder
-    kinds: dict[str, tuple[Path, Callable[[Path, bytes], str]]] = {
-        "checkpoint": (training / "model_0000005.pth", _read_checkpoint),
-        "last_checkpoint": (training / "last_checkpoint", _read_name),
-        "metrics.json": (training / "metrics.json", _read_metrics),
-        "results.json.part0": (_part_file(evaluation, folder), _read_part),
-        "results.json": (evaluation / "inference/ytvis_2019_val/results.json", _read_results),
-    }
-    rows = []
-    for kind, (path, read) in kinds.items():
-        content = path.read_bytes()
-        for way, damage in DAMAGES.items():
-            generator, outcomes = random.Random(seed), Counter()
-            for _ in range(runs):
-                damaged = damage(content, generator)
-                copy = folder / "damaged"
-                shutil.rmtree(copy, ignore_errors=True)
-                copy.mkdir(parents=True)
-                for other in path.parent.glob("model_000000[13].pth"):
-                    os.link(other, copy / other.name)
-                (copy / path.name).write_bytes(damaged)
-                outcomes[read(copy / path.name, content)] += 1
-            rows.append({"file": kind, "damage": way, "times": runs, **outcomes})
-    return [{key: row.get(key, 0) for key in {k: 0 for r in rows for k in r}} for row in rows]
-
-
-def _read_checkpoint(path: Path, content: bytes) -> str:
-    (path.parent / "last_checkpoint").write_text(path.name)
-    try:
-        last_checkpoint(path.parent)
-    except DamagedCheckpointError as error:
-        taken = last_checkpoint(path.parent, allow_older=True)
-        assert str(path) in str(error) and taken.name == "model_0000003.pth"
-        return "noticed"
-    original = path.with_name("original")
-    original.write_bytes(content)
-    return "no effect" if same(read_weights(path), read_weights(original)) else "unnoticed"
-
-
-def _read_name(path: Path, content: bytes) -> str:
-    shutil.copy(path.with_name("model_0000003.pth"), path.with_name(content.decode()))
-    try:
-        found = last_checkpoint(path.parent)
-    except DamagedCheckpointError:
-        last_checkpoint(path.parent, allow_older=True)
-        return "noticed"
-    return "no effect" if found.name == content.decode() else "unnoticed"
-
-
-def _read_metrics(path: Path, content: bytes) -> str:
-    before = [json.loads(line) for line in content.splitlines()]
-    cut_metrics(path, 6)
-    after = [json.loads(line) for line in path.read_text().splitlines()]
-    if after == before:
-        return "no effect"
-    return "noticed" if all(line in before for line in after) else "unnoticed"
-
-
-def _part_file(evaluation: Path, folder: Path) -> Path:
-    """Make a part file of an evaluation that is finished."""
-    results = evaluation / "inference/ytvis_2019_val/results.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.json.part0"
-    writer = VisResultsWriter(path.with_name("results.json"))
-    entries = json.loads(results.read_text())
-    for video_id in {entry["video_id"]: 0 for entry in entries}:
-        writer.add(video_id, [entry for entry in entries if entry["video_id"] == video_id])
-    writer.close()
-    return path
-
-
-def _read_part(path: Path, content: bytes) -> str:
-    results = path.with_name("results.json")
-    writer = VisResultsWriter(results, resume=True)
-    writer.close()
-    merge_results(results)
-    after, videos = json.loads(results.read_text()), writer.finished
-    path.write_bytes(content)
-    merge_results(results)
-    before = json.loads(results.read_text())
-    if after == before:
-        return "no effect"
-    kept = [entry for entry in before if entry["video_id"] in videos]
-    return "noticed" if after == kept else "unnoticed"
-
-
-def _read_results(path: Path, content: bytes) -> str:
-    try:
-        after = list(read_results(path))
-    except ValueError:
-        return "noticed"
-    return "no effect" if after == json.loads(content) else "unnoticed"
 
 
 def resume_older(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:
@@ -481,6 +145,12 @@ def fail_reads(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> d
         finish(recipe, output, count)
         progress("failing reads", number + 1, runs, counts.values())
     return counts
+
+
+def progress(what: str, number: int, total: int, counts: Any = ()) -> None:
+    """Print how far it is."""
+    losses = [loss for count in counts for loss in count.losses]
+    print(f"{what}: {number} of {total}, lost: {losses or 'nothing'}", file=sys.stderr, flush=True)
 
 
 PARTS = {

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.json_file import read_json
+from ovformer.data.untrusted_masks import find_fault
 from ovformer.files import write_text
 from reports.films import draw_films
 from reports.images import draw_losses, draw_predictions
@@ -72,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = args.output.parent / "losses.png"
     clip_curves = args.output.parent / "clip_losses.png"
     strips = args.output.parent / "films.png"
-    draw_predictions(args.dataset, read_json(results / "results.json"), pictures)
+    draw_predictions(args.dataset, read_predictions(results / "results.json"), pictures)
     folders = {ZERO_SHOT: args.zero_shot, CLIPS: args.clips}
     folders = {title: run / "inference" / args.video_dataset for title, run in folders.items()}
     groups = {t: read_json(folder / "scores.json")["groups"] for t, folder in folders.items()}
-    tubes = {title: read_json(folder / "results.json") for title, folder in folders.items()}
+    tubes = {t: read_predictions(folder / "results.json") for t, folder in folders.items()}
     draw_films(args.video_dataset, tubes, strips)
     draw_losses(args.run / "metrics.json", curves)
     draw_losses(args.clips / "metrics.json", clip_curves)
@@ -119,6 +120,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(score_lines(score_rows(scores["segm"], control["segm"])))
     print(score_lines(video_rows(groups)))
     print(f"{args.output}, {pictures}, {strips}, {curves}, {clip_curves}")
+
+
+def read_predictions(path: Path) -> list[dict]:
+    """Return the predictions of a results.json of images or of videos, after a look at its masks.
+
+    Raises:
+        ValueError: a mask is not valid.
+    """
+    predictions = read_json(path)
+    tubes = (
+        p["segmentations"] if "segmentations" in p else [p["segmentation"]] for p in predictions
+    )
+    if fault := find_fault(mask for tube in tubes for mask in tube if mask):
+        raise ValueError(f"{path}: a mask is not valid: {fault.reason}.")
+    return predictions
 
 
 def novel_names(dataset_name: str) -> set[str]:

@@ -19,7 +19,8 @@ def count_categories(content: dict) -> list[dict]:
     Raises:
         ValueError: an entry is not as it should be, or refers to one that is not there.
     """
-    annotations = content.get("annotations") or []
+    annotations = content.get("annotations")
+    annotations = [] if annotations is None else annotations
     categories = index_by_id("category", content["categories"], {})
     if "videos" in content:
         parent = "video_id"

@@ -91,7 +91,7 @@ def _find_faulty_counts(
     lengths = np.array([len(text) for text in texts])
     ends = np.cumsum(lengths)
     codes = np.frombuffer(raw, np.uint8) - np.uint8(48)  # what is below "0" becomes large
-    last = np.flatnonzero(codes < 32).astype(np.int32)
+    last = np.flatnonzero(codes < 32)  # the last digit of each number
     first_run = np.searchsorted(last, ends - lengths)
 
     def text_of(runs: np.ndarray) -> int:
@@ -102,10 +102,9 @@ def _find_faulty_counts(
         place = np.searchsorted(ends, foreign.argmax(), side="right")
         index = int(place if foreign.any() else cut_off.argmax())
         return Fault(index, "its counts are cut off, or hold a character that no RLE has")
-    first = np.append(np.int32(0), last[:-1] + 1)
-    if (too_long := last - first >= _MAX_DIGITS).any():
+    if (too_long := np.diff(last, prepend=-1) > _MAX_DIGITS).any():
         return Fault(text_of(too_long), "it has a run that is longer than any frame")
-    runs = _runs(codes, first, last, first_run)
+    runs = _runs(_numbers(codes, last), first_run)
     if (negative := runs < 0).any():
         return Fault(text_of(negative), "it has a run of negative length")
     totals = np.add.reduceat(runs, first_run, dtype=np.int64)
@@ -116,34 +115,42 @@ def _find_faulty_counts(
     return None
 
 
-def _runs(
-    codes: np.ndarray, first: np.ndarray, last: np.ndarray, first_run: np.ndarray
-) -> np.ndarray:
+def _numbers(codes: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return the numbers that digits, uint8 from 0 to 63, stand for, (R,) int32.
+
+    Args:
+        codes: the digits, the last of which ends a number.
+        last: the places of the last digits of the R numbers.
+    """
+    numbers = (codes[last].astype(np.int32) ^ 16) - 16  # with its sign
+    before = codes[last - 1]
+    longer = before > 31
+    numbers = np.where(longer, (numbers << 5) + (before & 31), numbers)
+    rest = np.flatnonzero(longer)
+    for digit in range(2, _MAX_DIGITS):
+        before = codes[last[rest] - digit]
+        rest, before = rest[before > 31], before[before > 31]
+        numbers[rest] = (numbers[rest] << 5) + (before & 31)
+    return numbers
+
+
+def _runs(values: np.ndarray, first_run: np.ndarray) -> np.ndarray:
     """Return the lengths of all runs, int32. As in the C code, what is too large wraps around.
 
     Args:
-        codes: the characters as numbers from 0 to 63.
-        first: the first character of each run.
-        last: the last one.
-        first_run: the number of the first run of each text.
+        values: the numbers that the texts hold, int32; changed in place.
+        first_run: the place of the first one of each text.
     """
-    values = (codes[first] & 31).astype(np.int32)
-    digits = last - first
-    for digit in range(1, digits.max() + 1):
-        longer = np.flatnonzero(digits >= digit)
-        values[longer] += (codes[first[longer] + digit] & 31).astype(np.int32) << 5 * digit
-    negative = np.flatnonzero(codes[last] > 15)
-    values[negative] -= 1 << 5 * (digits[negative] + 1)
     # Every second run adds up to the one before, but for the very first of a text, which is set
     # aside. Sums go on from text to text, so what was there before a text is taken off again.
     very_first = values[first_run]
     values[first_run] = 0
-    runs = np.zeros(len(last) + 2, np.int32)
+    runs = np.zeros(len(values) + 2, np.int32)
     for start in (0, 1):
         np.cumsum(values[start::2], dtype=np.int32, out=runs[2 + start :: 2])
     before = runs[first_run], runs[first_run + 1]
     runs = runs[2:]
-    past_end = np.append(first_run[1:], len(last))
+    past_end = np.append(first_run[1:], len(values))
     for start in (0, 1):
         # Of each text, one of its two sums belongs to the runs with this parity.
         own = np.where(first_run % 2 == start, *before)

@@ -204,9 +204,10 @@ def _check(content: dict) -> None:
             )
     if "cate_ori" in content:
         _renumber_lists(content)
+    annotations = content.get("annotations")
     annotations = index_by_id(
         "annotation",
-        content.get("annotations") or [],
+        [] if annotations is None else annotations,
         _ANNOTATION,
         {"iscrowd": WHOLE, "areas": _AREAS},
     )

@@ -4,6 +4,7 @@ Each property takes ``draw`` (see ``mutations``) and a folder for its file. What
 used as the scorer, the mappers and the tools do, in the same process: a crash of C code ends it.
 """
 
+import functools
 import io
 import json
 import pickle
@@ -112,7 +113,7 @@ def video_annotations(draw: Draw, folder: Path) -> None:
 
 def results(draw: Draw, folder: Path) -> None:
     """Read results and score them."""
-    truth = load_vis_json(_write(folder / "truth.json", json.dumps(VIS).encode()))
+    truth = _truth(folder)
     path = _write(folder / "results.json", damaged(RESULTS, draw))
     metric = VisMetric(truth)
     _refused_or(path, _naming(path, lambda: metric.update(read_results(path))))
@@ -198,6 +199,11 @@ def damaged_or_none(document: Any, draw: Draw) -> bytes | None:
     except (RecursionError, ValueError):
         return None
     return text
+
+
+@functools.cache
+def _truth(folder: Path) -> dict:
+    return load_vis_json(_write(folder / "truth.json", json.dumps(VIS).encode()))
 
 
 def _write(path: Path, content: bytes) -> Path:

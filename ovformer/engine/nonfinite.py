@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ovformer.engine.checkpoint import write_atomically
 
-_IDENTITY = ("dataset", "image_id", "video_id", "file_name", "file_names")
+_IDENTITY = ("image_id", "video_id", "file_name", "file_names")
 
 
 def part_of_process(

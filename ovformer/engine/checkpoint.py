@@ -231,7 +231,8 @@ def read_weights(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     Args:
         path: ``.safetensors``; ``.pkl``, a pickled dict of arrays or tensors; or a file of
             ``torch.save``. The state dict may be the whole, or stand under "model" or "state_dict".
-        mmap: leave the tensors of a file of ``torch.save`` on the disk until they are used.
+        mmap: leave the tensors of a file of ``torch.save`` on the disk until they are used; their
+            checksums are not compared then.
 
     Returns:
         ``{"model": state dict, ...}`` with the other entries of the file.
@@ -248,7 +249,8 @@ def read_weights(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
             with path.open("rb") as file:
                 content = load_weights_pickle(file)
         else:
-            _check_checksums(path)
+            if not mmap:
+                _check_checksums(path)
             content = load_torch_file(path, mmap=mmap and zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise
@@ -280,11 +282,12 @@ def _check_checksums(path: Path) -> None:
         ValueError: one is wrong, so a part of the file was changed.
     """
     try:
-        if not zipfile.is_zipfile(path):
-            return
-        with zipfile.ZipFile(path) as file:
-            has_checksums = any(record.CRC for record in file.infolist())
-            damaged = file.testzip() if has_checksums else None
+        with path.open("rb") as file:  # is_zipfile would hide that it can't be opened
+            if not zipfile.is_zipfile(file):
+                return
+            archive = zipfile.ZipFile(file)
+            has_checksums = any(record.CRC for record in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(str(error) or "it is cut off") from error
     if damaged:

@@ -50,7 +50,8 @@ def _set_errors(cfg: CfgNode, stage: Stage, key: str, name: str) -> Iterator[str
         yield from caught(stage.evaluator_type, name)
     metadata = MetadataCatalog.get(name)
     if path := metadata.get("json_file"):
-        yield from _file_errors(key, name, Path(path), metadata.get("image_root"))
+        skips = cfg.DATALOADER.SKIP_BROKEN
+        yield from _file_errors(key, name, Path(path), metadata.get("image_root"), skips)
 
 
 def _count_errors(cfg: CfgNode) -> Iterator[str]:
@@ -76,7 +77,9 @@ def _count_errors(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-def _file_errors(key: str, name: str, path: Path, image_root: str | None) -> Iterator[str]:
+def _file_errors(
+    key: str, name: str, path: Path, image_root: str | None, skips_broken: bool
+) -> Iterator[str]:
     """Yield what a glance at an annotation file and its folder shows."""
     if not path.is_file():
         yield f"{key}: annotations {path} of {name!r} not found. See datasets/README.md."
@@ -89,6 +92,8 @@ def _file_errors(key: str, name: str, path: Path, image_root: str | None) -> Ite
     layout = "See datasets/README.md for how the folders are laid out."
     if image_root and not os.path.isdir(image_root):
         yield f"{key}: no folder {image_root} with the images of {name!r}. {layout}"
+    elif skips_broken:
+        return
     elif image_root and image and "://" not in image and not os.path.isfile(image):
         yield (
             f"{key}: an image of {name!r} is not there: {image}. {layout} tools/check_setup.py "

@@ -14,6 +14,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_categories
+from ovformer.data.json_file import naming
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_metric import VisMetric, get_protocol
 from ovformer.evaluation.vis_results import find_results, read_results
@@ -92,12 +93,14 @@ def _score(args: argparse.Namespace) -> None:
         # Needs a package of the extra [eval], which the other protocols do without.
         from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota
 
-        hota = burst_hota(ground_truth, predictions, groups, args.workers)
+        with naming(results):
+            hota = burst_hota(ground_truth, predictions, groups, args.workers)
         print(hota_table(hota))
         write_hota(hota, out, **about)
     else:
         metric = VisMetric(ground_truth, groups, get_protocol(args.protocol, spec.evaluator))
-        metric.update(predictions)
+        with naming(results):
+            metric.update(predictions)
         scores = metric.compute()
         if scores.note:
             print(f"Note: {scores.note}.")

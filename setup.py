@@ -40,10 +40,12 @@ class MachineDistribution(Distribution):
 
 EXTRAS = {
     "eval": ["faster-coco-eval>=1.6.5", "trackeval>=1.3"],
-    "demo": ["av>=14", "matplotlib>=3.8", "supervision>=0.25"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    "demo": ["av>=14", "defusedxml>=0.7", "gradio>=6.31", "matplotlib>=3.8"]
+    + ["supervision>=0.25"],
+    "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "playwright>=1.45", "ruff>=0.6"],
 }
-EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"]
+EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"] + EXTRAS["export"]
 
 setup(
     cmdclass={"build_py": BuildWithKernel},
@@ -70,6 +72,7 @@ setup(
         "scipy>=1.11",
         "shapely>=2",
         "opencv-python>=4.10",
+        "packaging>=22",
         "pillow>=10",
         "pyyaml>=6",
         "safetensors>=0.4.5",

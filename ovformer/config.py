@@ -6,10 +6,9 @@ files load unchanged: keys that have no effect there either are accepted with a 
 ``ovformer.engine.validate`` (``FIXED_KEYS``).
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
+from ovformer.config_file import UnknownKeyError, merge_leniently
 from ovformer.d2 import CfgNode, get_cfg
 
 # Keys of the published YAML files that select code which OVFormer never runs.
@@ -53,13 +52,6 @@ def add_ovformer_config(cfg: CfgNode) -> None:
     _add_clip_keys(cfg)
 
 
-class UnknownKeyError(KeyError):
-    """A config key that does not exist."""
-
-    def __str__(self) -> str:
-        return self.args[0]  # KeyError would show the message's repr
-
-
 def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -> CfgNode:
     """Return the frozen config of a YAML file and command-line overrides.
 
@@ -70,53 +62,36 @@ def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -
     Raises:
         FileNotFoundError: ``config_file`` does not exist.
         UnknownKeyError: a key is not known; the message names the nearest known ones.
-        ValueError: a key has no value, or a value of the wrong type.
+        ValueError: a key has no value, or a value of the wrong type; or the file is no config.
     """
-    cfg = get_cfg()
-    add_ovformer_config(cfg)
-    if config_file:
-        if not Path(config_file).is_file():
-            raise FileNotFoundError(
-                f"--config-file: {config_file} does not exist. The repository's are under configs/."
-            )
-        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-        _check_keys(cfg, _leaf_keys(values, cfg), f"--config-file {config_file}")
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    opts = list(opts)
-    if len(opts) % 2:
-        raise ValueError(
-            f"Config options come in pairs KEY VALUE, but there are {len(opts)} words: "
-            f"{' '.join(opts)}. Options that start with -- go before them."
-        )
-    _check_keys(cfg, opts[0::2], "command line")
-    cfg.merge_from_list(opts)
-    cfg.freeze()
+    cfg, errors = read_config(config_file, opts)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
     return cfg
 
 
-def _leaf_keys(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Yield the full name of each value; of a section that is not known, its name alone."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(known.get(key), CfgNode):
-            yield from _leaf_keys(value, known[key], f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+def read_config(
+    config_file: str | None = None, opts: Sequence[str] = ()
+) -> tuple[CfgNode, list[UnknownKeyError | ValueError]]:
+    """Read as much of a config as can be read, so that the rest of it can be checked, too.
 
+    Args:
+        config_file: path of a YAML file, or None for the defaults.
+        opts: alternating keys and values, as on the command line.
 
-def _check_keys(cfg: CfgNode, keys: Iterable[str], source: str) -> None:
-    known = set(_leaf_keys(cfg, cfg))
-    lines = []
-    for key in keys:
-        if key not in known and key not in _WITHOUT_EFFECT:
-            near = difflib.get_close_matches(key, known, n=3)
-            last = key.rsplit(".", 1)[-1]
-            near += sorted(name for name in known - set(near) if name.endswith(f".{last}"))[:3]
-            advice = f"Did you mean {' or '.join(near)}?" if near else "Nothing has such a name."
-            lines.append(f"{source}: unknown config key {key!r}. {advice}")
-    if lines:
-        raise UnknownKeyError(
-            "\n".join(lines) + "\nAll keys: ovformer/config.py, and detectron2's own."
-        )
+    Returns:
+        The frozen config without the keys that are not known and the values of a wrong type, and
+        an error for each of them.
+
+    Raises:
+        FileNotFoundError: ``config_file`` does not exist.
+        ValueError: it is no YAML file of keys, or the options are no pairs.
+    """
+    cfg = get_cfg()
+    add_ovformer_config(cfg)
+    errors = merge_leniently(cfg, config_file, opts, _WITHOUT_EFFECT)
+    cfg.freeze()
+    return cfg, errors
 
 
 def _add_dataset_keys(cfg: CfgNode) -> None:
@@ -126,6 +101,13 @@ def _add_dataset_keys(cfg: CfgNode) -> None:
     # The share of the training samples that each set of DATASETS.TRAIN gives, up to a factor, e.g.
     # [3, 1]. Empty: all sets together are drawn like one, so that each counts by its size.
     cfg.DATASETS.DATASET_RATIO = []
+    # Go on without images and videos that can't be loaded, instead of stopping at the first one. In
+    # training another sample of the same data set takes the place, and metrics.json counts them
+    # (broken_samples). In evaluation they have no predictions, and so count as missed.
+    cfg.DATALOADER.SKIP_BROKEN = False
+    # The largest share of the samples drawn that may be left out so (ten may be in any case), and
+    # of a data set's files that may be missing at the start.
+    cfg.DATALOADER.MAX_BROKEN = 0.05
 
 
 def _add_input_keys(cfg: CfgNode) -> None:

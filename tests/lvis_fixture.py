@@ -75,7 +75,12 @@ def corners(x0: int, y0: int, x1: int, y1: int) -> list[float]:
 @pytest.fixture
 def mini_lvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniLvis:
     """Five images, of which the last has no annotation, as ``lvis_v1_{train,train_norare,val}``."""
-    root = tmp_path / "data sets"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
+    return make_lvis(tmp_path / "data sets")
+
+
+def make_lvis(root: Path) -> MiniLvis:
+    """Write these images and annotations below a dataset root."""
     (root / "lvis").mkdir(parents=True)
     rng = np.random.default_rng(0)
     images = []
@@ -129,5 +134,4 @@ def mini_lvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniLvis:
     data = MiniLvis(root, content, masks)
     for split in ("train", "train_norare", "val"):
         data.write(f"lvis_v1_{split}.json")
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     return data

@@ -18,7 +18,12 @@ VIDEOS = {3: (6, 40, 60), 8: (1, 48, 48), 11: (3, 36, 64)}
 # in video, in the frames. Video 11 has no annotation.
 TRACKS = [(3, range(6)), (3, (1, 2, 4)), (8, (0,))]
 # Category of each track, by data set; the second one is novel.
-CATEGORIES = {"ytvis_2019": (1, 6, 8), "lvvis": (3, 1, 6)}
+CATEGORIES = {
+    "ytvis_2019": (1, 6, 8),
+    "ytvis_2021": (1, 6, 8),
+    "ovis": (1, 6, 8),
+    "lvvis": (3, 1, 6),
+}
 
 
 @dataclass
@@ -61,6 +66,7 @@ class MiniVideos:
     def write(self, split: str = "val", **changes: object) -> Path:
         """Write the annotations of a split, with other values of some keys."""
         path = self.annotations(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**self.content, **changes}))
         return path
 

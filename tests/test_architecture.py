@@ -1,9 +1,14 @@
 """The layers of CONTRIBUTING.md, read off the import statements."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ovformer.config import FIXED_KEYS, add_ovformer_config
+from ovformer.d2 import CfgNode, get_cfg
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,7 +18,8 @@ ALLOWED = {
     "ops": set(),
     "paths": set(),
     "files": set(),
-    "config": {"d2"},
+    "config_file": {"d2"},
+    "config": {"config_file", "d2"},
     "data": {"d2", "paths", "files"},
     "modeling": {"d2", "ops", "paths", "files"},
     "evaluation": {"d2", "ops", "data", "paths", "files"},
@@ -77,3 +83,24 @@ def test_no_file_grows_too_long(path: Path) -> None:
 
 def test_installing_needs_no_torch() -> None:
     assert "torch" not in {name.split(".")[0] for name in imported_modules(ROOT / "setup.py")}
+
+
+def test_every_key_of_ours_is_read() -> None:
+    """A key that no code reads would be set in vain; Swin's are the names of arguments."""
+    theirs, ours = get_cfg(), get_cfg()
+    add_ovformer_config(ours)
+    added = set(key_names(ours)) - set(key_names(theirs)) - set(FIXED_KEYS)
+    text = "\n".join(p.read_text(encoding="utf-8") for p in MODULES if p.stem != "config")
+    names = {key: key.rsplit(".", 1)[1] for key in added}
+    unread = [key for key, name in names.items() if not re.search(rf"\b{name}\b", text)]
+    assert not [k for k in unread if not re.search(rf"\b{names[k].lower()}\b: ", text)]
+    assert all(key.startswith("MODEL.SWIN.") for key in unread)
+
+
+def key_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """The full names of all values in a config."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from key_names(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import yaml
 from tiny_clip import make_clip
 from tiny_shapes import CLIP_DIM, TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
-from ovformer.d2 import DatasetCatalog, MetadataCatalog
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import DatasetCatalog, MetadataCatalog, build_model
+from ovformer.data.dataset_spec import load_categories
 from ovformer.engine import cli
 from ovformer.engine.stages import CLIP, IMAGE, STAGES, Stage
-from ovformer.modeling.text_classifier import save_text_classifier
+from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys):
         ),
         (
             ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "('res2', 'layer3')"],
-            ["MODEL.SEM_SEG_HEAD.IN_FEATURES: res2 not among", "layer2, layer3, layer4, layer5"],
+            ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "'layer2', 'layer3', 'layer4'", "['res2']"],
         ),
         (
             ["MODEL.META_ARCHITECTURE", "OVFormerr"],
@@ -115,7 +118,48 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys):
             ["SOLVER.REFERENCE_WORLD_SIZE is 3", "has to be a multiple"],
         ),
         (["SOLVER.BASELR", "1"], ["unknown config key 'SOLVER.BASELR'", "SOLVER.BASE_LR"]),
-        (["SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR"]),
+        (["SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR: expected a number", "got 'fast'"]),
+        (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR: expected above 0, got -0.1"]),
+        (["SOLVER.BASE_LR", "0"], ["SOLVER.BASE_LR: expected above 0, got 0.0"]),
+        (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR: expected above 0, got inf"]),
+        (["SOLVER.WEIGHT_DECAY", "-1"], ["SOLVER.WEIGHT_DECAY: expected at least 0, got -1.0"]),
+        (["SOLVER.MOMENTUM", "1.5"], ["MOMENTUM: expected at least 0 and at most 1, got 1.5"]),
+        (["SOLVER.GAMMA", "0.0"], ["SOLVER.GAMMA: expected above 0 and at most 1, got 0.0"]),
+        (["SOLVER.STEPS", "(3, 2)"], ["SOLVER.STEPS: expected iterations", "got (3, 2)"]),
+        (["SOLVER.STEPS", "('3',)"], ["SOLVER.STEPS: expected a list", "got ('3',)"]),
+        (["SOLVER.STEPS", "3"], ["SOLVER.STEPS: expected a list, as (30000,), got 3"]),
+        (["SOLVER.WARMUP_METHOD", "burn"], ["WARMUP_METHOD: unknown 'burn'. Known: linear"]),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0"], ["CLIP_VALUE: expected above 0", "False"]),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "-1"], ["CLIP_VALUE: expected at least 0, got -1"]),
+        (["SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0"], ["NORM_TYPE: expected above 0, got 0.0"]),
+        (["SEED", "5000000000"], ["SEED: expected", "got 5000000000"]),
+        (["TEST.EVAL_PERIOD", "-1"], ["TEST.EVAL_PERIOD: expected at least 0, got -1"]),
+        (["DATALOADER.NUM_WORKERS", "-1"], ["NUM_WORKERS: expected at least 0, got -1"]),
+        (["INPUT.MIN_SIZE_TEST", "128"], ["MIN_SIZE_TEST: expected at most", "64 pixels, got 128"]),
+        (["INPUT.MIN_SCALE", "3.0"], ["INPUT.MIN_SCALE, MAX_SCALE", "got 3.0 and 2.0"]),
+        (["INPUT.IMAGE_SIZE", "0"], ["INPUT.IMAGE_SIZE: expected at least 1 pixel, got 0"]),
+        (["INPUT.RANDOM_FLIP", "left"], ["INPUT.RANDOM_FLIP: unknown flip 'left'", "horizontal"]),
+        (["INPUT.AUGMENTATIONS", "['blur']"], ["INPUT.AUGMENTATIONS: unknown", "brightness"]),
+        (["MODEL.DEVICE", "gpu"], ["MODEL.DEVICE: expected cuda, cpu", "got 'gpu'"]),
+        (["FLOAT32_PRECISION", "half"], ["FLOAT32_PRECISION: unknown 'half'", "high, medium"]),
+        (["MODEL.PIXEL_STD", "[1, 0, 1]"], ["PIXEL_STD: expected three numbers above 0"]),
+        (
+            ["MODEL.MASK_FORMER.HIDDEN_DIM", "30"],
+            ["attention of width 30 cannot have 8 heads", "MODEL.MASK_FORMER.NHEADS"],
+        ),
+        (["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "0"], ["NUM_OBJECT_QUERIES of at least 1"]),
+        (["MODEL.MASK_FORMER.CLASS_LOSS_NORM", "all"], ["CLASS_LOSS_NORM: expected one of"]),
+        (
+            ["MODEL.MASK_FORMER.TEST.MEMORY_MOMENTUM", "2"],
+            ["MEMORY_MOMENTUM", "at most 1, got 2.0"],
+        ),
+        (
+            ["MODEL.MASK_FORMER.DIM_FEEDFORWARD", "-3"],
+            ["MODEL: OVFormer can't be built from the values of its keys"],
+        ),
+        (["DATASETS.TRAIN", "shapes_train"], ["DATASETS.TRAIN: expected a list", "'shapes_train'"]),
+        (["SOLVER.MAX_ITER", "None"], ["SOLVER.MAX_ITER: expected a whole number", "got None"]),
+        (["SOLVER", "3"], ["'SOLVER' is a section"]),
     ],
     ids=lambda value: " ".join(value[:2]) if value[0].isupper() and "." in value[0] else "",
 )
@@ -135,12 +179,39 @@ def test_clip_model_of_other_sizes(refused, tmp_path: Path) -> None:
 
 
 def test_everything_at_once(refused) -> None:
+    """Also what can't be read, next to what is wrong in the rest."""
     message = refused(
-        "MODEL.WEIGHTS", "none.pth", "SOLVER.OPTIMIZER", "ADAM", "DATASETS.TEST", "('none',)"
+        *("MODEL.WEIGHTS", "none.pth", "SOLVER.OPTIMIZER", "ADAM", "DATASETS.TEST", "('none',)"),
+        *("SOLVER.BASELR", "1", "SOLVER.MAX_ITER", "many", "SOLVER.REFERENCE_WORLD_SIZE", "3"),
+        *("DATASETS.CUSTOM", "[{'name': 'mine'}]"),
     )
-    assert "3 thing(s) to mend" in message
-    for word in ("none.pth", "'ADAM'", "unknown dataset 'none'"):
+    assert "7 thing(s) to mend" in message
+    for word in (
+        *("none.pth", "'ADAM'", "unknown dataset 'none'", "'SOLVER.BASELR'", "got 'many'"),
+        *("REFERENCE_WORLD_SIZE is 3", "DATASETS.CUSTOM[0]: expected name, annotations"),
+    ):
         assert word in message
+
+
+def test_a_number_that_is_none(refused, tiny_run: TinyRun) -> None:
+    config = yaml.safe_load(tiny_run.config.read_text())
+    config["SOLVER"]["WEIGHT_DECAY"] = float("nan")
+    tiny_run.config.write_text(yaml.safe_dump(config))
+    assert "SOLVER.WEIGHT_DECAY: expected at least 0, got nan" in refused()
+
+
+@pytest.mark.parametrize("key", ["SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"])
+def test_scaled_to_nothing(refused, key: str) -> None:
+    words = ["SOLVER.REFERENCE_WORLD_SIZE", "1", "SOLVER.MAX_ITER", "100", key, "1"]
+    message = refused("--num-gpus=4", "SOLVER.CHECKPOINT_PERIOD", "9", *words)
+    assert f"{key}: 1 would be 0, scaled from SOLVER.REFERENCE_WORLD_SIZE 1 to 4 proc" in message
+
+
+def test_several_machines(refused) -> None:
+    options = ["--num-machines=2", "--machine-rank=2", "--dist-url=auto"]
+    message = refused(*options, "MODEL.DEVICE", "cpu")
+    assert "--machine-rank: expected 0 to 1 for --num-machines 2, got 2" in message
+    assert "--dist-url auto: several machines need tcp://HOST:PORT" in message
 
 
 @pytest.mark.parametrize("split", ["train_norare", "val"])
@@ -158,11 +229,22 @@ def test_truncated_annotations_of_a_test_set(refused, tiny_run: TinyRun) -> None
     assert "truncated" in message
 
 
-def test_truncated_annotations_of_the_training_set(tiny_run: TinyRun) -> None:
+def test_truncated_annotations_of_the_training_set(refused, tiny_run: TinyRun) -> None:
     path = tiny_run.root / "shapes" / "shapes_train_norare.json"
     path.write_text(path.read_text()[:-100])
-    with pytest.raises(ValueError, match=r"shapes_train_norare\.json: not valid JSON"):
-        run_here(tiny_run)
+    message = refused()
+    assert f"DATASETS.TRAIN: 'shapes_train': {path}: not valid JSON" in message
+    assert "truncated" in message
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_elsewhere(refused, tiny_run: TinyRun, split: str) -> None:
+    """Seen by the first image that the annotations name."""
+    folder = tiny_run.root / "shapes" / split
+    folder.rename(folder.with_name("other"))
+    message = refused()
+    assert f"an image of 'shapes_{split}' is not there: {folder / '001.png'}" in message
+    assert "1 thing(s)" in message
 
 
 def test_missing_test_image(refused, tiny_run: TinyRun) -> None:
@@ -228,16 +310,75 @@ def test_features_of_other_images(refused, tiny_run: TinyRun) -> None:
     assert "4 images have no CLIP features" in refused(*opts)
 
 
-def test_a_checkpoint_of_another_model(tiny_run: TinyRun) -> None:
-    """Of the same kind, but with other sizes; and of something else altogether."""
-    run_here(tiny_run, "SOLVER.MAX_ITER", "1")
-    weights = str(tiny_run.output / "model_final.pth")
-    opts = ["MODEL.WEIGHTS", weights, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "7"]
-    with pytest.raises(ValueError, match=r"does not fit the model.*query_feat.*\(6, 32\)"):
-        run_here(tiny_run, "--eval-only", *opts)
-    torch.save({"model": {"roi_heads.weight": torch.ones(1)}}, tiny_run.root / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth does not fit the model"):
-        run_here(tiny_run, "--eval-only", "MODEL.WEIGHTS", "datasets/other.pth")
+def test_a_checkpoint_of_another_model(refused, tiny_run: TinyRun) -> None:
+    """Of the same kind, but with other sizes; of something else altogether; and no checkpoint."""
+    cfg = get_ovformer_cfg(str(tiny_run.config))
+    path = tiny_run.root / "other.pth"
+    weights = ["MODEL.WEIGHTS", str(path)]
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+    message = refused("--eval-only", *weights, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "7")
+    assert f"MODEL.WEIGHTS: {path} does not fit the model" in message
+    assert "query_feat.weight (6, 32), in the model (7, 32)" in message
+    torch.save({"model": {"roi_heads.weight": torch.ones(1)}}, path)
+    assert "other.pth does not fit the model" in refused("--eval-only", *weights)
+    path.write_text("<html>Not found</html>")
+    assert f"MODEL.WEIGHTS: {path} can't be read: it is damaged" in refused(*weights)
+
+
+def test_resuming_from_a_checkpoint_that_is_gone(refused, tiny_run: TinyRun) -> None:
+    tiny_run.output.mkdir()
+    (tiny_run.output / "last_checkpoint").write_text("model_0000001.pth")
+    (tiny_run.output / "model_0000000.pth").touch()
+    message = refused("--resume")
+    assert "model_0000001.pth is missing" in message
+    assert "No checkpoint before it is whole" in message
+
+
+def test_a_full_disk(refused, tiny_run: TinyRun, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100_000))
+    message = refused()
+    assert "OUTPUT_DIR: a checkpoint takes" in message
+    assert f"100.0 kB are free in {tiny_run.output.parent}" in message
+
+
+def test_what_is_allowed_and_hardly_meant(tiny_run: TinyRun, monkeypatch, caplog) -> None:
+    """Room for some checkpoints only, another training's files, a schedule that is cut off."""
+    monkeypatch.setattr(cli, "launch", lambda *args, **kwargs: None)
+    tiny_run.output.mkdir()
+    (tiny_run.output / "last_checkpoint").write_text("model_final.pth")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    run_here(tiny_run, "SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(50, 100)")
+    assert "51 checkpoints of" in caplog.text and "5.0 MB are free" in caplog.text
+    assert "has checkpoints of another training" in caplog.text
+    assert "the learning rate does not fall at 100" in caplog.text
+    caplog.clear()
+    run_here(tiny_run, "--eval-only")
+    assert not caplog.text
+
+
+def test_names_in_another_order(refused, tiny_run: TinyRun) -> None:
+    path = tiny_run.root / "shapes" / "classifier.safetensors"
+    classifier = load_text_classifier(path)
+    names = [name.replace(" ", "_").title() for name in classifier.names]
+    names[4], names[7] = names[7], names[4]
+    save_text_classifier(path, classifier.weights, names, {})
+    message = refused()
+    for name in ("shapes_train", "shapes_val"):
+        assert (
+            f"classifier.safetensors has the names of '{name}' in another order: class 4 is "
+            f"{names[4]!r} instead of {classifier.names[4]!r}"
+        ) in message
+
+
+def test_other_names_are_allowed(tiny_run: TinyRun, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(cli, "launch", lambda *args, **kwargs: None)
+    path = tiny_run.root / "shapes" / "classifier.safetensors"
+    classifier = load_text_classifier(path)
+    meta = {"clip": "RN50", "pretrained": "openai"}
+    save_text_classifier(path, classifier.weights, ["disc", *classifier.names[1:]], meta)
+    run_here(tiny_run, "--eval-only")
+    assert "calls 1 of 36 classes of 'shapes_val' by other names, the first: class 0" in caplog.text
+    assert "was made with CLIP RN50 / openai, and MODEL.CLIP is ViT-B-32" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made(refused, tmp_path: Path) -> None:
@@ -335,6 +476,16 @@ def test_missing_counts_of_categories(refused, tiny_run: TinyRun) -> None:
     """Of training only: an evaluation does without."""
     opts = ["MODEL.MASK_FORMER.CAT_INFO_PATH", "datasets/none.json"]
     assert "MODEL.MASK_FORMER.CAT_INFO_PATH: no file" in refused(*opts)
+
+
+def test_counts_of_other_categories(refused, tiny_run: TinyRun) -> None:
+    path = tiny_run.root / "counts.json"
+    counts = [{**category, "image_count": 0} for category in load_categories("shapes")]
+    counts[2]["name"], counts[5]["name"] = counts[5]["name"], counts[2]["name"]
+    path.write_text(json.dumps(counts))
+    message = refused("MODEL.MASK_FORMER.CAT_INFO_PATH", str(path))
+    assert f"{path} has other categories than 'shapes_train': class 2 is" in message
+    assert "counts no image of any category" in message
 
 
 def test_an_evaluation_needs_no_training_set(tiny_run: TinyRun) -> None:

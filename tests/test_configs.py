@@ -1,21 +1,45 @@
 """The configs: what they hold, what they inherit, and what a wrong key or value says."""
 
 import json
+import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ovformer.config import _WITHOUT_EFFECT, FIXED_KEYS, UnknownKeyError, get_ovformer_cfg
+from ovformer.config import (
+    _WITHOUT_EFFECT,
+    FIXED_KEYS,
+    UnknownKeyError,
+    get_ovformer_cfg,
+    read_config,
+)
 from ovformer.d2 import CfgNode
 from ovformer.data.dataset_spec import check_class_count
-from ovformer.engine.stages import CLIP, VIDEO
-from ovformer.engine.validate import _ranges
+from ovformer.engine.checks.model import build_without_memory
+from ovformer.engine.checks.values import value_errors
+from ovformer.engine.stages import CLIP, STAGES, VIDEO
+from ovformer.engine.validate import quick_faults
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 MODELS = [path for path in CONFIGS if not path.name.startswith("base_")]
 
+
+# Each takes about a second for Swin-B.
+BUILT = [
+    pytest.param(path, marks=pytest.mark.slow) if "SwinB" in path.name else path for path in MODELS
+]
+# All that a config may be told where there are neither data nor weights, and no GPU.
+NO_FILES = (
+    r"DATASETS\.(TRAIN|TEST): annotations .*\.json of '\w+' not found\..*",
+    r"MODEL\.WEIGHTS: .*\.(pkl|pth) not found\..*",
+    r"MODEL\.MASK_FORMER\.CLIP_TEXT_PATH: no text classifier .*",
+    r"MODEL\.MASK_FORMER\.CLIP_IMAGE_PATH(_TRAIN)?: CLIP features .* not found\..*",
+    r"MODEL\.MASK_FORMER\.CAT_INFO_PATH: no file .*",
+)
+NO_GPU = (r"MODEL\.DEVICE: cuda, but no GPU found.*",)
 
 VIDEO_SETS = ("youtubevis_2019", "youtubevis_2021", "ovis", "burst", "lvvis")
 # Of the published video configs: how images were trained, which says nothing about videos, and
@@ -91,7 +115,27 @@ def assert_same_value(got: object, value: object, key: str) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_loads(path: Path) -> None:
     cfg = get_ovformer_cfg(str(path))
-    assert cfg.is_frozen() and not list(_ranges(cfg, eval_only=False))
+    stage = next(s for s in STAGES if s.meta_architecture == cfg.MODEL.META_ARCHITECTURE)
+    assert cfg.is_frozen() and not list(value_errors(cfg, stage, eval_only=False))
+
+
+@pytest.mark.parametrize("path", BUILT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_builds_without_memory_and_lacks_nothing_but_files(
+    path: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    cfg = get_ovformer_cfg(str(path))
+    stage = next(s for s in STAGES if s.meta_architecture == cfg.MODEL.META_ARCHITECTURE)
+    args = Namespace(eval_only=not cfg.DATASETS.TRAIN, resume=False, num_gpus=1, num_machines=1)
+    model = build_without_memory(cfg)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    monkeypatch.setattr("ovformer.engine.checks.model.build_without_memory", lambda cfg: model)
+    found = quick_faults(cfg, stage, args)
+    allowed = [*NO_FILES, *NO_GPU]
+    assert not [e for e in found.errors if not any(re.fullmatch(a, e, re.S) for a in allowed)]
+    assert not found.warnings
+    assert any("DATASETS.TEST: annotations" in error for error in found.errors)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -231,6 +275,49 @@ def test_a_value_of_the_wrong_type_names_its_key() -> None:
         get_ovformer_cfg(None, ["SOLVER.BASE_LR", "fast"])
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.STEPS", [], ()),
+        ("SOLVER.BASE_LR", "1", 1.0),
+        ("MODEL.WEIGHTS", None, None),  # an empty line in YAML
+        ("MODEL.SWIN.QK_SCALE", "0.5", 0.5),  # None by default
+        ("INPUT.CROP.SIZE", "(600, 720)", [600, 720]),
+    ],
+)
+def test_values_that_are_as_good(key: str, value: object, expected: object) -> None:
+    got = lookup(get_ovformer_cfg(None, [key, value]), key)
+    assert got == expected and type(got) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("SOLVER: [1", "no YAML file"),
+        ("- a\n- b", "no YAML file|expected 'KEY: value' lines"),
+        ("", "no YAML file|expected 'KEY: value' lines"),
+        ("_BASE_: none.yaml", r"none\.yaml"),
+        ("VERSION: 1", "VERSION: 1 can't be read, only 2"),
+        ("SOLVER:", "'SOLVER' is a section"),
+        ("SOLVER: {BASE_LR: {X: 1}}", "BASE_LR: expected a number"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises((ValueError, UnknownKeyError), match=words) as error:
+        get_ovformer_cfg(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_what_can_be_read_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "half.yaml"
+    path.write_text("SOLVER: {BASELR: 1, MAX_ITER: 7, STEPS: x}")
+    cfg, errors = read_config(str(path), ["SOLVER.GAMMA", "x", "SEED", "5"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SEED, cfg.SOLVER.GAMMA) == (7, 5, 0.1)
+    assert [type(error) for error in errors] == [UnknownKeyError, ValueError, ValueError]
+
+
 def test_a_key_without_a_value() -> None:
     with pytest.raises(ValueError, match="pairs KEY VALUE"):
         get_ovformer_cfg(None, ["SOLVER.BASE_LR"])
@@ -244,5 +331,5 @@ def test_missing_file() -> None:
 def test_no_code_in_yaml(tmp_path: Path) -> None:
     path = tmp_path / "code.yaml"
     path.write_text("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(yaml.constructor.ConstructorError):
+    with pytest.raises(ValueError, match="code.yaml is no YAML file.*python"):
         get_ovformer_cfg(str(path))

@@ -2,66 +2,63 @@
 
 import re
 import runpy
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from page_commands import PAGES, ROOT, Command, commands
 
 from ovformer.config import get_ovformer_cfg
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "INSTALL.md", ROOT / "datasets" / "README.md"]
-
-
-def commands() -> list[tuple[str, list[str]]]:
-    """All ``python ...`` commands of the pages, as (page, argument list)."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                for part in line.split("#")[0].split("&&"):
-                    words = shlex.split(part)
-                    if words[:1] == ["torchrun"]:
-                        script = next(i for i, w in enumerate(words) if w.endswith(".py"))
-                        words = ["python", *words[script:]]
-                    if words[:1] == ["python"] and words[1].endswith(".py"):
-                        found.append((page.name, words[1:]))
-    return found
-
-
-COMMANDS = commands()
+COMMANDS = [c for c in commands() if c.script]
 
 
 def test_the_pages_have_commands() -> None:
-    assert {page for page, _ in COMMANDS} >= {"README.md"}
+    assert {c.page for c in COMMANDS} >= {"README.md", "datasets/README.md", "docs/predict.md"}
     assert len(COMMANDS) > 5
 
 
-@pytest.mark.parametrize("script", sorted({words[0] for _, words in COMMANDS}))
-def test_options_in_the_pages_exist(script: str, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
+@pytest.mark.parametrize(
+    "words", sorted({(c.script, *c.subcommand) for c in COMMANDS}), ids=" ".join
+)
+def test_options_in_the_pages_exist(words: tuple[str, ...], monkeypatch, capsys) -> None:
+    script = words[0]
+    monkeypatch.setattr(sys, "argv", [*words, "--help"])
     monkeypatch.syspath_prepend(str((ROOT / script).parent))
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     assert not end.value.code
     help_text = capsys.readouterr().out
-    used = {w.split("=")[0] for _, words in COMMANDS if words[0] == script for w in words}
+    used = {
+        w.split("=")[0] for c in COMMANDS if (c.script, *c.subcommand) == words for w in c.arguments
+    }
     missing = [o for o in used if o.startswith("--") and not re.search(rf"{o}\b", help_text)]
     assert not missing, f"{script} has no {missing}"
 
 
 @pytest.mark.parametrize(
-    "words", [w for _, w in COMMANDS if "--config-file" in w], ids=lambda w: " ".join(w)
+    "command", [c for c in COMMANDS if "--config-file" in c.arguments], ids=str
 )
-def test_configs_and_keys_in_the_pages_exist(words: list[str]) -> None:
+def test_configs_and_keys_in_the_pages_exist(command: Command, tmp_path: Path) -> None:
+    words = command.arguments
     index = words.index("--config-file")
     opts = words[index + 2 :]
     opts = opts[
         next((i for i, w in enumerate(opts) if re.match(r"[A-Z]+[A-Z_.]*$", w)), len(opts)) :
     ]
-    get_ovformer_cfg(str(ROOT / words[index + 1]), opts)
+    config = ROOT / words[index + 1]
+    if not config.exists():
+        config = saved_config(config.name, tmp_path)
+    get_ovformer_cfg(str(config), opts)
+
+
+def saved_config(name: str, folder: Path) -> Path:
+    """Save a config that a page shows, with the base in this repository."""
+    block = rf"<!-- file {re.escape(name)} -->\n```yaml\n(.*?)```"
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    path = folder / name
+    path.write_text(re.search(block, pages, re.DOTALL)[1].replace("_BASE_: ", f"_BASE_: {ROOT}/"))
+    return path
 
 
 def test_links_and_pictures_exist() -> None:

@@ -15,8 +15,34 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovformer.data.json_file import read_json, write_json
+from ovformer.data.json_file import (
+    IDS,
+    LIST,
+    OBJECT,
+    SIDE,
+    TEXT,
+    TEXTS,
+    check_entries,
+    index_by_id,
+    naming,
+    read_json,
+    shown,
+    write_json,
+)
+from ovformer.data.untrusted_masks import find_fault
 from ovformer.paths import resolve_path
+
+SEQUENCE = {
+    "seq_name": TEXT,
+    "dataset": TEXT,
+    "width": SIDE,
+    "height": SIDE,
+    "annotated_image_paths": TEXTS,
+    "segmentations": LIST,
+    "track_category_ids": OBJECT,
+    "neg_category_ids": IDS,
+    "not_exhaustive_category_ids": IDS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,9 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     keys = ("sequences", "categories", "split")
-    content = read_json(resolve_path(args.ann), keys)
-    split = read_json(resolve_path(args.split), ("common", "uncommon"))
-    converted = convert(content, split)
+    source, split_file = resolve_path(args.ann), resolve_path(args.split)
+    content = read_json(source, keys)
+    split = read_json(split_file, ("common", "uncommon"))
+    with naming(split_file):
+        check_entries("split", [split], {"common": IDS, "uncommon": IDS})
+    with naming(source):
+        converted = convert(content, split)
     target = Path(resolve_path(args.out))
     write_json(target, converted)
     print(
@@ -60,7 +90,8 @@ def convert(content: Mapping, split: Mapping[str, Sequence[int]]) -> dict:
     Raises:
         ValueError: a video or track is not complete.
     """
-    own_ids = {category["id"]: number for number, category in enumerate(content["categories"], 1)}
+    originals = index_by_id("category", content["categories"], {"name": TEXT})
+    own_ids = {original: number for number, original in enumerate(originals, 1)}
     groups = {number: name for name in ("common", "uncommon") for number in split[name]}
     categories = [
         {**category, "id": own_ids[category["id"]]}
@@ -68,7 +99,8 @@ def convert(content: Mapping, split: Mapping[str, Sequence[int]]) -> dict:
         for category in content["categories"]
     ]
     videos, annotations, track_ids = [], [], {}
-    for sequence in tqdm(content["sequences"], unit="video"):
+    sequences = index_by_id("BURST video", content["sequences"], SEQUENCE).values()
+    for sequence in tqdm(sequences, unit="video"):
         videos.append(_video(sequence))
         track_ids[str(sequence["id"])] = of_video = {}
         for track, annotation in _tracks(sequence, own_ids):
@@ -107,12 +139,22 @@ def _video(sequence: Mapping) -> dict:
 def _tracks(sequence: Mapping, own_ids: Mapping[int, int]) -> Iterator[tuple[str, dict]]:
     """Yield BURST's number of each track of a video, and the annotation without its id."""
     size = [sequence["height"], sequence["width"]]
+    place = f"BURST video {sequence['id']}"
+    for frame in check_entries(f"{place}: frame", sequence["segmentations"], {}):
+        check_entries(f"{place}: mask", list(frame.values()), {"rle": TEXT})
     for track, category in sequence["track_category_ids"].items():
-        if int(category) not in own_ids:
+        # Written as a number or as its digits.
+        if not isinstance(category, int | str) or str(category) not in map(str, own_ids):
             raise ValueError(
-                f"BURST video {sequence['id']}: track {track} has category {category}, which is "
+                f"{place}: track {track} has category {shown(category)}, which is "
                 f"not among the file's {len(own_ids)} categories."
             )
+        masks = [
+            {"size": size, "counts": frame[track]["rle"]} if track in frame else None
+            for frame in sequence["segmentations"]
+        ]
+        if fault := find_fault(mask for mask in masks if mask):
+            raise ValueError(f"{place}: track {track} has a mask that is not valid: {fault.reason}")
         yield (
             track,
             {
@@ -120,10 +162,7 @@ def _tracks(sequence: Mapping, own_ids: Mapping[int, int]) -> Iterator[tuple[str
                 "category_id": own_ids[int(category)],
                 "width": sequence["width"],
                 "height": sequence["height"],
-                "segmentations": [
-                    {"size": size, "counts": frame[track]["rle"]} if track in frame else None
-                    for frame in sequence["segmentations"]
-                ],
+                "segmentations": masks,
             },
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovformer.data.category_counts import count_categories
-from ovformer.data.json_file import read_json, write_json
+from ovformer.data.json_file import naming, read_json, write_json
 from ovformer.paths import dataset_root, resolve_path
 
 
@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = resolve_path(args.ann)
     target = args.out or dataset_root() / "metadata" / f"{source.stem}_cat_info.json"
 
-    categories = count_categories(read_json(source, ("annotations", "categories")))
+    content = read_json(source, ("annotations", "categories"))
+    with naming(source):
+        categories = count_categories(content)
     if args.add_freq:
         for category in categories:
             category["frequency"] = frequency(category["image_count"], args.r_thresh, args.c_thresh)

@@ -14,10 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ovformer.data.category_counts import count_categories
-from ovformer.data.json_file import read_json, write_json
+from ovformer.data.json_file import naming, read_json, write_json
 from ovformer.paths import dataset_root, resolve_path
 
 
@@ -45,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.out or dataset_root() / "metadata" / "lvvis_train_cat_info.json"
 
     content = read_json(source, ("videos", "annotations", "categories"))
-    content["annotations"] = tqdm(content["annotations"], unit="annotation")
-    categories = count_categories(content)
+    with naming(source):
+        categories = count_categories(content)
     if args.add_freq:
         for category in categories:
             category["frequency"] = "b" if category["image_count"] else "n"

@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ovformer.data.json_file import read_json, write_json
+from ovformer.data.image_files import IMAGE_ERRORS
+from ovformer.data.json_file import TEXT, index_by_id, naming, read_json, write_json
 from ovformer.paths import resolve_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     images = resolve_path(args.images)
     target = args.out or images.parent / "test_instances.json"
-    categories = read_json(resolve_path(args.categories), ("categories",))["categories"]
+    source = resolve_path(args.categories)
+    categories = read_json(source, ("categories",))["categories"]
+    with naming(source):
+        index_by_id("category", categories, {"name": TEXT})
     videos = list_videos(images)
     write_json(target, {"videos": videos, "categories": categories})
     print(f"{target}: {len(videos)} videos, {sum(video['length'] for video in videos)} frames")
@@ -69,7 +73,7 @@ def list_videos(folder: Path) -> list[dict]:
         try:
             with Image.open(folder / name / files[0]) as frame:
                 width, height = frame.size
-        except OSError as error:
+        except IMAGE_ERRORS as error:
             raise ValueError(f"{folder / name / files[0]}: no image that can be read.") from error
         videos.append(
             {

@@ -22,6 +22,7 @@ from ovformer.data.shape_scenes import (
     BASE_INDICES,
     CATEGORY_NAMES,
     NOVEL_NAMES,
+    Film,
     Scene,
     draw_film,
     draw_scene,
@@ -165,18 +166,23 @@ def draw_videos(
         videos.append(
             {"id": video_id, "width": size, "height": size, "length": frames, "file_names": names}
         )
-        for category, tube in zip(film.categories, film.masks, strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "video_id": video_id,
-                    "category_id": int(category) + 1,
-                    "iscrowd": 0,
-                    "areas": [float(mask.sum()) or None for mask in tube],
-                    "segmentations": [encode(mask) if mask.any() else None for mask in tube],
-                }
-            )
+        for annotation in track_annotations(film):
+            annotation.update(id=len(annotations) + 1, video_id=video_id)
+            annotations.append(annotation)
     return {"videos": videos, "annotations": annotations}
+
+
+def track_annotations(film: Film) -> list[dict]:
+    """Return an annotation for each object of a film, its visible parts as RLE."""
+    return [
+        {
+            "category_id": int(category) + 1,
+            "iscrowd": 0,
+            "areas": [float(mask.sum()) or None for mask in tube],
+            "segmentations": [encode(mask) if mask.any() else None for mask in tube],
+        }
+        for category, tube in zip(film.categories, film.masks, strict=True)
+    ]
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

@@ -37,7 +37,7 @@ SHAPES = "datasets/shapes"
 CLIP = f"local-dir:{SHAPES}/clip"
 PROMPTS = ("{}", "a {}", "a picture of a {}", "there is a {}")
 # Not among the packages that are always installed; name to import -> what installs it.
-NEEDED = {"faster_coco_eval": "eval", "matplotlib": "demo"}
+NEEDED = {"faster_coco_eval": "eval", "matplotlib": "demo", "av": "demo"}
 # More threads than this make so small a model slower.
 MAX_THREADS = 4
 
@@ -98,6 +98,9 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     data = output / "datasets" / "shapes"
     train, control = output / "train", output / "control"
     zero_shot, clips = output / "zero_shot", output / "clips"
+    film, named, named_of_all = (
+        output / name for name in ("film.mp4", "named_film", "named_film_all")
+    )
     random = ["--seed", str(seed)]
     small = {
         "data": ["--train-images", "40", "--val-images", "8"]
@@ -111,7 +114,10 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     classifier = ["tools/build_text_classifier.py", "--clip", CLIP, "--pretrained", ""]
     classifier += ["--templates", *PROMPTS]
     net = ["train_net.py", "--config-file", CONFIG]
+    predict = ["tools/predict.py", str(film), "--resize", "128"]
+    predict += ["--weights", str(train / "model_final.pth")]
     text, swapped_text = data / "text_classifier.safetensors", data / "swapped.safetensors"
+    swapped_embeddings = data / "swapped_embeddings.safetensors"
     swapped_names = write_swapped_names(output / "swapped_names.txt")
     report = output / "report.html"
     steps = [
@@ -133,6 +139,12 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
         Step(
             "The same with the names of shapes swapped inside each colour, as a control",
             [*classifier, "--vocabulary", str(swapped_names)],
+            swapped_embeddings,
+        ),
+        Step(
+            "These embeddings under the right names; names in a wrong order would be an error",
+            [classifier[0], "--vocabulary", str(data / "shapes_val.json")]
+            + ["--from-npy", str(swapped_embeddings)],
             swapped_text,
         ),
         Step(
@@ -183,10 +195,27 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
             clips,
         ),
         Step(
+            "Draw a film that is unlike these videos, with a novel object of each colour",
+            ["tools/make_film.py", *random, "--output", str(film)],
+            film,
+        ),
+        Step(
+            "Find, follow and name them, from the names of the novel categories",
+            [*predict, "--vocabulary", str(film.with_suffix(".txt")), "--output", str(named)],
+            named,
+        ),
+        Step(
+            "The same from all names",
+            [*predict, "--vocabulary", "shapes", "--output", str(named_of_all)],
+            named_of_all,
+        ),
+        Step(
             "Write the report",
             ["tools/make_report.py", "--dataset", "shapes_val", "--run", str(train)]
             + ["--control", str(control), "--video-dataset", "shapes_video_val"]
-            + ["--zero-shot", str(zero_shot), "--clips", str(clips)]
+            + ["--zero-shot", str(zero_shot), "--clips", str(clips), "--film", str(named)]
+            + ["--film-others", str(named_of_all)]
+            + ["--film-truth", str(film.with_suffix(".json"))]
             + ["--steps", str(output / "steps.json"), "--output", str(report)],
             report,
         ),

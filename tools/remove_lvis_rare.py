@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovformer.data.json_file import read_json, write_json
+from ovformer.data.json_file import WHOLE, check_entries, index_by_id, naming, read_json, write_json
 from ovformer.paths import resolve_path
 
 
@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.out or source.with_name(f"{source.stem}_norare.json")
 
     content = read_json(source, ("annotations", "categories"))
-    before = len(content["annotations"])
-    content["annotations"] = without_rare(content)
+    with naming(source):
+        kept = without_rare(content)
+    before, content["annotations"] = len(content["annotations"]), kept
     write_json(target, content)
     print(f"{target}: {len(content['annotations'])} of {before} annotations kept")
 
@@ -44,15 +45,19 @@ def without_rare(content: dict) -> list[dict]:
         content: an LVIS annotation file.
 
     Raises:
-        ValueError: a category has no frequency.
+        ValueError: a category has no frequency, or an annotation is of none of the categories.
     """
-    frequencies = {category["id"]: category.get("frequency") for category in content["categories"]}
+    categories = index_by_id("category", content["categories"], {})
+    frequencies = {number: category.get("frequency") for number, category in categories.items()}
     if None in frequencies.values():
         raise ValueError(
             "Not every category has a frequency (r, c or f), so it is not known which are rare. "
             "tools/get_lvis_cat_info.py --add_freq derives frequencies from image counts."
         )
-    return [a for a in content["annotations"] if frequencies[a["category_id"]] != "r"]
+    annotations = check_entries("annotation", content["annotations"], {"category_id": WHOLE})
+    if unknown := {a["category_id"] for a in annotations} - frequencies.keys():
+        raise ValueError(f"annotations have the category id {min(unknown)}, which no category has.")
+    return [a for a in annotations if frequencies[a["category_id"]] != "r"]
 
 
 if __name__ == "__main__":

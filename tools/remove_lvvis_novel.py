@@ -12,7 +12,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovformer.data.json_file import read_json, write_json
+from ovformer.data.json_file import (
+    TEXT,
+    WHOLE,
+    check_entries,
+    index_by_id,
+    naming,
+    read_json,
+    write_json,
+)
 from ovformer.paths import resolve_path
 
 # LV-VIS's own partitions: 0 and 1 are base, 2 and 3 novel categories.
@@ -36,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.out or source.with_name(f"{source.stem.rstrip('_')}_nonovel.json")
 
     content = read_json(source, ("annotations", "categories"))
-    before = len(content["annotations"])
-    content["annotations"] = without_novel(content)
+    with naming(source):
+        kept = without_novel(content)
+    before, content["annotations"] = len(content["annotations"]), kept
     write_json(target, content)
     print(f"{target}: {len(content['annotations'])} of {before} annotations kept")
 
@@ -51,16 +60,18 @@ def without_novel(content: dict) -> list[dict]:
     Raises:
         ValueError: a category has no partition, so that the file is not LV-VIS's.
     """
-    for category in content["categories"]:
+    categories = index_by_id("category", content["categories"], {"name": TEXT}).values()
+    annotations = check_entries("annotation", content["annotations"], {"category_id": WHOLE})
+    for category in categories:
         if category.get("partition") not in PARTITIONS:
             raise ValueError(
                 f"Category {category['id']} ({category['name']!r}) has the partition "
                 f"{category.get('partition')!r}; LV-VIS's categories have one of {PARTITIONS}."
             )
-    novel = {c["id"] for c in content["categories"] if c["partition"] in NOVEL_PARTITIONS}
+    novel = {c["id"] for c in categories if c["partition"] in NOVEL_PARTITIONS}
     return [
         annotation
-        for annotation in tqdm(content["annotations"], unit="annotation")
+        for annotation in tqdm(annotations, unit="annotation")
         if annotation["category_id"] not in novel
     ]
 

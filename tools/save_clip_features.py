@@ -7,7 +7,8 @@
         --output datasets/metadata/video_clip_features.safetensors
 
 Of videos, the features of every frame are stored. An interrupted run goes on where it was; images
-that the output has already are not computed again.
+that the output has already are not computed again. ``--num-gpus 4``, or torchrun, starts several
+processes, which share the images.
 """
 
 import argparse
@@ -19,19 +20,26 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import InferenceSampler, comm
 from ovformer.data.clip_features import ClipFeatureWriter, clip_image, clip_key
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import load_dataset
 from ovformer.data.image_files import check_images_exist, image_entries
 from ovformer.data.image_mapper import read_rgb
+from ovformer.engine.launch import launch
 from ovformer.modeling.clip_encoder import ClipEncoder
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Encode what is not in the output yet."""
+    """Start the processes."""
     args = parse_args(argv)
+    launch(work, (args,), device=args.device, num_gpus=args.num_gpus)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Encode what is not in the output yet: in each process a part of it."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     if args.dataset:
         images = dataset_images(args.dataset)
@@ -41,10 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     dtype = torch.float16 if args.half else torch.float32
     with ClipFeatureWriter(args.output, info, dtype) as writer:
         pending = {key: file for key, file in images.items() if key not in writer.done}
-        print(f"{args.output}: {len(pending)} of {len(images)} images to encode")
+        if comm.is_main_process():
+            print(f"{args.output}: {len(pending)} of {len(images)} images to encode")
         if pending:
+            items = list(pending.items())
+            own = dict(items[index] for index in InferenceSampler(len(items)))
             encoder = ClipEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
-            encode(pending, encoder, writer, args.batch_size, args.num_workers)
+            encode(own, encoder, writer, args.batch_size, args.num_workers)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,6 +82,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--half", action="store_true", help="store float16 instead of float32")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=4, help="processes that decode images")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, help="processes; with --device cpu, too (default: 1)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
@@ -145,7 +159,7 @@ def encode(
         num_workers: processes that decode images; 0 for none.
     """
     dataset = ClipImages(images, encoder.image_size)
-    with tqdm(total=len(images), unit="image") as progress:
+    with tqdm(total=len(images), unit="image", disable=not comm.is_main_process()) as progress:
         for keys, batch in DataLoader(dataset, batch_size, num_workers=num_workers):
             writer.add(keys, encoder.encode_image(batch))
             progress.update(len(keys))

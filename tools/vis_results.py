@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-"""Draw the results of a data set of videos on their frames.
+"""Draw the results of a data set of videos on their frames, or its annotations.
 
     python tools/vis_results.py --results output --dataset lvvis_val --score 0.5
+    python tools/vis_results.py --annotations --dataset lvvis_val
 
 writes a folder of PNG frames and an mp4 for each video that has predictions, into visualization/
-next to the results. An object keeps its colour through the video. Needs the extra [demo]:
-pip install 'ovformer[demo]'.
+next to the results or the annotation file. An object keeps its colour through the video. Needs the
+extra [demo]: pip install 'ovformer[demo]'.
 """
 
 import argparse
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +24,8 @@ from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name, load_dataset
 from ovformer.data.video_reader import check_frame_size, read_frame
-from ovformer.evaluation.vis_results import find_results, read_results
+from ovformer.data.vis_json import load_vis_json
+from ovformer.evaluation.vis_results import find_results, read_checked
 from ovformer.predictor.painter import Painter
 from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
 from ovformer.predictor.video_io import FilmWriter
@@ -34,15 +37,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.dataset, "--dataset")
     records = {record["video_id"]: record for record in load_dataset(args.dataset, "--dataset")}
-    names = {c["id"]: c["name"] for c in MetadataCatalog.get(args.dataset).category_info}
-    results = find_results(args.results, args.dataset)
-    chosen = best_of_videos(read_results(results), args.score, args.top, args.videos)
-    unknown = [number for number in chosen if number not in records]
-    if unknown:
-        raise ValueError(
-            f"{results}: video {unknown[0]} is not in {args.dataset} ({len(records)} videos). "
-            "These are results of another data set."
-        )
+    categories = MetadataCatalog.get(args.dataset).category_info
+    names = {category["id"]: category["name"] for category in categories}
+    if args.annotations:
+        results = Path(MetadataCatalog.get(args.dataset).json_file)
+        predictions = annotated(results)
+    else:
+        results = find_results(args.results, args.dataset)
+        videos = [{"id": number, **record} for number, record in records.items()]
+        checked = read_checked(results, {"videos": videos, "categories": categories})
+        predictions = itertools.chain.from_iterable(entries for _, entries in checked)
+    chosen = best_of_videos(predictions, args.score, args.top, args.videos)
     folder = args.out or results.parent / "visualization"
     painter = Painter()
     for number, predictions in tqdm(sorted(chosen.items()), unit="video"):
@@ -63,6 +68,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", help="config whose DATASETS.CUSTOM describes a data set of your own"
     )
+    parser.add_argument(
+        "--annotations", action="store_true", help="draw what is annotated instead of results"
+    )
     parser.add_argument("--videos", type=int, nargs="+", metavar="ID", help="only these videos")
     parser.add_argument(
         "--score", type=float, default=0.5, help="least score that is drawn (default: %(default)s)"
@@ -73,6 +81,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, default=6, help="of the mp4 (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder (default: visualization/ by the results)")
     return parser.parse_args(argv)
+
+
+def annotated(path: Path) -> list[dict]:
+    """Return the annotations of a data set as predictions that are sure."""
+    keys = ("video_id", "category_id", "segmentations")
+    return [
+        {**{key: annotation[key] for key in keys}, "score": 1.0}
+        for annotation in load_vis_json(path).get("annotations") or []
+    ]
 
 
 def best_of_videos(
@@ -117,17 +134,10 @@ def draw_video(
 
     Raises:
         FileNotFoundError: a frame is missing.
-        ValueError: a frame can't be decoded or has not the size of the predictions, or these are of
-            another number of frames.
+        ValueError: a frame can't be decoded or has not the size of the predictions.
     """
     size = record["height"], record["width"]
-    for prediction in predictions:
-        if len(prediction["segmentations"]) != record["length"]:
-            raise ValueError(
-                f"Video {record['video_id']} has {record['length']} frames, but a prediction for "
-                f"it {len(prediction['segmentations'])}. Are these results of another data set?"
-            )
-    name = Path(record["file_names"][0]).parent.name
+    name = folder_name(record)
     frames = folder / name
     frames.mkdir(parents=True, exist_ok=True)
     with FilmWriter(folder / f"{name}.mp4", fps) as film:
@@ -137,6 +147,12 @@ def draw_video(
             drawn = painter(frame, seen_objects(predictions, names, t))
             film.write(drawn, t / fps)
             cv2.imwrite(str(frames / f"{Path(file_name).stem}.png"), drawn[:, :, ::-1])
+
+
+def folder_name(record: dict) -> str:
+    """Return the name of a video's folder of frames; where that is none, one made of its id."""
+    name = Path(record["file_names"][0]).parent.name
+    return f"video{record['video_id']}" if name in ("", ".", "..") else name
 
 
 def seen_objects(predictions: Sequence[dict], names: dict[int, str], t: int) -> list[ObjectInFrame]:

@@ -15,8 +15,6 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +24,7 @@ from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name
 from ovformer.data.vis_json import category_groups, load_vis_json
-from ovformer.evaluation.vis_results import ResultsChecker, find_results, read_results
+from ovformer.evaluation.vis_results import find_results, read_checked
 from ovformer.files import replacing
 
 
@@ -119,12 +117,8 @@ def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict
         ValueError: a prediction has an unknown video or category, the wrong number of masks, masks
             of another size, a score that is no number, or is one too many.
     """
-    checker = ResultsChecker(videos)
     per_video = Counter()
-    predictions = tqdm(read_results(results), unit=" predictions")
-    for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
-        entries = list(entries)
-        checker.check(video_id, entries)
+    for video_id, entries in tqdm(read_checked(results, videos), unit=" videos"):
         per_video[video_id] += len(entries)
         if per_video[video_id] > max_per_video:
             raise ValueError(

@@ -1,37 +1,132 @@
 """Unpickling of weights without running code: arrays and tensors, and nothing else.
 
 Ours on both back-ends: detectron2 itself unpickles ``.pkl`` files without restrictions.
+
+Of numpy, not even its own classes are given to a file: ``ndarray`` takes any bytes for references
+to Python objects, if a file says that they are, and a type that a file describes is believed
+whatever it says. Numbers and arrays of numbers are made from their bytes here.
 """
 
 import io
+import os
 import pickle
+import struct
+from collections import OrderedDict
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
-# All that a pickled dict of numpy arrays and torch tensors refers to.
+
+class _NumberType:
+    """What stands for ``numpy.dtype`` in a file: the type of a number.
+
+    Attributes:
+        value: the type.
+    """
+
+    def __init__(self, text: str, *_: object) -> None:
+        self.value = np.dtype(text) if isinstance(text, str) else None
+        if self.value is None or self.value.kind not in "biufc":
+            raise pickle.UnpicklingError(f"it holds a numpy.dtype of {text!r:.40}, no numbers")
+
+    def __setstate__(self, state: tuple) -> None:
+        _, byte_order, *parts = state[:5]
+        if parts != [None] * 3:
+            raise pickle.UnpicklingError("it holds a numpy.dtype with parts, no numbers")
+        self.value = self.value.newbyteorder(byte_order)
+
+
+class _NumberArray(np.ndarray):
+    """What stands for ``numpy.ndarray``: an array whose type is a :class:`_NumberType`."""
+
+    def __setstate__(self, state: tuple) -> None:
+        *version, shape, kind, is_fortran, content = state
+        super().__setstate__((*version, shape, kind.value, is_fortran, content))
+
+
+def _reconstruct(*_: object) -> np.ndarray:
+    """Return an array whose state comes later in the file."""
+    return _NumberArray((0,), np.uint8)
+
+
+def _scalar(kind: _NumberType, content: bytes | str) -> np.number:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return np.frombuffer(content, kind.value, count=1)[0]
+
+
+def _from_buffer(content: bytes, kind: _NumberType, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(content, kind.value).reshape(shape, order=order)
+
+
+# All that pickled arrays of numbers refer to, by numpy 1 and 2, and what they get for it. The class
+# itself is only ever an argument.
+_NUMPY = {
+    ("numpy", "dtype"): _NumberType,
+    ("numpy", "ndarray"): None,
+    **{
+        (f"numpy.{core}.{module}", name): stand_in
+        for core in ("core", "_core")
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
+# What else a pickled dict of arrays and tensors refers to.
 _ALLOWED = {
     "_codecs": {"encode"},
     "collections": {"OrderedDict"},
-    "numpy": {"dtype", "ndarray"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-    "numpy.core.numeric": {"_frombuffer"},
-    "numpy._core.numeric": {"_frombuffer"},
     "torch": {"Size"},
     "torch._utils": {"_rebuild_parameter", "_rebuild_tensor_v2"},
 }
+# What torch.load takes besides tensors: numbers of numpy occur in the optimizer's state of old
+# checkpoints, with the class of their dtype.
+_TORCH_EXTRAS = [
+    (stand_in, f"{module}.{name}")
+    for (module, name), stand_in in _NUMPY.items()
+    if name in ("dtype", "scalar")
+]
+# What unpicklers raise besides UnpicklingError where a file is damaged, or made to do damage.
+_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,  # also RecursionError
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
-class _WeightsUnpickler(pickle.Unpickler):
+class _WeightsUnpickler(pickle._Unpickler):
+    """Python's own implementation: that in C takes gigabytes where a few bytes of a file say so."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NUMPY:
+            return _NUMPY[module, name]
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return lambda data: load_torch_file(io.BytesIO(data))
         if name in _ALLOWED.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(
             f"it holds {module}.{name}, which is neither an array nor a tensor"
         )
+
+    def load_build(self) -> None:
+        """Set the state of what has one. The functions above are not for files to change."""
+        if not isinstance(self.stack[-2], _NumberType | _NumberArray | OrderedDict):
+            raise pickle.UnpicklingError(f"it sets the state of {self.stack[-2]!r:.80}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def load_weights_pickle(file: BinaryIO) -> Any:
@@ -40,4 +135,32 @@ def load_weights_pickle(file: BinaryIO) -> Any:
     Raises:
         pickle.UnpicklingError: the file is damaged, or refers to anything else.
     """
-    return _WeightsUnpickler(file, encoding="latin1").load()
+    try:
+        return _WeightsUnpickler(file, encoding="latin1").load()
+    except _ERRORS as error:
+        raise pickle.UnpicklingError(_reason(error)) from error
+
+
+def load_torch_file(file: str | os.PathLike | BinaryIO, mmap: bool = False) -> Any:
+    """Load a file of ``torch.save`` to the CPU: tensors, plain Python values, numbers of numpy.
+
+    Args:
+        file: the file, or its path.
+        mmap: leave the tensors on disk, of a file in torch's zip format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        pickle.UnpicklingError: the file is damaged, or refers to anything else, which the message
+            names.
+    """
+    try:
+        with torch.serialization.safe_globals(_TORCH_EXTRAS):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, *_ERRORS) as error:
+        raise pickle.UnpicklingError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of a message that says what is wrong; torch's are long."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])

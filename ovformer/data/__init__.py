@@ -65,6 +65,10 @@ instance_counts
     number of instances of each image of the whole batch
 least_size
     likewise: height and width in pixels that images are at least padded to
+broken
+    only with ``DATALOADER.SKIP_BROKEN``. Training: list of str, the messages of the samples that
+    could not be loaded and in whose place this one is; the trainer takes them out. Evaluation: str,
+    the message of an image that could not be loaded, which then has no "image"
 
 A video's differs in:
 

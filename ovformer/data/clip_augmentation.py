@@ -119,11 +119,12 @@ def _resize(node: CfgNode, prefix: str) -> T.Augmentation:
     if isinstance(sizes, int):
         sizes = (sizes,)
     is_valid = len(sizes) == 2 and sizes[0] <= sizes[1] if style == "range" else len(sizes) > 0
-    if not is_valid or min(sizes) < 1 or node.MAX_SIZE_TRAIN < 1:
+    if not is_valid or min(sizes) < 1 or node.MAX_SIZE_TRAIN < max(sizes):
         wanted = "the smallest and the largest" if style == "range" else "all"
         raise ValueError(
             f"{prefix}.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN: expected {wanted} of the short edge's sizes "
-            f"and the long edge's limit, in pixels; got {tuple(sizes)} and {node.MAX_SIZE_TRAIN}."
+            "and the long edge's limit, which is no smaller, in pixels; got "
+            f"{tuple(sizes)} and {node.MAX_SIZE_TRAIN}."
         )
     return T.ResizeShortestEdge(sizes, node.MAX_SIZE_TRAIN, style)
 

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ovformer.d2 import comm
+from ovformer.d2.safe_pickle import load_torch_file
 from ovformer.files import replacing
 from ovformer.paths import dataset_root, resolve_path
 
@@ -168,7 +170,11 @@ class ClipFeatureWriter:
 
     Features are collected in a folder ``<path>.parts`` beside the store, in files that are complete
     themselves. What that folder or an existing store holds is kept. Used as a context manager: the
-    store is written when the block ends without an exception.
+    store is written when the block ends without an exception. Several processes may write one store
+    together; all of them have to make a writer, and to leave its block.
+
+    Attributes:
+        done: the keys that were there, and those added by this process.
     """
 
     def __init__(
@@ -208,6 +214,7 @@ class ClipFeatureWriter:
                     f"output, or remove {path} and {self._folder}."
                 )
             self.done.update(store.keys)
+        comm.synchronize()  # all know what is done before one goes on
 
     def __enter__(self) -> "ClipFeatureWriter":
         return self
@@ -215,7 +222,10 @@ class ClipFeatureWriter:
     def __exit__(self, exc_type: type | None, *_: object) -> None:
         self._flush()
         if exc_type is None:
-            self._finish()
+            comm.synchronize()  # all are done
+            if comm.is_main_process():
+                self._finish()
+            comm.synchronize()
         elif not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -234,13 +244,17 @@ class ClipFeatureWriter:
 
     def _parts(self) -> list[Path]:
         return [p for p in [self.path] if p.is_file()] + sorted(
-            self._folder.glob("*.safetensors"), key=lambda part: int(part.stem)
+            self._folder.glob("*.safetensors"),
+            key=lambda part: list(map(int, part.stem.split("-"))),
         )
 
     def _flush(self) -> None:
         if self._keys:
-            number = 1 + max((int(p.stem) for p in self._folder.glob("*.safetensors")), default=0)
-            part = self._folder / f"{number}.safetensors"
+            # Parts of one process are in order, and follow those of the process before.
+            rank = comm.get_rank()
+            own = self._folder.glob(f"{rank}-*.safetensors")
+            number = 1 + max((int(part.stem.split("-")[1]) for part in own), default=0)
+            part = self._folder / f"{rank}-{number}.safetensors"
             _write_safetensors(part, self._keys, torch.cat(self._features), self.info)
             self._keys, self._features = [], []
 
@@ -261,28 +275,36 @@ def _open_safetensors(path: Path) -> tuple:
         info = dict(file.metadata() or {})
         keys = json.loads(bytes(file.get_tensor("keys").numpy()))
         rows = file.get_slice("features")
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: not a store of CLIP features ({error}). Make one with {_TOOL}."
         ) from error
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or [len(keys)] != rows.get_shape()[:-1]:
+        raise ValueError(
+            f"{path}: expected a list of keys and a row of features for each, got features of "
+            f"shape {rows.get_shape()}. Make a store with {_TOOL}."
+        )
     return rows, {key: row for row, key in enumerate(keys)}, info
 
 
 def _open_pickle(path: Path) -> tuple:
     try:
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        content = load_torch_file(path, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: not a dict of tensors saved by torch.save, or one that holds other Python "
             "objects, which are not loaded because that could run code. Make a new store with "
-            f"{_TOOL}."
+            f"{_TOOL}. ({error})"
         ) from error
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+    if not isinstance(content, dict) or not content or not all(map(_is_row, content.values())):
         raise ValueError(f"{path}: expected a dict from image to tensor. Make one with {_TOOL}.")
     index = {_without_root(key): row for row, key in enumerate(content)}
     return list(content.values()), index, {}
+
+
+def _is_row(value: object) -> bool:
+    return torch.is_tensor(value) and value.shape[:-1] in ((), (1,)) and value.dim() > 0
 
 
 def _without_root(key: str | int) -> str | int:

@@ -1,10 +1,11 @@
 """A user's own data sets, described in a config (``DATASETS.CUSTOM``) instead of in code."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.dataset_spec import DatasetSpec, load_categories, register_dataset
-from ovformer.data.json_file import read_json
+from ovformer.data.json_file import read_json, shown
 from ovformer.data.lvis_json import read_lvis_json
 from ovformer.data.vis_json import read_vis_json
 from ovformer.paths import resolve_path
@@ -27,6 +28,8 @@ def register_custom(entries: Sequence[Mapping]) -> None:
         FileNotFoundError: the annotations or the folder are missing.
         ValueError: an entry is not understood, or its name is taken.
     """
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"{_KEY}: expected a list of data sets, got {shown(entries)}.")
     for number, entry in enumerate(entries):
         register_dataset(_spec(number, entry))
 
@@ -42,7 +45,13 @@ def _spec(number: int, entry: Mapping) -> DatasetSpec:
     unknown = sorted(entry.keys() - {*_REQUIRED, "novel"})
     if unknown:
         raise ValueError(f"{place}: unknown {unknown}. Known: {', '.join(_REQUIRED)}, novel.")
+    if wrong := next((key for key in _REQUIRED if not isinstance(entry[key], str)), None):
+        raise ValueError(f"{place}: {wrong}: expected text, got {shown(entry[wrong])}.")
     name = entry["name"]
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):  # results go into a folder of that name
+        raise ValueError(
+            f"{place}: name: expected letters, digits, '_', '-' and '.', got {shown(name)}."
+        )
     if name in DatasetCatalog.list() and "spec" not in MetadataCatalog.get(name).as_dict():
         raise ValueError(f"{place}: the name {name!r} is taken. Choose another one.")
     annotations = resolve_path(entry["annotations"]).absolute()
@@ -73,13 +82,12 @@ def _spec(number: int, entry: Mapping) -> DatasetSpec:
 
 def _groups(place: str, categories: list[dict], novel: Sequence) -> dict[str, tuple[str, tuple]]:
     """Split the categories by id; without novel ones there are no groups."""
-    if isinstance(novel, str | int):
-        novel = (novel,)
+    novel = novel if isinstance(novel, list | tuple) else (novel,)
     known = {category["name"]: category["id"] for category in categories}
     ids = set(known.values())
     chosen = set()
     for item in novel:
-        if item not in known and item not in ids:
+        if not isinstance(item, str | int) or (item not in known and item not in ids):
             raise ValueError(
                 f"{place}: novel: no category has the name or id {item!r}. Names: "
                 f"{', '.join(known)}."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.category_counts import count_categories
-from ovformer.data.json_file import read_json
+from ovformer.data.json_file import TEXT, index_by_id, naming, read_json
 from ovformer.paths import dataset_root
 
 CATEGORY_FOLDER = Path(__file__).parent / "categories"
@@ -116,20 +116,15 @@ def load_categories(name: str) -> list[dict]:
             f"Category table {path} not found. Known: {known}. A table is a JSON list of "
             'objects with "id" and "name".'
         )
-    categories = read_json(path)
-    if isinstance(categories, dict):
-        categories = _annotated_categories(path, categories)
-    categories.sort(key=lambda category: category["id"])
-    ids = [category["id"] for category in categories]
-    if len(set(ids)) != len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise ValueError(f"{path}: category id {twice} occurs twice; ids have to be unique.")
-    return categories
+    content = read_json(path)
+    with naming(path):
+        categories = _annotated_categories(content) if isinstance(content, dict) else content
+        return [c for _, c in sorted(index_by_id("category", categories, {"name": TEXT}).items())]
 
 
-def _annotated_categories(path: Path, content: dict) -> list[dict]:
+def _annotated_categories(content: dict) -> list[dict]:
     if not content.get("categories"):
-        raise ValueError(f'{path} has no "categories"; it is no annotation file.')
+        raise ValueError('it has no "categories"; it is no annotation file.')
     categories = count_categories(content)
     for category in categories:
         category.setdefault("frequency", "b" if category["image_count"] else "n")

@@ -1,9 +1,39 @@
 """The image files of a data set, whether it is one of images or of videos."""
 
+import logging
 import os
+import re
+import struct
 from collections.abc import Iterable, Iterator
 
+from PIL import Image
+
+from ovformer.d2 import CfgNode
 from ovformer.data.clip_features import clip_key
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# What Pillow raises where a file is no image, is broken, or is far too large.
+IMAGE_ERRORS = (
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def natural_order(name: str) -> list:
+    """Return a key that sorts numbers in names by their value: frame2 before frame10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def image_entries(records: Iterable[dict]) -> Iterator[dict]:
@@ -27,12 +57,18 @@ def image_entries(records: Iterable[dict]) -> Iterator[dict]:
             }
 
 
-def check_images_exist(name: str, records: Iterable[dict]) -> None:
+def tolerated(cfg: CfgNode) -> float:
+    """Return the share of a data set's images that may be missing, by ``DATALOADER``'s keys."""
+    return cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else 0.0
+
+
+def check_images_exist(name: str, records: Iterable[dict], tolerated: float = 0.0) -> None:
     """Check that all images or frames of a data set are there, by listing each folder once.
 
     Args:
         name: the data set, for the error message.
         records: its dataset dicts; those whose file is a URL are not checked.
+        tolerated: the share of them that may be missing, with a warning.
 
     Raises:
         FileNotFoundError: images are missing.
@@ -53,7 +89,9 @@ def check_images_exist(name: str, records: Iterable[dict]) -> None:
         first = missing[0]["file_name"]
         if "frame" in missing[0]:
             first += " (frame {frame} of video {video_id})".format(**missing[0])
-        raise FileNotFoundError(
-            f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
-            "datasets/README.md says how the folders are laid out."
-        )
+        message = f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
+        if len(missing) > tolerated * count:
+            raise FileNotFoundError(
+                f"{message}datasets/README.md says how the folders are laid out."
+            )
+        logger.warning("%sThey are left out: DATALOADER.SKIP_BROKEN.", message)

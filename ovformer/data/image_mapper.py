@@ -4,7 +4,8 @@ Legend: N instances, H W pixels of the image that the network sees, h w the same
 """
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +21,16 @@ from ovformer.d2 import (
     read_image,
 )
 from ovformer.d2 import transforms as T
-from ovformer.data.augmentation import PAD_VALUE, evaluation_augmentations, pad, train_augmentations
+from ovformer.data.augmentation import (
+    PAD_VALUE,
+    evaluation_augmentations,
+    extra_augmentations,
+    flip_augmentations,
+    pad,
+    train_augmentations,
+)
 from ovformer.data.clip_features import ClipFeatureStore, clip_image
+from ovformer.data.untrusted_masks import polygons_to_rle
 
 # INPUT.FORMAT
 IMAGE_FORMATS = ("RGB", "BGR")
@@ -119,6 +128,26 @@ class ImageMapper:
         return sample
 
 
+def image_input_errors(cfg: CfgNode) -> Iterator[str]:
+    """Yield all that is wrong with the keys of the training's augmentation."""
+    node = cfg.INPUT
+    if node.IMAGE_SIZE < 1:
+        yield f"INPUT.IMAGE_SIZE: expected at least 1 pixel, got {node.IMAGE_SIZE}."
+    if not 0 < node.MIN_SCALE <= node.MAX_SCALE < math.inf:
+        yield (
+            "INPUT.MIN_SCALE, MAX_SCALE: expected factors of INPUT.IMAGE_SIZE above 0, the smaller "
+            f"one first; got {node.MIN_SCALE} and {node.MAX_SCALE}."
+        )
+    for make, *arguments in (
+        (flip_augmentations, node.RANDOM_FLIP),
+        (extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
+    ):
+        try:
+            make(*arguments)
+        except ValueError as error:
+            yield str(error)
+
+
 def check_image_format(image_format: str) -> None:
     """Raise ValueError if ``INPUT.FORMAT`` is not known."""
     if image_format not in IMAGE_FORMATS:
@@ -174,7 +203,7 @@ def transform_mask(
         transforms.apply_coords(np.array(polygon, dtype=np.float64).reshape(-1, 2)).reshape(-1)
         for polygon in segmentation
     ]
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *frame)))
+    return coco_mask.decode(polygons_to_rle(polygons, *frame))
 
 
 def _instances(

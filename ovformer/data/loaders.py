@@ -6,6 +6,7 @@ With B images per iteration, iteration i is made of the samples i*B to (i+1)*B -
 processes in turn. A run that is resumed goes on at its place in the stream.
 """
 
+import bisect
 import itertools
 import logging
 import random
@@ -24,8 +25,9 @@ from ovformer.d2 import (
     InferenceSampler,
     comm,
 )
+from ovformer.data.broken_samples import MOST_TRIES, SampleError
 from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_files import check_images_exist, image_entries
+from ovformer.data.image_files import check_images_exist, image_entries, tolerated
 from ovformer.data.image_mapper import ImageMapper
 from ovformer.data.training_sets import build_sampler, load_training_sets
 
@@ -82,13 +84,13 @@ def stream_loader(
         start_iteration: number of iterations that were trained already.
     """
     batch_size = _batch_size_per_process(cfg)
-    records = list(itertools.chain(*sets))
-    if mapper.clip_features is not None:
-        mapper.clip_features.require(image_entries(records))
+    skip_broken = cfg.DATALOADER.SKIP_BROKEN
+    if mapper.clip_features is not None and not skip_broken:
+        mapper.clip_features.require(image_entries(itertools.chain(*sets)))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = StreamSampler(build_sampler(cfg, sets, seed), skip=start_iteration * batch_size)
     return DataLoader(
-        StreamDataset(records, mapper, seed),
+        StreamDataset(cfg.DATASETS.TRAIN, sets, mapper, seed, skip_broken),
         batch_size=batch_size,
         sampler=sampler,
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
@@ -110,13 +112,13 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """
     mapper = ImageMapper(cfg, is_train=False)
     records = load_dataset(dataset_name, "DATASETS.TEST")
-    check_images_exist(dataset_name, records)
+    check_images_exist(dataset_name, records, tolerated(cfg))
     if mapper.clip_features is not None:
         mapper.clip_features.require(records)
     # Annotations are left behind: the evaluator reads its own, and they are most of the memory.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
     return DataLoader(
-        MappedDataset(records, mapper),
+        MappedDataset([dataset_name], [records], mapper, cfg.DATALOADER.SKIP_BROKEN),
         batch_size=1,
         sampler=InferenceSampler(len(records)),
         **_common_options(cfg),
@@ -147,59 +149,118 @@ class StreamSampler(Sampler):
 class MappedDataset(Dataset):
     """Dataset dicts, kept in one block of bytes that worker processes share, and their mapper."""
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict], dict]):
+    def __init__(
+        self,
+        names: Sequence[str],
+        sets: Sequence[list[dict]],
+        mapper: Callable[[dict], dict],
+        skip_broken: bool = False,
+    ):
         """Take over dataset dicts.
 
         Args:
-            records: dataset dicts.
+            names: of the data sets.
+            sets: their dataset dicts; indices count through all of them.
             mapper: turns one of them into an element of the batch.
+            skip_broken: return the dataset dict with "broken", the message, in the place of an
+                element that can't be loaded.
         """
-        self.records = DatasetFromList(records, copy=False)
+        self.names = list(names)
+        self.ends = list(itertools.accumulate(map(len, sets)))
+        self.records = DatasetFromList(list(itertools.chain(*sets)), copy=False)
         self.mapper = mapper
+        self.skip_broken = skip_broken
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        """Return an element of the batch. Any error names the image or video."""
+        """Return an element of the batch, or raise SampleError."""
+        try:
+            return self._load(index)
+        except SampleError as error:
+            if not self.skip_broken:
+                raise
+            return {**self.records[index], "broken": str(error)}
+
+    def _load(self, index: int) -> dict:
+        """Return an element of the batch. Any error names data set, file and id."""
         record = self.records[index]
         try:
             return self.mapper(record)
         except Exception as error:
-            if any(entry["file_name"] in str(error) for entry in image_entries([record])):
-                raise
-            name = f"Video {record.get('video_id')}"
-            if "file_name" in record:
-                name = f"{record['file_name']} (image id {record['image_id']})"
-            raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
+            what, key = ("image", "image_id") if "file_name" in record else ("video", "video_id")
+            files = [entry["file_name"] for entry in image_entries([record])]
+            is_named = any(file in str(error) for file in files)
+            raise SampleError(
+                f"{self.names[self._set_of(index)]}, {what} id {record.get(key)}: "
+                f"{'' if is_named else f'{files[0]}: {type(error).__name__}: '}{error}"
+            ) from error
+
+    def _set_of(self, index: int) -> int:
+        return bisect.bisect_right(self.ends, index)
 
 
 class StreamDataset(MappedDataset):
-    """The same for training: what is random depends on the place in the stream alone."""
+    """The same for training: what is random depends on the place in the stream alone.
 
-    def __init__(self, records: list[dict], mapper: Callable[[dict], dict], seed: int):
+    In the place of a sample that can't be loaded, another one of the same data set is drawn, which
+    also depends on the place alone, and on which files are broken. It has "broken", the messages.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sets: Sequence[list[dict]],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        skip_broken: bool = False,
+    ):
         """Take over dataset dicts.
 
         Args:
-            records: dataset dicts.
+            names: of the data sets.
+            sets: their dataset dicts.
             mapper: turns one of them into an element of the batch.
             seed: seed of the run.
+            skip_broken: draw another sample in the place of one that can't be loaded.
         """
-        super().__init__(records, mapper)
+        super().__init__(names, sets, mapper, skip_broken)
         self.seed = seed
 
     def __getitem__(self, place_and_index: tuple[int, int]) -> dict:
-        """Return the element of the batch for a pair that :class:`StreamSampler` yields."""
+        """Return the element of the batch for a pair that :class:`StreamSampler` yields.
+
+        Raises:
+            SampleError: it can't be loaded, nor what was drawn in its place.
+        """
         place, index = place_and_index
-        with _random_numbers_of(self.seed, place):
-            return super().__getitem__(index)
+        broken: list[str] = []
+        while True:
+            try:
+                with _random_numbers_of(self.seed, place, *[len(broken)] * bool(broken)):
+                    sample = self._load(index)
+            except SampleError as error:
+                if not self.skip_broken or len(broken) == MOST_TRIES:
+                    raise
+                broken.append(str(error))
+                index = self._another(index, place, len(broken))
+            else:
+                return {**sample, "broken": broken} if broken else sample
+
+    def _another(self, index: int, place: int, tries: int) -> int:
+        """Draw a record of the same data set."""
+        number = self._set_of(index)
+        start = self.ends[number - 1] if number else 0
+        (random_number,) = np.random.SeedSequence([self.seed, place, tries, 1]).generate_state(1)
+        return start + int(random_number) % (self.ends[number] - start)
 
 
 @contextmanager
-def _random_numbers_of(seed: int, place: int) -> Iterator[None]:
+def _random_numbers_of(*seeds: int) -> Iterator[None]:
     """Seed the generators that augmentations use, and put them back afterwards."""
     state = random.getstate(), np.random.get_state()
-    numbers = np.random.SeedSequence([seed, place]).generate_state(2)
+    numbers = np.random.SeedSequence(seeds).generate_state(2)
     random.seed(int(numbers[0]))
     np.random.seed(numbers[1])
     try:

@@ -3,18 +3,49 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from ovformer.d2 import BoxMode
 from ovformer.data.clip_features import clip_key
-from ovformer.data.json_file import read_json
+from ovformer.data.json_file import (
+    BOX,
+    IDS,
+    SIDE,
+    TEXT,
+    WHOLE,
+    Kind,
+    check_entries,
+    index_by_id,
+    naming,
+    read_json,
+)
+from ovformer.data.untrusted_masks import (
+    MAX_PIXELS,
+    check_polygons,
+    find_fault,
+    is_frame_size,
+    runs_to_rle,
+)
 
 # LVIS's own split: c(ommon) and f(requent) categories are trained, r(are) ones are novel.
 BASE_AND_NOVEL = {"base": ("frequency", ("c", "f")), "novel": ("frequency", ("r",))}
+
+_IMAGE = {"height": SIDE, "width": SIDE}
+_IMAGE_OPTIONS = {
+    "file_name": TEXT,
+    "coco_url": TEXT,
+    "neg_category_ids": IDS,
+    "not_exhaustive_category_ids": IDS,
+}
+_ANNOTATION = {
+    "image_id": WHOLE,
+    "category_id": WHOLE,
+    "bbox": BOX,
+    "segmentation": Kind("polygons or an RLE", lambda value: isinstance(value, list | dict)),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +68,22 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     """
     content = read_json(path, ("images", "annotations"), object_hook=_compact)
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
-    _check_categories(path, content.get("categories", []), categories)
-    records = _image_records(path, content["images"], image_folder)
-    annotations = _group_by_image(path, content.pop("annotations"), records)
-    for image_id, record in records.items():
-        record["annotations"] = [
-            _instance(path, annotation, record, contiguous_ids)
-            for annotation in annotations.pop(image_id, ())
-        ]
+    with naming(path):
+        _check_categories(content.get("categories", []), categories)
+        records = _image_records(content["images"], image_folder)
+        annotations = _group_by_image(content.pop("annotations"), records)
+        for image_id, record in records.items():
+            record["annotations"] = [
+                _instance(annotation, record, contiguous_ids)
+                for annotation in annotations.pop(image_id, ())
+            ]
     logger.info("%s: %d images", path, len(records))
     return [records[image_id] for image_id in sorted(records)]
+
+
+def image_name(image: Mapping) -> str:
+    """Return the path of an image below the folder of images; see :func:`read_lvis_json`."""
+    return image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
 
 
 def _compact(entry: dict) -> dict:
@@ -55,40 +92,38 @@ def _compact(entry: dict) -> dict:
     if isinstance(segmentation, list):
         try:
             entry["segmentation"] = [np.asarray(p, dtype=np.float64) for p in segmentation]
-        except (TypeError, ValueError):
-            pass  # not numbers: _check_polygons says where
+        except (OverflowError, TypeError, ValueError):
+            pass  # not numbers: check_polygons says so
     return entry
 
 
-def _check_categories(path: Path, found: Iterable[dict], table: Sequence[dict]) -> None:
+def _check_categories(found: object, table: Sequence[dict]) -> None:
     names = {category["id"]: category["name"] for category in table}
-    for category in found:
-        number, name = category.get("id"), category.get("name")
+    for category in check_entries("category", found, {"id": WHOLE, "name": TEXT}):
+        number, name = category["id"], category["name"]
         if names.get(number) != name:
             raise ValueError(
-                f"{path}: category {number} is {name!r}, but {names.get(number)!r} in the category "
+                f"category {number} is {name!r}, but {names.get(number)!r} in the category "
                 f"table ({len(names)} categories). The file belongs to another data set, or to "
                 "another version of it."
             )
 
 
-def _image_records(path: Path, images: Sequence[dict], image_folder: Path) -> dict[int, dict]:
+def _image_records(images: object, image_folder: Path) -> dict[int, dict]:
     records = {}
-    for number, image in enumerate(images):
-        missing = {"id", "height", "width"} - set(image)
-        if missing or not ("file_name" in image or "coco_url" in image):
-            missing = sorted(missing) or "'file_name' or 'coco_url'"
+    for number, image in index_by_id("image", images, _IMAGE, _IMAGE_OPTIONS).items():
+        if not (image.get("file_name") or image.get("coco_url")):
+            raise ValueError(f"image {number} has no 'file_name' or 'coco_url'.")
+        if not is_frame_size([image["height"], image["width"]]):
             raise ValueError(
-                f"{path}: image {image.get('id', f'number {number}')} has no {missing}."
+                f"image {number} has {image['height']} x {image['width']} pixels; "
+                f"at most {MAX_PIXELS} are allowed."
             )
-        if image["id"] in records:
-            raise ValueError(f"{path}: image {image['id']} is listed twice.")
-        name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-        file_name = os.path.join(image_folder, name)
-        records[image["id"]] = {
+        file_name = os.path.join(image_folder, image_name(image))
+        records[number] = {
             "file_name": file_name,
             "clip_key": clip_key(file_name),
-            "image_id": image["id"],
+            "image_id": number,
             "height": image["height"],
             "width": image["width"],
             "neg_category_ids": image.get("neg_category_ids", []),
@@ -97,46 +132,37 @@ def _image_records(path: Path, images: Sequence[dict], image_folder: Path) -> di
     return records
 
 
-def _group_by_image(
-    path: Path, annotations: list[dict], records: dict[int, dict]
-) -> dict[int, list[dict]]:
+def _group_by_image(annotations: object, records: dict[int, dict]) -> dict[int, list[dict]]:
     groups: dict[int, list[dict]] = defaultdict(list)
-    seen = set()
-    for number, annotation in enumerate(annotations):
-        missing = {"id", "image_id", "category_id", "bbox", "segmentation"} - set(annotation)
-        if missing:
-            name = annotation.get("id", f"number {number}")
-            raise ValueError(f"{path}: annotation {name} has no {sorted(missing)}.")
-        if annotation["id"] in seen:
-            raise ValueError(f"{path}: annotation {annotation['id']} is listed twice.")
+    found = index_by_id("annotation", annotations, _ANNOTATION, {"iscrowd": WHOLE})
+    for number, annotation in found.items():
         if annotation["image_id"] not in records:
             raise ValueError(
-                f"{path}: annotation {annotation['id']} belongs to image {annotation['image_id']}, "
+                f"annotation {number} belongs to image {annotation['image_id']}, "
                 "which is not among the file's images."
             )
-        seen.add(annotation["id"])
         groups[annotation["image_id"]].append(annotation)
     return groups
 
 
-def _instance(path: Path, annotation: dict, record: dict, contiguous_ids: dict[int, int]) -> dict:
-    place = f"{path}: annotation {annotation['id']}"
+def _instance(annotation: dict, record: dict, contiguous_ids: dict[int, int]) -> dict:
+    place = f"annotation {annotation['id']}"
     category = annotation["category_id"]
     if category not in contiguous_ids:
         raise ValueError(
             f"{place} has category id {category}, which is not in the category table (its "
             f"{len(contiguous_ids)} ids go from {min(contiguous_ids)} to {max(contiguous_ids)})."
         )
-    box = annotation["bbox"]
-    if not (isinstance(box, list) and len(box) == 4):
-        raise ValueError(f"{place} has the box {box!r}; expected [x, y, width, height].")
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, dict):
-        segmentation = _checked_rle(place, segmentation, (record["height"], record["width"]))
-    else:
-        _check_polygons(place, segmentation)
+    segmentation, size = annotation["segmentation"], (record["height"], record["width"])
+    try:
+        if isinstance(segmentation, dict):
+            segmentation = _checked_rle(segmentation, size)
+        else:
+            check_polygons(segmentation, *size)
+    except ValueError as error:
+        raise ValueError(f"{place}: segmentation: {error}.") from error
     return {
-        "bbox": box,
+        "bbox": annotation["bbox"],
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": contiguous_ids[category],
         "segmentation": segmentation,
@@ -144,68 +170,15 @@ def _instance(path: Path, annotation: dict, record: dict, contiguous_ids: dict[i
     }
 
 
-def _check_polygons(place: str, polygons: object) -> None:
-    if not isinstance(polygons, list) or not polygons:
+def _checked_rle(rle: dict, size: tuple[int, int]) -> dict:
+    """Return a compressed RLE, after checking that it covers the image exactly."""
+    if rle.get("size") != list(size):
         raise ValueError(
-            f"{place} has the segmentation {polygons!r}; expected a list of polygons or an RLE."
+            f"an RLE of size {rle.get('size')!r:.60}; expected [height, width] of its image, "
+            f"{list(size)}"
         )
-    for polygon in polygons:
-        if not isinstance(polygon, np.ndarray) or polygon.ndim != 1:
-            raise ValueError(f"{place} has a polygon that is not a flat list of numbers.")
-        if polygon.size < 6 or polygon.size % 2:
-            raise ValueError(
-                f"{place} has a polygon of {polygon.size} numbers; expected x and y of at least "
-                "three points."
-            )
-        if not np.isfinite(polygon).all():
-            raise ValueError(f"{place} has a polygon with a coordinate that is not finite.")
-
-
-def _checked_rle(place: str, rle: dict, size: tuple[int, int]) -> dict:
-    """Return a compressed RLE, after checking that it covers the image exactly.
-
-    Decoding one that does not would read memory that does not belong to it.
-    """
-    if "counts" not in rle or rle.get("size") != list(size):
-        raise ValueError(
-            f"{place} has an RLE of size {rle.get('size')}; expected [height, width] of its image, "
-            f"{list(size)}, and counts."
-        )
-    counts = rle["counts"]
-    try:
-        total = sum(counts) if isinstance(counts, list) else run_total(counts)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{place} has an RLE that is not valid: {error}.") from error
-    if total != size[0] * size[1]:
-        raise ValueError(
-            f"{place} has an RLE of {total} pixels; its image has {size[0]} x {size[1]}."
-        )
-    return coco_mask.frPyObjects(rle, *size) if isinstance(counts, list) else rle
-
-
-def run_total(counts: str | bytes) -> int:
-    """Return how many pixels a compressed RLE covers, ones and zeros together.
-
-    COCO's code writes a number as digits of 5 bits, lowest first, of which bit 5 says that another
-    one follows and bit 4 of the last one is the sign; from the fourth run on it is the difference
-    to the run before last.
-
-    Raises:
-        ValueError: the string is no RLE.
-    """
-    raw = counts.encode("ascii") if isinstance(counts, str) else counts
-    codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
-    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("its counts are empty, cut off or hold a character that no RLE has")
-    last = np.flatnonzero(codes & 32 == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    shift = 5 * (np.arange(codes.size) - np.repeat(first, last - first + 1))
-    values = np.add.reduceat((codes & 31) << shift, first)
-    negative = codes[last] & 16 != 0
-    values[negative] -= 1 << (shift[last][negative] + 5)
-    runs = values.copy()
-    runs[1::2] = np.cumsum(values[1::2])
-    runs[2::2] = np.cumsum(values[2::2])
-    if runs.min() < 0:
-        raise ValueError("it has a run of negative length")
-    return int(runs.sum())
+    if isinstance(rle.get("counts"), list):
+        return runs_to_rle(list(size), rle["counts"])
+    if fault := find_fault([rle]):
+        raise ValueError(fault.reason)
+    return rle

@@ -123,8 +123,11 @@ def draw_film(
     num_frames: int,
     size: int,
     radius_range: tuple[float, float] = (12.0, 32.0),
+    *,
+    background: np.ndarray | None = None,
+    move: Callable[..., list[ShapeObject]] | None = None,
 ) -> Film:
-    """Draw a scene whose objects move, turn and change their size, each at its own even pace.
+    """Draw a scene whose objects move, turn and change their size.
 
     Each is wholly inside the image in at least one frame. It may leave, enter, and be hidden by
     others in some of the frames, as long as enough of it is seen over time. Objects of one colour
@@ -136,13 +139,14 @@ def draw_film(
         num_frames: T.
         size: side of the square frames in pixels.
         radius_range: smallest and largest radius in pixels, in the frame that an object is inside.
+        background: float32 (size, size, 3), 0..255; by default :func:`draw_background`.
+        move: from ``rng``, an object and T to its T poses; by default :func:`random_motion`.
     """
-    background = draw_background(rng, size)
+    background = draw_background(rng, size) if background is None else background
+    move = move or random_motion
     placed, masks = _place(
         categories,
-        lambda category: random_motion(
-            rng, random_object(rng, category, size, radius_range), num_frames
-        ),
+        lambda category: move(rng, random_object(rng, category, size, radius_range), num_frames),
         size,
     )
     images = [
@@ -197,7 +201,7 @@ def _draw_frame(
 def random_motion(
     rng: np.random.Generator, item: ShapeObject, num_frames: int
 ) -> list[ShapeObject]:
-    """Return the object in each of T frames; in one of them, drawn too, it is as given."""
+    """Move an object evenly; in one of its T poses, drawn too, it is as given."""
     speed, direction = rng.uniform(0, _MAX_SPEED), rng.uniform(0, 2 * np.pi)
     velocity = speed * np.array([np.cos(direction), np.sin(direction)])
     turn, growth = rng.uniform(-_MAX_TURN, _MAX_TURN), rng.uniform(-_MAX_GROWTH, _MAX_GROWTH)

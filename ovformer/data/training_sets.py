@@ -15,7 +15,7 @@ from ovformer.d2 import (
     comm,
 )
 from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_files import check_images_exist
+from ovformer.data.image_files import check_images_exist, tolerated
 
 TRAIN_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
@@ -41,7 +41,7 @@ def load_training_sets(cfg: CfgNode) -> list[list[dict]]:
     sets = []
     for name in names:
         records = load_dataset(name, "DATASETS.TRAIN")
-        check_images_exist(name, records)
+        check_images_exist(name, records, tolerated(cfg))
         if _classes(name) != _classes(names[0]):
             records = _with_classes_of(names[0], name, records)
         sets.append(records)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from ovformer.d2 import CfgNode, InferenceSampler
 from ovformer.data.clip_mapper import ClipMapper
 from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_files import check_images_exist, image_entries
+from ovformer.data.image_files import check_images_exist, image_entries, tolerated
 from ovformer.data.loaders import stream_loader
 from ovformer.data.training_sets import load_training_sets
 from ovformer.data.video_reader import VideoReader
@@ -57,7 +57,7 @@ def build_video_test_loader(
             f"DATASETS.TEST: {dataset_name!r} is a data set of images; train_net.py evaluates it."
         )
     records = [record for record in records if record["video_id"] not in skip]
-    check_images_exist(dataset_name, records)
+    check_images_exist(dataset_name, records, tolerated(cfg))
     if reader.clip_features is not None:
         reader.clip_features.require(image_entries(records))
     # Annotations are left behind: the evaluator reads its own, and they are most of the memory.

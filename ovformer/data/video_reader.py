@@ -16,6 +16,7 @@ import torch
 from ovformer.d2 import CfgNode, configurable
 from ovformer.d2 import transforms as T
 from ovformer.data.augmentation import evaluation_augmentations
+from ovformer.data.broken_samples import SampleError
 from ovformer.data.clip_features import ClipFeatureStore, clip_image
 from ovformer.data.image_mapper import check_image_format, open_store, read_rgb, to_tensor
 
@@ -71,8 +72,8 @@ class VideoReader:
             executor: decodes frames. No more than :data:`FRAMES_AHEAD` wait to be taken.
 
         Returns:
-            The record that :mod:`ovformer.data` describes. Errors of a frame are raised where it is
-            taken from the iterator, and name video and frame.
+            The record that :mod:`ovformer.data` describes. A frame that can't be loaded raises
+            SampleError, which names video and frame, where it is taken from the iterator.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
 
@@ -80,7 +81,7 @@ class VideoReader:
             return self._read(record, t)
 
         frames = ReadAhead(read, range(record["length"]), executor, FRAMES_AHEAD)
-        decoded = _of_one_size(record, frames)
+        decoded = _with_sample_errors(_of_one_size(record, frames))
         if self.clip_features is not None:
             sample["clip_features"] = stored_features(self.clip_features, record)
             sample["image"] = (image for image, _ in decoded)
@@ -185,3 +186,10 @@ def _of_one_size(record: dict, frames: Iterable[tuple]) -> Iterator[tuple]:
         first = first or size
         check_frame_size(record, t, size, first)
         yield image, view
+
+
+def _with_sample_errors(frames: Iterator[tuple]) -> Iterator[tuple]:
+    try:
+        yield from frames
+    except (FileNotFoundError, ValueError) as error:
+        raise SampleError(str(error)) from error

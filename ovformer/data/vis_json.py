@@ -8,22 +8,51 @@ without labels (validation and test sets that a server scores) have no or null "
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import BoxMode
 from ovformer.data.clip_features import clip_key
-from ovformer.data.json_file import read_json
-from ovformer.data.lvis_json import run_total
+from ovformer.data.json_file import (
+    IDS,
+    LIST,
+    NUMBER,
+    SIDE,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    Kind,
+    index_by_id,
+    naming,
+    read_json,
+    shown,
+)
+from ovformer.data.untrusted_masks import (
+    MAX_PIXELS,
+    check_polygons,
+    find_fault,
+    is_frame_size,
+    polygons_to_rle,
+    runs_to_rle,
+)
 
 # Groups by the flag that the YouTube-VIS category tables carry.
 BASE_AND_NOVEL = {"base": ("novel", (False,)), "novel": ("novel", (True,))}
 
-_VIDEO_KEYS = ("id", "height", "width", "file_names")
+_VIDEO = {"height": SIDE, "width": SIDE, "file_names": TEXTS}
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-_ANNOTATION_KEYS = ("id", "video_id", "category_id", "segmentations")
+_ANNOTATION = {"video_id": WHOLE, "category_id": WHOLE, "segmentations": LIST}
+_AREAS = Kind(
+    "null or a list of numbers and nulls",
+    lambda areas: (
+        areas is None
+        or (isinstance(areas, list) and all(a is None or NUMBER.fits(a) for a in areas))
+    ),
+)
+# RLEs that are checked at a time.
+_BLOCK = 2048
 
 logger = logging.getLogger(__name__)
 
@@ -51,32 +80,8 @@ def load_vis_json(path: Path) -> dict:
             f'{path} is no video annotation file: an object with non-empty "videos" and '
             '"categories" was expected. A results.json is given elsewhere (mAP.py: --dt).'
         )
-    videos = _by_id(path, "video", content["videos"], _VIDEO_KEYS)
-    categories = _by_id(path, "category", content["categories"], ("id", "name"))
-    for video in videos.values():
-        video["length"] = len(video["file_names"])
-    if "cate_ori" in content:
-        _renumber_lists(content)
-    annotations = content.get("annotations") or []
-    for number, annotation in _by_id(path, "annotation", annotations, _ANNOTATION_KEYS).items():
-        place = f"{path}: annotation {number}"
-        if annotation["video_id"] not in videos:
-            raise ValueError(
-                f"{place} belongs to video {annotation['video_id']}, which is not among the file's "
-                f"{len(videos)} videos."
-            )
-        if annotation["category_id"] not in categories:
-            raise ValueError(
-                f"{place} has category id {annotation['category_id']}, which is not among the "
-                f"file's {len(categories)} categories."
-            )
-        _encode(place, annotation, videos[annotation["video_id"]])
-    for track in {annotation["video_id"]: annotation for annotation in annotations}.values():
-        # A sample: a tool that writes masks of another size than it says does so everywhere.
-        try:
-            check_rle(next((mask for mask in track["segmentations"] if mask), None))
-        except ValueError as error:
-            raise ValueError(f"{path}: annotation {track['id']}: {error}.") from error
+    with naming(path):
+        _check(content)
     return content
 
 
@@ -118,6 +123,14 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
     ]
 
 
+def frame_name(name: str) -> str:
+    """Return the path of a frame below the folder of frames.
+
+    Some released files were written on Windows, with a foreign folder in front.
+    """
+    return "/".join(name.split("\\")[-2:])
+
+
 def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | None:
     """Turn one mask, in any of the formats of a YouTube-VIS file, into a compressed RLE.
 
@@ -127,20 +140,29 @@ def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | 
         width: likewise.
 
     Returns:
-        A COCO RLE whose "counts" are a str, or ``None`` where there is no mask.
+        A COCO RLE whose "counts" are a str, or ``None`` where there is no mask. One that was
+        compressed already is not checked here: see :func:`find_fault`.
+
+    Raises:
+        ValueError: it is none of these.
     """
     if not segmentation:
         return None
     if isinstance(segmentation, list):
         # A polygon needs three points.
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+        polygons = [
+            p for p in segmentation if not isinstance(p, list) or (len(p) >= 6 and len(p) % 2 == 0)
+        ]
         if not polygons:
             return None
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    counts = segmentation["counts"]
-    if isinstance(counts, str):
+        check_polygons(polygons, height, width)
+        segmentation = polygons_to_rle(polygons, height, width)
+    elif not isinstance(segmentation, dict):
+        raise ValueError(f"expected polygons, an RLE or null, got {shown(segmentation)}")
+    elif isinstance(segmentation.get("counts"), list):
+        segmentation = runs_to_rle(segmentation.get("size"), segmentation["counts"])
+    counts = segmentation.get("counts")
+    if not isinstance(counts, bytes):
         return segmentation
     return {"size": [int(side) for side in segmentation["size"]], "counts": counts.decode("ascii")}
 
@@ -167,32 +189,70 @@ def category_groups(
     }
 
 
-def check_rle(rle: dict | None) -> None:
-    """Raise ValueError if a compressed RLE does not cover its frame: comparing it may never end."""
-    if rle and (total := run_total(rle["counts"])) != rle["size"][0] * rle["size"][1]:
-        height, width = rle["size"]
-        raise ValueError(f"an RLE of {total} pixels does not cover a frame of {height} x {width}")
-
-
-def _by_id(path: Path, kind: str, entries: list[dict], keys: tuple[str, ...]) -> dict[int, dict]:
-    """Index entries by their id, after checking that each has the keys and an id of its own."""
-    index = {}
-    for number, entry in enumerate(entries):
-        missing = [key for key in keys if key not in entry]
-        if missing:
+def _check(content: dict) -> None:
+    """Check the parts of a file, and turn its masks into compressed RLEs, in place."""
+    videos = index_by_id("video", content["videos"], _VIDEO, dict.fromkeys(_LISTS, IDS))
+    categories = index_by_id("category", content["categories"], {"name": TEXT})
+    for number, video in videos.items():
+        video["length"] = len(video["file_names"])
+        if not video["length"]:
+            raise ValueError(f"video {number} has no frame: its file_names are empty.")
+        if not is_frame_size([video["height"], video["width"]]):
             raise ValueError(
-                f"{path}: {kind} {entry.get('id', f'number {number}')} has no {missing}."
+                f"video {number} has {video['height']} x {video['width']} pixels; "
+                f"at most {MAX_PIXELS} are allowed."
             )
-        if entry["id"] in index:
-            raise ValueError(f"{path}: {kind} {entry['id']} is listed twice.")
-        index[entry["id"]] = entry
-    return index
+    if "cate_ori" in content:
+        _renumber_lists(content)
+    annotations = content.get("annotations")
+    annotations = index_by_id(
+        "annotation",
+        [] if annotations is None else annotations,
+        _ANNOTATION,
+        {"iscrowd": WHOLE, "areas": _AREAS},
+    )
+    for number, annotation in annotations.items():
+        place = f"annotation {number}"
+        if annotation["video_id"] not in videos:
+            raise ValueError(
+                f"{place} belongs to video {annotation['video_id']}, which is not among the file's "
+                f"{len(videos)} videos."
+            )
+        if annotation["category_id"] not in categories:
+            raise ValueError(
+                f"{place} has category id {annotation['category_id']}, which is not among the "
+                f"file's {len(categories)} categories."
+            )
+        _encode(place, annotation, videos[annotation["video_id"]])
+    _check_rles(annotations.values())
+
+
+def _check_rles(annotations: Iterable[dict]) -> None:
+    """Check compressed RLEs, many at a time, which is faster."""
+    places = [
+        (annotation["id"], frame, rle)
+        for annotation in annotations
+        for frame, rle in enumerate(annotation["segmentations"])
+        if rle is not None
+    ]
+    for start in range(0, len(places), _BLOCK):
+        if fault := find_fault(rle for _, _, rle in places[start : start + _BLOCK]):
+            number, frame, _ = places[start + fault.index]
+            raise ValueError(
+                f"annotation {number} has a mask that is not valid, in frame {frame}: "
+                f"{fault.reason}."
+            )
 
 
 def _renumber_lists(content: dict) -> None:
     """Turn TAO's category ids, which files made from BURST keep in these lists, into the file's."""
-    pairs = zip(content["cate_ori"], content["categories"], strict=True)
-    own = {original["id"]: category["id"] for original, category in pairs}
+    originals = list(index_by_id("cate_ori", content["cate_ori"], {}))
+    if len(originals) != len(content["categories"]):
+        raise ValueError(
+            f"cate_ori: expected an entry for each of the {len(content['categories'])} categories, "
+            f"got {len(originals)}."
+        )
+    own = dict(zip(originals, (c["id"] for c in content["categories"]), strict=True))
     for video in content["videos"]:
         for key in _LISTS:
             if key in video:
@@ -207,16 +267,19 @@ def _encode(place: str, annotation: dict, video: dict) -> None:
             f"{place} has {len(masks)} segmentations, but video {video['id']} has "
             f"{video['length']} frames; expected one per frame, null where the object is absent."
         )
-    size = video["height"], video["width"]
-    try:
-        annotation["segmentations"] = [to_rle(mask, *size) for mask in masks]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} has a mask that is not valid: {error}.") from error
+    rles: list[dict | None] = []
+    for frame, mask in enumerate(masks):
+        try:
+            rles.append(to_rle(mask, video["height"], video["width"]))
+        except ValueError as error:
+            raise ValueError(
+                f"{place} has a mask that is not valid, in frame {frame}: {error}."
+            ) from error
+    annotation["segmentations"] = rles
 
 
 def _video_record(video: dict, tracks: list[dict], folder: Path, contiguous_ids: dict) -> dict:
-    # Some released files were written on Windows, with a foreign folder in front.
-    names = ["/".join(name.split("\\")[-2:]) for name in video["file_names"]]
+    names = list(map(frame_name, video["file_names"]))
     prefix = clip_key(folder)
     annotations = [[] for _ in names]
     for track in tracks:

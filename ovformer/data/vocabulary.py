@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from ovformer.data.dataset_spec import CATEGORY_FOLDER, load_categories
-from ovformer.data.json_file import read_json
+from ovformer.data.json_file import TEXT, TEXTS, index_by_id, naming, read_json
 
 # Short names of tables in ovformer/data/categories.
 _ALIASES = {"lvis": "lvis_v1", "lv-vis": "lvvis"}
@@ -70,6 +70,26 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
+def same_name(name: str) -> str:
+    """Return what names have in common that differ by case, underscores or spaces only."""
+    return clean_name(name).casefold()
+
+
+def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Say where two lists of class names differ first; "" where each name is the same."""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} instead of {len(ours)}"
+    for number, (name, other) in enumerate(zip(theirs, ours, strict=True)):
+        if same_name(name) != same_name(other):
+            return f"class {number} is {name!r} instead of {other!r}"
+    return ""
+
+
+def names_a_file(word: str) -> bool:
+    """Tell whether :func:`parse_vocabulary` takes a word for the path of a file of names."""
+    return word.strip().endswith(_SUFFIXES)
+
+
 def read_vocabulary(path: Path) -> list[str]:
     """Return the class names of a file; categories are sorted by id.
 
@@ -94,10 +114,12 @@ def read_vocabulary(path: Path) -> list[str]:
     content = read_json(path)
     entries = content.get("categories") if isinstance(content, dict) else content
     if isinstance(entries, list) and entries:
-        if all(isinstance(entry, str) for entry in entries):
+        if TEXTS.fits(entries):
             return entries
         if all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in entries):
-            return [entry["name"] for entry in sorted(entries, key=lambda entry: entry["id"])]
+            with naming(path):
+                found = index_by_id("category", entries, {"name": TEXT})
+            return [entry["name"] for _, entry in sorted(found.items())]
     raise ValueError(
         f"--vocabulary: {path} holds neither a list of names nor categories with id and name"
     )
@@ -112,9 +134,9 @@ def _expand(item: str | PathLike, named: Mapping[str, Sequence[str]]) -> Sequenc
         return named[word]
     if word in table_names():
         return [category["name"] for category in load_categories(_ALIASES.get(word, word))]
-    return read_vocabulary(Path(word)) if word.endswith(_SUFFIXES) else [word]
+    return read_vocabulary(Path(word)) if names_a_file(word) else [word]
 
 
 def _is_file(words: str) -> bool:
     """Tell whether a whole string, commas and all, is the path of a vocabulary."""
-    return words.endswith(_SUFFIXES) and len(words) < 1000 and Path(words).is_file()
+    return names_a_file(words) and len(words) < 1000 and Path(words).is_file()

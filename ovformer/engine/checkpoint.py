@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovformer.d2 import CfgNode, DetectionCheckpointer
-from ovformer.d2.safe_pickle import load_weights_pickle
+from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
 from ovformer.files import write_atomically, write_text
 from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
@@ -42,14 +42,6 @@ LAST = "last_checkpoint"
 FINAL = "model_final.pth"
 # So many names of each kind are listed in an error.
 SHOWN = 5
-
-# Numbers of numpy are harmless and occur in the optimizer's state of old checkpoints.
-_NUMPY_SCALARS = [
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
 
 
 class VocabularyError(ValueError):
@@ -165,6 +157,9 @@ class Checkpointer(DetectionCheckpointer):
         return read_weights(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in checkpoint["model"].items():
+            if not isinstance(name, str) or getattr(value, "dtype", None) == np.dtype(object):
+                raise ValueError(f"{self._path}: {name!r} in it is no parameter of a model.")
         self._convert_ndarray_to_tensor(checkpoint["model"])
         weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
         vocabulary = getattr(self.model, "VOCABULARY_KEYS", ())
@@ -230,12 +225,14 @@ def metadata_of(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, Any]:
+def read_weights(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint without running code from it.
 
     Args:
         path: ``.safetensors``; ``.pkl``, a pickled dict of arrays or tensors; or a file of
             ``torch.save``. The state dict may be the whole, or stand under "model" or "state_dict".
+        mmap: leave the tensors of a file of ``torch.save`` on the disk until they are used; their
+            checksums are not compared then.
 
     Returns:
         ``{"model": state dict, ...}`` with the other entries of the file.
@@ -252,25 +249,16 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
             with path.open("rb") as file:
                 content = load_weights_pickle(file)
         else:
-            _check_checksums(path)
-            with torch.serialization.safe_globals(_NUMPY_SCALARS):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            if not mmap:
+                _check_checksums(path)
+            content = load_torch_file(path, mmap=mmap and zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "Unsupported global" in line), lines[0])
+    except (pickle.UnpicklingError, SafetensorError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} can't be read: it is damaged, no checkpoint, or holds Python objects, which "
             "are not loaded because that could run code. Of weights from elsewhere, save the "
-            f"state_dict() alone, with torch.save or safetensors. ({reason})"
+            f"state_dict() alone, with torch.save or safetensors. ({error})"
         ) from error
     if isinstance(content, Mapping):
         content = dict(content)
@@ -300,8 +288,8 @@ def _check_checksums(path: Path) -> None:
             archive = zipfile.ZipFile(file)
             has_checksums = any(record.CRC for record in archive.infolist())
             damaged = archive.testzip() if has_checksums else None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise ValueError(str(error)) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(str(error) or "it is cut off") from error
     if damaged:
         raise ValueError(f"the checksum of {damaged} is wrong")
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ovformer import __version__
-from ovformer.config import UnknownKeyError, get_ovformer_cfg
 from ovformer.d2 import (
     BACKEND,
     CfgNode,
@@ -30,14 +29,15 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.engine.evaluate import defined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
-from ovformer.engine.launch import launch, world_size
+from ovformer.engine.launch import launch
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
 from ovformer.engine.resume import resume_or_load
 from ovformer.engine.run_record import recorded
 from ovformer.engine.stages import Stage
+from ovformer.engine.storage import ExplainedStorage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
-from ovformer.engine.validate import validate_config
+from ovformer.engine.validate import checked_config
 from ovformer.files import write_text
 
 # Iterations between two lines on the console and in metrics.json.
@@ -69,11 +69,8 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
             "it in MODEL.WEIGHTS"
         )
     try:
-        cfg = get_ovformer_cfg(args.config_file, args.opts)
-        register_custom(cfg.DATASETS.CUSTOM)
-        scaled = scale_to_world_size(cfg, world_size(args.num_gpus, args.num_machines))
-        validate_config(scaled, stage, args)
-    except (FileNotFoundError, UnknownKeyError, ValueError) as error:
+        cfg = checked_config(stage, args)
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     launch(
         run,
@@ -98,7 +95,7 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
         Interrupted: a signal came.
     """
     start_logging(cfg, args)
-    with Interruption() as interruption:
+    with ExplainedStorage(cfg.OUTPUT_DIR), Interruption() as interruption:
         try:
             train_or_evaluate(cfg, stage, args, interruption)
         except Interrupted as interrupted:
@@ -245,6 +242,7 @@ def build_trainer(
         class_names=class_names(cfg, model),
         metadata=metadata_of(cfg),
         interruption=interruption,
+        max_broken=cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else None,
     )
     metrics_file = Path(cfg.OUTPUT_DIR, "metrics.json")
     trainer.register_hooks(

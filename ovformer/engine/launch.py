@@ -1,7 +1,8 @@
 """Starting the processes of a run: one, one per GPU, or those that ``torchrun`` started.
 
 A signal that the first process gets is passed on to those that it started. Its exit status then is
-theirs: see :mod:`ovformer.engine.interruption`.
+theirs: see :mod:`ovformer.engine.interruption`. A process that fails takes the others down, and its
+error is the one that is shown.
 """
 
 import os
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from ovformer.d2 import comm
 from ovformer.engine.interruption import SIGNALS
@@ -24,6 +27,9 @@ from ovformer.engine.interruption import SIGNALS
 TIMEOUT = timedelta(minutes=30)
 # When a process has failed, the others may end by themselves for so many seconds.
 _LAST_WORDS = 15.0
+# A process that fails keeps its connections open for so many seconds. The others, which fail when
+# they are closed, then come later, and whoever started them knows which one was the cause.
+_HEAD_START = 2.0
 
 
 def is_torchrun() -> bool:
@@ -103,26 +109,63 @@ def _work(
     """
     if meeting:
         meeting = {**meeting, "rank": meeting["rank"] + local_rank}
+    else:
+        meeting = _meeting_after_restart()
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT, **meeting)
+    has_failed = False
     try:
         comm.create_local_process_group(local_size)
-        function(*args)
+        record(_call)(function, args)  # torchrun shows at its end what `record` writes down
+    except Exception:
+        has_failed = True
+        raise
     finally:
-        dist.destroy_process_group()
+        if not (has_failed and on_gpu):  # NCCL could wait for the others; this process ends anyway
+            dist.destroy_process_group()
+
+
+def _meeting_after_restart() -> dict[str, Any]:
+    """Return where processes meet that torchrun has started again, on one machine.
+
+    torchrun may keep the store in which they find each other, with the addresses of those that are
+    gone. Of several machines each counts its own restarts, so that the count is no common place.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return {}
+    store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    return {"store": store, "rank": rank, "world_size": world_size}
+
+
+def _call(function: Callable[..., Any], args: tuple) -> None:
+    try:
+        function(*args)
+    except Exception:
+        time.sleep(_HEAD_START)
+        raise
 
 
 def _start(count: int, work_args: tuple) -> None:
     """Start processes that call :func:`_work` and wait for them."""
     context = mp.start_processes(_work, work_args, count, join=False)
     with _passed_on(context.processes) as received:
-        _wait(context.processes)
+        first = _wait(context.processes)
     stopped = [p.exitcode for p in context.processes if p.exitcode - 128 in SIGNALS]
     if received or stopped:
         raise SystemExit(128 + received[0] if received else stopped[0])
-    context.join()  # raises what a process raised
+    if first is not None and first.exitcode < 0:
+        raise ChildProcessError(
+            f"Process {context.processes.index(first)} (pid {first.pid}) was ended by "
+            f"{signal.Signals(-first.exitcode).name}, and the others with it. The system sends "
+            "SIGKILL when memory runs out. --resume goes on from the last checkpoint."
+        )
+    if first is not None:
+        context.sentinels = {first.sentinel: context.processes.index(first)}
+    context.join()  # raises what the first process raised
 
 
 @contextmanager
@@ -144,17 +187,23 @@ def _passed_on(processes: Sequence[mp.Process]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[mp.Process]) -> None:
-    """Wait until processes have ended; when one has failed, kill those that do not end soon."""
-    deadline = None
+def _wait(processes: Sequence[mp.Process]) -> mp.Process | None:
+    """Wait until processes have ended; when one has failed, kill those that do not end soon.
+
+    Returns:
+        The first one that failed.
+    """
+    first, deadline = None, None
     while alive := [process for process in processes if process.is_alive()]:
-        if deadline is None and any(process.exitcode for process in processes):
-            deadline = time.monotonic() + _LAST_WORDS
+        failed = [process for process in processes if process.exitcode]
+        if first is None and failed:
+            first, deadline = failed[0], time.monotonic() + _LAST_WORDS
         timeout = None if deadline is None else deadline - time.monotonic()
         if timeout is not None and timeout <= 0:
             for process in alive:
                 process.kill()
         connection.wait([process.sentinel for process in alive], timeout)
+    return first or next((process for process in processes if process.exitcode), None)
 
 
 def _free_port() -> str:

@@ -146,7 +146,8 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         The scaled config; ``cfg`` itself where the key is 0 or equal to ``world_size``.
 
     Raises:
-        ValueError: the batch can't be split among the reference's processes.
+        ValueError: the batch can't be split among the reference's processes, or a number of
+            iterations would be 0.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):
@@ -167,6 +168,17 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         scaled.SOLVER[key] = round(cfg.SOLVER[key] / scale)
     scaled.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
     scaled.freeze()
+    for section, key in (
+        ("SOLVER", "MAX_ITER"),
+        ("SOLVER", "CHECKPOINT_PERIOD"),
+        ("TEST", "EVAL_PERIOD"),
+    ):
+        if cfg[section][key] > 0 == scaled[section][key]:
+            raise ValueError(
+                f"{section}.{key}: {cfg[section][key]} would be 0, scaled from "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference} to {world_size} processes. Expected "
+                "more, or SOLVER.REFERENCE_WORLD_SIZE 0, which turns scaling off."
+            )
     changes = [
         f"{section}.{key} {old} -> {scaled[section][key]}"
         for section in ("SOLVER", "TEST")

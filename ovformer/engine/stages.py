@@ -7,14 +7,11 @@ from pathlib import Path
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.d2 import CfgNode, DatasetEvaluator, MetadataCatalog
 from ovformer.data.clip_augmentation import clip_input_errors
+from ovformer.data.image_mapper import image_input_errors
 from ovformer.data.loaders import build_test_loader, build_train_loader
 from ovformer.data.video_loaders import build_video_test_loader, build_video_train_loader
 from ovformer.evaluation.lvis_evaluator import LvisEvaluator
 from ovformer.evaluation.vis_evaluator import VisEvaluator
-
-
-def _no_errors(cfg: CfgNode) -> Iterable[str]:  # a lambda can't be sent to other processes
-    return ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Stage:
     build_train_loader: Callable[[CfgNode, int], Iterable[list[dict]]]
     build_test_loader: Callable[..., Iterable[list[dict]]]
     evaluators: dict[str, Callable[..., DatasetEvaluator]]
-    input_errors: Callable[[CfgNode], Iterable[str]] = _no_errors
+    input_errors: Callable[[CfgNode], Iterable[str]]
     can_resume: bool = False
 
     def build_evaluator(self, dataset_name: str, folder: Path, resume: bool) -> DatasetEvaluator:
@@ -73,6 +70,7 @@ IMAGE = Stage(
     build_train_loader,
     build_test_loader,
     {"lvis": LvisEvaluator},
+    image_input_errors,
 )
 VIDEO = Stage(
     "train_net_video.py",
@@ -80,7 +78,7 @@ VIDEO = Stage(
     build_video_train_loader,
     build_video_test_loader,
     {"vis": VisEvaluator, "burst": VisEvaluator},
-    input_errors=clip_input_errors,
+    clip_input_errors,
     can_resume=True,
 )
 CLIP = replace(VIDEO, script="train_net_lvvis.py", meta_architecture="VideoOVFormer")

@@ -20,15 +20,18 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
+from ovformer.data.broken_samples import BrokenTally
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
+from ovformer.engine.nonfinite import part_of_process, plain, report_path, write_report
 from ovformer.engine.optimizer import GradientClipper
 from ovformer.engine.resume import resume_or_load
 
@@ -75,6 +78,7 @@ class Trainer(TrainerBase):
         class_names: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         interruption: Interruption | None = None,
+        max_broken: float | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -93,6 +97,7 @@ class Trainer(TrainerBase):
             class_names: the vocabulary, saved with the model.
             metadata: likewise, see :func:`ovformer.engine.checkpoint.metadata_of`.
             interruption: open already; without it signals are not noted.
+            max_broken: the share of the samples that the loader may leave out, where it does.
         """
         super().__init__()
         self.device = next(model.parameters()).device
@@ -119,6 +124,7 @@ class Trainer(TrainerBase):
         self._clip_gradients = clip_gradients
         self._accumulation_steps = accumulation_steps
         self._amp_type = amp_type
+        self._broken = None if max_broken is None else BrokenTally(max_broken)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_type == torch.float16)
         self._random_states: list[dict] = []
         self._saved_iter = -1  # the last iteration whose state is in a checkpoint
@@ -193,13 +199,14 @@ class Trainer(TrainerBase):
         begin = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - begin
+        broken = self._broken.take(batch) if self._broken else 0
         micro_batches = self._micro_batches(batch)
 
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for number, records in enumerate(micro_batches, start=1):
             with self._gradients_stay_here(number < len(micro_batches)):
-                losses = self._forward(records)
+                losses = self._forward(records, sums)
                 total = sum(losses.values()) / len(micro_batches)
                 self._scaler.scale(total).backward()
             for name, loss in losses.items():
@@ -207,15 +214,24 @@ class Trainer(TrainerBase):
         self.after_backward()
 
         is_interrupted = float(self.interruption.signal is not None)
-        others = {"data_time": data_time, "is_interrupted": is_interrupted}
+        others = {"data_time": data_time, "is_interrupted": is_interrupted, "broken": float(broken)}
         means = self._mean_over_processes(sums | others)
         self.is_interrupted = means.pop("is_interrupted") > 0
         data_time = means.pop("data_time")
-        self._check_losses(means, batch)
-        norm = self._step_optimizer(batch)
+        self._count_broken(means.pop("broken", 0.0), len(batch))
+        self._check_losses(means, batch, sums)
+        norm = self._step_optimizer(batch, sums)
         self.storage.put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)
         if math.isfinite(norm):
             self.storage.put_scalar("grad_norm", norm)
+
+    def _count_broken(self, mean: float, batch_size: int) -> None:
+        """Count the samples that the loader left out, of which each process has had so many."""
+        if self._broken:
+            processes = comm.get_world_size()
+            loaded = (self.iter + 1) * batch_size * processes
+            self._broken.count(round(mean * processes), loaded)
+            self.storage.put_scalar("broken_samples", self._broken.total, smoothing_hint=False)
 
     def _micro_batches(self, batch: list[dict]) -> list[list[dict]]:
         steps = self._accumulation_steps
@@ -235,14 +251,33 @@ class Trainer(TrainerBase):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _forward(self, records: list[dict]) -> dict[str, Tensor]:
+    def _forward(self, records: list[dict], so_far: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses of a micro-batch.
+
+        Args:
+            records: the micro-batch.
+            so_far: losses of the micro-batches before, for the report.
+
+        Raises:
+            FloatingPointError: the model raised it, in this process or in another one, which would
+                wait for ever in the backward pass.
+        """
+        reason = ""
         try:
             with torch.autocast(
                 self.device.type, self._amp_type, enabled=self._amp_type is not None
             ):
-                return self.model(records)
+                losses = self.model(records)
         except FloatingPointError as error:
-            raise FloatingPointError(self._bad_iteration(str(error), records)) from error
+            reason = str(error)
+        if self._in_any_process(bool(reason)):
+            self._stop(reason, records, so_far)
+        return losses
+
+    def _in_any_process(self, is_true: bool) -> bool:
+        if comm.get_world_size() == 1:
+            return is_true  # without a copy to the GPU and back
+        return self._mean_over_processes({"is_true": float(is_true)})["is_true"] > 0
 
     def _mean_over_processes(self, values: dict[str, Tensor | float]) -> dict[str, float]:
         """Return the mean of scalars over all processes."""
@@ -252,27 +287,70 @@ class Trainer(TrainerBase):
             stacked /= comm.get_world_size()
         return dict(zip(values, stacked.tolist(), strict=True))
 
-    def _check_losses(self, means: dict[str, float], batch: list[dict]) -> None:
+    def _check_losses(
+        self, means: dict[str, float], batch: list[dict], losses: Mapping[str, Tensor]
+    ) -> None:
         """Raise FloatingPointError, in all processes, when a loss is not finite."""
         bad = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
         if bad:
-            raise FloatingPointError(
-                self._bad_iteration(f"losses that are not finite: {', '.join(bad)}", batch)
-            )
+            self._stop(f"losses that are not finite: {', '.join(bad)}", batch, losses)
 
-    def _bad_iteration(self, reason: str, records: list[dict]) -> str:
+    def _stop(
+        self,
+        reason: str,
+        records: list[dict],
+        losses: Mapping[str, Tensor],
+        norm: float | None = None,
+    ) -> NoReturn:
+        """Write the report of this iteration and raise FloatingPointError; all processes call it.
+
+        Args:
+            reason: what is wrong in this process; empty: nothing but what is in another one.
+            records: what it was at.
+            losses: parts of its loss, as far as they are computed.
+            norm: of the gradient, if it is what is wrong.
+        """
+        parts = comm.all_gather(part_of_process(comm.get_rank(), reason, records, losses))
+        report = ""
+        if self.checkpointer.save_dir:
+            if comm.is_main_process():
+                self._write_report(parts, norm)
+            report = f"{report_path(self.checkpointer.save_dir, self.iter)} has all of them. "
+        if not reason:
+            other = next(part for part in parts if part["reason"])
+            reason = f"in process {other['process']} {other['reason']}"
         names = ", ".join(
             str(record.get("file_name") or ", ".join(record.get("file_names", "?")))
             for record in records
         )
-        return (
+        raise FloatingPointError(
             f"Iteration {self.iter}: {reason}. The weights were not changed by this iteration. "
-            f"Images of this process: {names}. What may help: a smaller SOLVER.BASE_LR, "
+            f"Images of this process: {names}. {report}What may help: a smaller SOLVER.BASE_LR, "
             "SOLVER.AMP.PRECISION bfloat16, or a look at these images' annotations. --resume "
             "goes on from the last checkpoint."
         )
 
-    def _step_optimizer(self, batch: list[dict]) -> float:
+    def _write_report(self, parts: list[dict], norm: float | None) -> None:
+        checkpointer = self.checkpointer
+        content = {
+            "processes": parts,
+            "grad_norm": None if norm is None else plain(norm),
+            "learning_rates": sorted({group["lr"] for group in self.optimizer.param_groups}),
+            "precision": str(self._amp_type or torch.float32).removeprefix("torch."),
+            "loss_scale": self._scaler.get_scale() if self._scaler.is_enabled() else None,
+            "accumulation_steps": self._accumulation_steps,
+            "seed": self.seed,
+            "last_checkpoint": (
+                checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else None
+            ),
+            "batch": (
+                f"The stage's build_train_loader(cfg, {self.iter}), of this run's config.yaml with "
+                f"SEED {self.seed}, begins with this batch: in one process with the samples of all."
+            ),
+        }
+        write_report(Path(checkpointer.save_dir), self.iter, content)
+
+    def _step_optimizer(self, batch: list[dict], losses: Mapping[str, Tensor]) -> float:
         """Clip and step, and return the gradients' norm before clipping.
 
         In float16 a norm that is not finite is an overflow: the scaler leaves the step out and
@@ -286,8 +364,7 @@ class Trainer(TrainerBase):
         norm = self._clip_gradients(parameters).item()
         hopeless = not self._scaler.is_enabled() or self._scaler.get_scale() < MIN_LOSS_SCALE
         if not math.isfinite(norm) and hopeless:
-            reason = f"a gradient is not finite (norm of all {norm})"
-            raise FloatingPointError(self._bad_iteration(reason, batch))
+            self._stop(f"a gradient is not finite (norm of all {norm})", batch, losses, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return norm
@@ -299,6 +376,7 @@ class Trainer(TrainerBase):
             "grad_scaler": self._scaler.state_dict(),
             "random_states": self._random_states,
             "seed": self.seed,
+            "broken_samples": self._broken.total if self._broken else 0,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -319,6 +397,8 @@ class Trainer(TrainerBase):
             self._scaler.load_state_dict(state_dict["grad_scaler"])
         self._random_states = state_dict["random_states"]
         self.seed = state_dict["seed"]
+        if self._broken:
+            self._broken.total = state_dict.get("broken_samples", 0)
 
     def collect_random_states(self) -> None:
         """Gather the random states of all processes for the next checkpoint. All call it."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ovformer.d2 import DatasetEvaluator, MetadataCatalog, comm
+from ovformer.data.json_file import naming
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_metric import VisMetric
 from ovformer.evaluation.vis_results import (
@@ -99,7 +100,8 @@ class VisEvaluator(DatasetEvaluator):
             return {}
         groups = category_groups(ground_truth["categories"], self._groups, self._categories)
         metric = VisMetric(ground_truth, groups)
-        metric.update(read_results(self._results))
+        with naming(self._results):
+            metric.update(read_results(self._results))
         scores = metric.compute()
         logger.info("%s:\n%s", self._name, scores.table())
         scores.write(

@@ -9,20 +9,30 @@ cut off or damaged is found, and counts as not written.
 
 import json
 import logging
-import math
 import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from ovformer.data.vis_json import check_rle
+from ovformer.data.json_file import LIST, NUMBER, Kind, naming, shown
+from ovformer.data.untrusted_masks import find_fault
 from ovformer.files import replacing
 
-FIELDS = ("video_id", "score", "category_id", "segmentations")
+# Ids are looked up, so that it does not matter here whether they are whole.
+FIELDS: dict[str, Kind] = {
+    "video_id": NUMBER,
+    "score": NUMBER,
+    "category_id": NUMBER,
+    "segmentations": LIST,
+}
 
-_FIELDS = set(FIELDS)
 _CHUNK = 1 << 22  # characters read at a time
+_LONGEST = 1 << 29  # characters of a prediction
+_NEAR_END = 16  # a word or an escape of JSON is no longer
+_DECODER = json.JSONDecoder()
 _BLANKS = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
 
@@ -76,8 +86,7 @@ def read_results(path: Path) -> Iterator[dict]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"Results file {path} not found.")
-    decode = json.JSONDecoder().raw_decode
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         text = file.read(_CHUNK)
         position = _BLANKS.match(text).end()
         if not text.startswith("[", position):
@@ -92,26 +101,84 @@ def read_results(path: Path) -> Iterator[dict]:
             if text.startswith("]", position):
                 break
             try:
-                prediction, position = decode(text, position)
-            except json.JSONDecodeError as error:
-                chunk = file.read(_CHUNK)
+                prediction, position = _decode(text, position)
+            except _CutOffError as error:
+                # Twice as much each time, so that a long one is not decoded again and again.
+                chunk = (
+                    ""
+                    if len(text) - position > _LONGEST
+                    else file.read(max(_CHUNK, len(text) - position))
+                )
                 if not chunk:
                     raise ValueError(
-                        f"{path}: prediction {number} is cut off or not valid JSON ({error.msg}). "
+                        f"{path}: prediction {number} is cut off or not valid JSON ({error}). "
                         "The run that wrote it was probably interrupted: evaluate again."
                     ) from None
                 text, position = text[position:] + chunk, 0
                 continue
-            if not isinstance(prediction, dict) or not prediction.keys() >= _FIELDS:
+            except (RecursionError, ValueError) as error:
                 raise ValueError(
-                    f"{path}: prediction {number} has to be an object with {', '.join(FIELDS)}; "
-                    f"found {str(prediction)[:80]}."
-                )
+                    f"{path}: prediction {number} is not valid JSON ({error})."
+                ) from None
+            if fault := _fault(prediction):
+                raise ValueError(f"{path}: prediction {number} {fault}")
             longest = max(longest, position - start)
             yield prediction
             number += 1
         if (text[position + 1 :] + file.read(_CHUNK)).strip():
             raise ValueError(f"{path}: goes on after its list of {number} predictions has ended.")
+
+
+def read_checked(path: Path, ground_truth: Mapping) -> Iterator[tuple[int, list[dict]]]:
+    """Read a results file, and check it against its ground truth.
+
+    Args:
+        path: a JSON list of predictions.
+        ground_truth: see :class:`ResultsChecker`.
+
+    Yields:
+        The id of a video, and those of its predictions that follow one another in the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see :func:`read_results` and :meth:`ResultsChecker.check`.
+    """
+    checker = ResultsChecker(ground_truth)
+    for video_id, entries in groupby(read_results(path), key=itemgetter("video_id")):
+        entries = list(entries)
+        with naming(path):
+            checker.check(video_id, entries)
+        yield video_id, entries
+
+
+class _CutOffError(ValueError):
+    """JSON that may be valid if there is more of it."""
+
+
+def _decode(text: str, position: int) -> tuple[object, int]:
+    """Return the JSON value that begins somewhere in a text, and where it ends.
+
+    Raises:
+        _CutOffError: there is a fault, but only the end of the text may be to blame.
+        ValueError: there is one elsewhere, or a number of thousands of digits.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return _DECODER.raw_decode(text, position)
+    except json.JSONDecodeError as error:
+        if error.msg.startswith("Unterminated") or error.pos >= len(text) - _NEAR_END:
+            raise _CutOffError(error.msg) from error
+        raise ValueError(error.msg) from error
+
+
+def _fault(prediction: object) -> str | None:
+    """Say in which way a value is no prediction."""
+    if not isinstance(prediction, dict) or not prediction.keys() >= FIELDS.keys():
+        return f"has to be an object with {', '.join(FIELDS)}; found {shown(prediction)}."
+    for key, kind in FIELDS.items():
+        if not kind.fits(prediction[key]):
+            return f"has the {key} {shown(prediction[key])}; expected {kind.text}."
+    return None
 
 
 class ResultsChecker:
@@ -130,9 +197,10 @@ class ResultsChecker:
         for annotation in ground_truth.get("annotations") or ():
             sizes = {tuple(mask["size"]) for mask in annotation["segmentations"] if mask}
             self._sizes[annotation["video_id"]] |= sizes
+        self._checked = 0
 
     def check(self, video_id: int, entries: Sequence[dict]) -> None:
-        """Check predictions of one video.
+        """Check predictions of one video. All of a file are checked in its order.
 
         Args:
             video_id: its id.
@@ -141,50 +209,54 @@ class ResultsChecker:
         Raises:
             ValueError: the video or a category is not in the ground truth, a score is no finite
                 number, or the masks are not one compressed RLE (or ``None``) of the right size per
-                frame.
+                frame. The message counts predictions from 0, as they were checked.
         """
+        for number, entry in enumerate(entries, start=self._checked):
+            if fault := _fault(entry) or self._misfit(video_id, entry):
+                raise ValueError(f"Prediction {number}, for video {shown(video_id)}, {fault}")
+        masks = [mask for entry in entries for mask in entry["segmentations"] if mask is not None]
+        if fault := find_fault(masks):
+            place = self._place_of(masks[fault.index], entries)
+            raise ValueError(
+                f"{place} has a mask that is not a compressed COCO RLE: {fault.reason}."
+            )
+        sizes = self._sizes[video_id]
+        if wrong := next((mask for mask in masks if tuple(mask["size"]) not in sizes), None):
+            height, width = min(sizes)
+            raise ValueError(
+                f"{self._place_of(wrong, entries)} has a mask of size {list(wrong['size'])} "
+                f"(height, width), but the video has {height} x {width} pixels."
+            )
+        self._checked += len(entries)
+
+    def _misfit(self, video_id: int, entry: Mapping) -> str | None:
+        """Say in which way a prediction does not belong to the ground truth, but for its masks."""
         if video_id not in self._lengths:
-            raise ValueError(
-                f"A prediction is for video {video_id!r}, which the ground truth does not have "
-                f"({len(self._lengths)} videos, ids {min(self._lengths)} to {max(self._lengths)}). "
-                "These are results of another data set or split."
+            return (
+                f"which the ground truth does not have ({len(self._lengths)} videos, ids "
+                f"{min(self._lengths)} to {max(self._lengths)}). These are results of another data "
+                "set or split."
             )
-        place = f"A prediction for video {video_id}"
-        length, sizes = self._lengths[video_id], set[tuple]()
-        for entry in entries:
-            tube, score, category_id = (entry[k] for k in ("segmentations", "score", "category_id"))
-            if category_id not in self._categories:
-                raise ValueError(
-                    f"{place} has category_id {category_id!r}, which the ground truth does not "
-                    f"have ({len(self._categories)} categories, ids {min(self._categories)} to "
-                    f"{max(self._categories)}). These are results of another data set."
-                )
-            if not (isinstance(score, int | float) and math.isfinite(score)):
-                raise ValueError(f"{place} has the score {score!r}; expected a finite number.")
-            if not isinstance(tube, list) or len(tube) != length:
-                found = len(tube) if isinstance(tube, list) else tube
-                raise ValueError(
-                    f"{place} has {found} segmentations, but the video has {length} frames. "
-                    "Predictions need one per frame, in the order of its file_names."
-                )
-            try:
-                sizes.update(tuple(mask["size"]) for mask in tube if mask is not None)
-            except (KeyError, TypeError):
-                raise ValueError(f"{place} has a mask that is not a compressed COCO RLE.") from None
-        if not sizes <= self._sizes[video_id]:
-            wrong, right = (sizes - self._sizes[video_id]).pop(), min(self._sizes[video_id])
-            raise ValueError(
-                f"{place} has a mask of size {list(wrong)} (height, width), but the video has "
-                f"{right[0]} x {right[1]} pixels."
+        if (category_id := entry["category_id"]) not in self._categories:
+            return (
+                f"has category_id {category_id!r}, which the ground truth does not have "
+                f"({len(self._categories)} categories, ids {min(self._categories)} to "
+                f"{max(self._categories)}). These are results of another data set."
             )
-        # A sample: a model that writes masks of another form or size does so everywhere.
-        masks = (mask for entry in entries for mask in entry["segmentations"] if mask is not None)
-        try:
-            check_rle(next(masks, None))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{place} has a mask that is not a compressed COCO RLE: {error}"
-            ) from error
+        if (found := len(entry["segmentations"])) != (length := self._lengths[video_id]):
+            return (
+                f"has {found} segmentations, but the video has {length} frames. Predictions need "
+                "one per frame, in the order of its file_names."
+            )
+        return None
+
+    def _place_of(self, mask: object, entries: Sequence[Mapping]) -> str:
+        """Return how messages call the frame of a prediction that has this very mask."""
+        for number, entry in enumerate(entries, start=self._checked):
+            for frame, other in enumerate(entry["segmentations"]):
+                if other is mask:
+                    return f"Prediction {number}, for video {entry['video_id']}, frame {frame},"
+        raise AssertionError("the mask is of none of the predictions")
 
 
 def to_results(prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
@@ -286,7 +358,8 @@ def _json_rle(rle: Mapping) -> dict:
 
 
 def _parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.part[0-9]*"))
+    parts = path.parent.glob(f"{path.name}.part[0-9]*")
+    return sorted(parts, key=lambda part: int(part.suffix.removeprefix(".part")))
 
 
 def _read_part(part: Path) -> Iterator[tuple[int, list[dict]]]:
@@ -296,7 +369,13 @@ def _read_part(part: Path) -> Iterator[tuple[int, list[dict]]]:
             if checksum != b"%08x" % zlib.crc32(line):
                 logger.warning("%s: line %d is cut off or damaged and not used.", part, number)
                 continue
-            video_id, results = json.loads(line)
+            try:
+                video_id, results = json.loads(line)
+            except (RecursionError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{part}, line {number}: expected [video id, results]. Nothing of ours wrote "
+                    "that: remove the file, or evaluate without --resume."
+                ) from error
             yield video_id, results
 
 

@@ -4,6 +4,7 @@ Legend: N images or texts, K classes, S side of CLIP's input in pixels, D CLIP w
 """
 
 import difflib
+import pickle
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -66,13 +67,11 @@ class ClipEncoder:
             FileNotFoundError: the folder, or its configuration or weights, do not exist.
             OSError: the weights could not be downloaded.
         """
+        check_clip_model(name, pretrained)
         if name.startswith(LOCAL_PREFIX):
-            name = LOCAL_PREFIX + str(_check_folder(name.removeprefix(LOCAL_PREFIX)))
+            name = LOCAL_PREFIX + str(resolve_path(name.removeprefix(LOCAL_PREFIX)))
+        if name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
             pretrained = ""
-        elif name.startswith(HUB_PREFIX):
-            pretrained = ""
-        else:
-            _check_name(name, pretrained)
         try:
             # Weights are drawn before they are loaded. A training makes the model at its first
             # step, also when it is resumed, and must go on with the same random numbers.
@@ -81,7 +80,7 @@ class ClipEncoder:
                     name, pretrained or None, device=device, require_pretrained=True
                 )
             tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             if name.startswith(LOCAL_PREFIX) or Path(pretrained).is_file():
                 raise ValueError(f"CLIP model {name!r} {pretrained}: {error}") from error
             raise OSError(
@@ -192,6 +191,17 @@ class ClipEncoder:
         return F.normalize(total, dim=1)
 
 
+def check_clip_model(name: str, pretrained: str) -> None:
+    """Raise what :meth:`ClipEncoder.from_pretrained` does for a model that can't be loaded.
+
+    Nothing is loaded: whether the weights can be had, or read, is not known after that.
+    """
+    if name.startswith(LOCAL_PREFIX):
+        _check_folder(name.removeprefix(LOCAL_PREFIX))
+    elif not name.startswith(HUB_PREFIX):
+        _check_name(name, pretrained)
+
+
 def _check_name(name: str, pretrained: str) -> None:
     """Raise ValueError for a model or weights that open_clip does not know."""
     models = open_clip.list_models()
@@ -210,8 +220,8 @@ def _check_name(name: str, pretrained: str) -> None:
         )
 
 
-def _check_folder(folder: str) -> Path:
-    """Return the folder of a local model, or raise FileNotFoundError for what it lacks."""
+def _check_folder(folder: str) -> None:
+    """Raise FileNotFoundError for what the folder of a local model lacks."""
     path = resolve_path(folder)
     config = path / "open_clip_config.json"
     if not config.is_file():
@@ -223,4 +233,3 @@ def _check_folder(folder: str) -> Path:
         raise FileNotFoundError(
             f"MODEL.CLIP.NAME: no weights (.safetensors, .bin or .pth) in {path}"
         )
-    return path

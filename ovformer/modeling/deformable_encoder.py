@@ -6,6 +6,7 @@ levels, one level after the other), H W pixels.
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ovformer.modeling.position_encoding import reference_points, sine_position_encoding
 from ovformer.ops.linear import linear
-from ovformer.ops.ms_deform_attn import ms_deform_attn
+from ovformer.ops.ms_deform_attn import ms_deform_attn, on_host
 
 
 class MSDeformAttn(nn.Module):
@@ -66,8 +67,8 @@ class MSDeformAttn(nn.Module):
         query: Tensor,
         points: Tensor,
         value: Tensor,
-        spatial_shapes: Tensor,
-        level_start_index: Tensor,
+        spatial_shapes: Tensor | Sequence[tuple[int, int]],
+        level_start_index: Tensor | Sequence[int],
     ) -> Tensor:
         """Attend around each query's reference point.
 
@@ -77,8 +78,8 @@ class MSDeformAttn(nn.Module):
             query: (B, Q, C).
             points: (B or 1, Q, L or 1, 2), x and y from 0 to 1, of each query in each level.
             value: (B, S, C).
-            spatial_shapes: (L, 2), height and width of each level, best on the CPU.
-            level_start_index: (L,), first token of each level, best on the CPU.
+            spatial_shapes: (L, 2), height and width of each level, best not on a GPU.
+            level_start_index: (L,), first token of each level, best not on a GPU.
 
         Returns:
             (B, Q, C).
@@ -87,8 +88,9 @@ class MSDeformAttn(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             precise = query.to(self.sampling_offsets.weight.dtype)
             # Offsets are in pixels of a level; dividing weights makes them shares of its size.
-            extents = spatial_shapes.flip(1).to(precise).repeat_interleave(self.num_points, dim=0)
-            extents = extents.flatten().repeat(self.num_heads)
+            extents = on_host(spatial_shapes).flip(1).to(precise)
+            extents = extents.repeat_interleave(self.num_points, dim=0).flatten()
+            extents = extents.repeat(self.num_heads)
             offsets = linear(
                 precise,
                 self.sampling_offsets.weight / extents[:, None],
@@ -129,8 +131,8 @@ class MSDeformAttnEncoderLayer(nn.Module):
         tokens: Tensor,
         position: Tensor,
         points: Tensor,
-        spatial_shapes: Tensor,
-        level_start_index: Tensor,
+        spatial_shapes: Tensor | Sequence[tuple[int, int]],
+        level_start_index: Tensor | Sequence[int],
     ) -> Tensor:
         """Update tokens (B, S, C); see :class:`MSDeformAttn` for the other arguments."""
         attended = self.self_attn(
@@ -178,12 +180,11 @@ class MSDeformAttnEncoder(nn.Module):
         )
         points = reference_points(shapes, device)[None, :, None]
         lengths = [height * width for height, width in shapes]
-        spatial_shapes = torch.tensor(shapes)
-        level_start_index = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+        starts = list(accumulate(lengths[:-1], initial=0))
 
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         for layer in self.encoder.layers:
-            arguments = (tokens, position, points, spatial_shapes, level_start_index)
+            arguments = (tokens, position, points, shapes, starts)
             if self.activation_checkpointing and self.training:
                 tokens = checkpoint(layer, *arguments, use_reentrant=False)
             else:

@@ -120,9 +120,7 @@ class UnifiedEmbeddingAlignment(nn.Module):
             raise ValueError(
                 f"text classifier: {len(names)} class names for {len(weights)} classes"
             )
-        columns = F.normalize(weights.detach().to(self.zs_weight).t(), dim=0)
-        # The last column stands for "no object"; its logit is always zero.
-        self.zs_weight = torch.cat((columns, columns.new_zeros(self.clip_dim, 1)), dim=1)
+        self.zs_weight = classifier_columns(weights.detach().to(self.zs_weight))
         self.class_names = None if names is None else list(names)
 
     def forward(self, queries: Tensor, clip_features: Tensor) -> Tensor:
@@ -147,3 +145,13 @@ class UnifiedEmbeddingAlignment(nn.Module):
         aligned = self.cross_attention(self.linear(queries), clip_features, clip_features)
         with torch.autocast(aligned.device.type, enabled=False):
             return self.temperature * F.normalize(aligned.float(), dim=2) @ self.zs_weight
+
+
+def classifier_columns(weights: Tensor) -> Tensor:
+    """Return text embeddings (K, D) as ``zs_weight`` (D, K + 1).
+
+    Its columns have unit length, but for the last, which stands for "no object": its logit is
+    always zero.
+    """
+    columns = F.normalize(weights.t(), dim=0)
+    return torch.cat((columns, columns.new_zeros(columns.shape[0], 1)), dim=1)

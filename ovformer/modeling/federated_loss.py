@@ -103,7 +103,7 @@ def freq_weight_from_config(cfg: CfgNode, num_classes: int) -> Tensor:
     info, source = _read_category_info(cfg)
     try:
         weights = class_draw_weights(info, cfg.MODEL.MASK_FORMER.FED_LOSS_POWER)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{source}: expected a list of categories with id, frequency and image_count; "
             f"reading it failed with {error!r}"
@@ -128,7 +128,7 @@ def _read_category_info(cfg: CfgNode) -> tuple[Sequence[Mapping[str, Any]], str]
             )
         try:
             return json.loads(path.read_text(encoding="utf-8")), f"{key} ({path})"
-        except json.JSONDecodeError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{key}: {path} is not valid JSON: {error}") from error
     name = cfg.DATASETS.TRAIN[0]
     info = getattr(MetadataCatalog.get(name), "category_info", None)

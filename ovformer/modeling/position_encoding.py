@@ -29,6 +29,11 @@ def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
+def _sizes(*sizes: int) -> tuple[int, ...]:
+    """Return sizes as integers, but as the symbols that they are in a graph for any size."""
+    return sizes if torch.compiler.is_compiling() else tuple(map(int, sizes))
+
+
 def sine_position_encoding(
     height: int,
     width: int,
@@ -59,7 +64,7 @@ def sine_position_encoding(
             "MODEL.SEM_SEG_HEAD.CONVS_DIM and MODEL.MASK_FORMER.HIDDEN_DIM have to be multiples "
             f"of 4 for sine positions, got {channels}"
         )
-    return _sine_position_encoding(int(height), int(width), channels, device, temperature)
+    return _sine_position_encoding(*_sizes(height, width), channels, device, temperature)
 
 
 @_kept
@@ -102,9 +107,8 @@ def clip_position_encoding(
     Raises:
         ValueError: C is not a multiple of 4.
     """
-    return _clip_position_encoding(
-        int(num_frames), int(height), int(width), channels, device, temperature
-    )
+    sizes = _sizes(num_frames, height, width)
+    return _clip_position_encoding(*sizes, channels, device, temperature)
 
 
 @_kept
@@ -142,7 +146,7 @@ def reference_points(shapes: Sequence[tuple[int, int]], device: torch.device) ->
         (S, 2) float32: x and y of the pixels of all maps, 0 to 1 from edge to edge of their map.
         Shared between calls: not to be changed.
     """
-    return _reference_points(tuple((int(h), int(w)) for h, w in shapes), device)
+    return _reference_points(tuple(_sizes(*shape) for shape in shapes), device)
 
 
 @_kept

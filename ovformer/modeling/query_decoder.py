@@ -148,7 +148,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     mask_features, [tuple(x.shape[-2:]) for x in features]
                 )
             ]
-        queries = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         outputs = [self.decoder_norm(queries)]
         mask_embeds = [self.mask_embed(outputs[-1])]
         for index in range(len(self.transformer_ffn_layers)):

@@ -97,12 +97,14 @@ def save_text_classifier(
 def _read_npy(path: Path) -> TextClassifier:
     """Read the published format."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"text classifier {path}: not a plain NumPy array ({error}). Files with pickled "
             "objects are refused because opening them runs code"
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"text classifier {path}: not a plain NumPy array, but an .npz archive")
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"text classifier {path}: expected floating-point numbers, got dtype {array.dtype}"
@@ -122,9 +124,15 @@ def _read_safetensors(path: Path) -> TextClassifier:
                 )
             weights = file.get_tensor("weights").float()
         names = json.loads(header["names"]) if "names" in header else None
-        return TextClassifier(weights, names, json.loads(header["meta"]))
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        meta = json.loads(header["meta"])
+    except (SafetensorError, KeyError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"text classifier {path}: the file is broken ({error})") from error
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not isinstance(meta, dict) or not (names is None or is_list):
+        raise ValueError(
+            f"text classifier {path}: expected a list of names and an object as its description"
+        )
+    return TextClassifier(weights, names, meta)
 
 
 def _check(weights: Tensor, names: Sequence[str] | None, what: str) -> None:

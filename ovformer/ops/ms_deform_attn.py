@@ -19,6 +19,8 @@ import functools
 import importlib
 import logging
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -29,11 +31,28 @@ logger = logging.getLogger(__name__)
 # Kernel -> the type of device that it is for (None: any). ``auto`` takes the first that can run.
 KERNELS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "torch": None}
 
+_is_written_out = False
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Have what is traced meanwhile consist of PyTorch's operators, in place of ours.
+
+    It runs where OVFormer is not installed, or in other software. Levels whose sizes are given as
+    integers may be of any size then: a trace has symbols for them.
+    """
+    global _is_written_out
+    before, _is_written_out = _is_written_out, True
+    try:
+        yield
+    finally:
+        _is_written_out = before
+
 
 def ms_deform_attn(
     value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
+    spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    level_start_index: Tensor | Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -46,7 +65,7 @@ def ms_deform_attn(
     Args:
         value: (N, S, M, D); the tokens of a level are its pixels, row by row.
         spatial_shapes: (L, 2) integers, height and width in pixels of each level. They are read
-            on the host, so a tensor on the CPU saves a synchronisation.
+            on the host, so a tensor on the CPU, or no tensor, saves a synchronisation.
         level_start_index: (L,) integers, position of each level's first token.
         sampling_locations: (N, Lq, M, L, P, 2), x and y; 0 and 1 are the outer edges of the map.
         attention_weights: (N, Lq, M, L, P).
@@ -58,12 +77,15 @@ def ms_deform_attn(
         ValueError: the shapes do not fit together, or ``$OVFORMER_MSDA`` is no kernel.
         RuntimeError: ``$OVFORMER_MSDA`` names a kernel that can't be used here.
     """
-    return _forward(
-        value,
-        spatial_shapes,
-        level_start_index,
-        *_in_full_precision(value, sampling_locations, attention_weights),
-    )
+    samples = _in_full_precision(value, sampling_locations, attention_weights)
+    if _is_written_out:
+        return load_kernel("torch").forward(value, spatial_shapes, level_start_index, *samples)
+    return _forward(value, on_host(spatial_shapes), on_host(level_start_index), *samples)
+
+
+def on_host(numbers: Tensor | Sequence) -> Tensor:
+    """Return sizes or positions as a tensor, made on the CPU if they are none."""
+    return numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
 
 
 def choose_kernel(device: torch.device) -> str:

@@ -4,7 +4,7 @@ Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels
 Lq queries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ def unavailable(device: torch.device) -> str | None:
 
 def forward(
     value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
+    spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    level_start_index: Tensor | Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
@@ -81,13 +81,18 @@ def _by_head(x: Tensor) -> Tensor:
 
 
 def _levels(
-    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, sampling_locations: Tensor
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield index, maps (N*M, D, H, W) and grid (N*M, Lq, P, 2) of each level that has pixels."""
     tokens = value.to(sampling_locations.dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (N*M, D, S)
     grids = _by_head(2 * sampling_locations - 1)
-    starts = level_start_index.tolist()
-    for level, (start, shape) in enumerate(zip(starts, spatial_shapes.tolist(), strict=True)):
+    starts, shapes = (
+        x.tolist() if isinstance(x, Tensor) else x for x in (level_start_index, spatial_shapes)
+    )
+    for level, (start, shape) in enumerate(zip(starts, shapes, strict=True)):
         if length := shape[0] * shape[1]:
             maps = tokens[..., start : start + length].unflatten(2, shape)
             yield level, maps, grids[:, :, level]

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import CfgNode, MetadataCatalog, build_model
+from ovformer.d2 import CfgNode, MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
+from ovformer.engine.empty_model import build_empty_model
+from ovformer.modeling.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
 # What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.
@@ -80,7 +82,7 @@ def load_pretrained(
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {weights}")
     content = read_weights(path)
-    metadata = content.get("metadata", {})
+    metadata = _metadata(content, path)
     cfg = _config(config, path, metadata, opts)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = _empty_model(cfg, device, architecture)
@@ -89,6 +91,8 @@ def load_pretrained(
     if not checkpointer.has_loaded_all:
         raise ValueError(f"weights: {weights} holds a backbone only, no trained model")
     columns = content["model"].get(_TEXT_EMBEDDINGS)
+    if columns is not None and np.ndim(columns) != 2:
+        raise ValueError(f"weights: {weights}: {_TEXT_EMBEDDINGS} is no matrix")
     embeddings = None if columns is None else torch.as_tensor(columns)[:, :-1].t().float()
     return Pretrained(
         model.eval(),
@@ -98,6 +102,19 @@ def load_pretrained(
         dict(metadata.get("clip", {})),
         list(metadata.get("templates", _templates(cfg))),
     )
+
+
+def _metadata(content: dict, path: Path) -> dict:
+    """Return what some weights say of their training, after a look at its types."""
+    metadata = content.get("metadata", {})
+    named = metadata if isinstance(metadata, dict) else {"config": None}
+    texts = [named.get("config", ""), *dict.fromkeys(content.get("class_names") or ())]
+    texts += [*named.get("templates", ()), *dict(named.get("clip", {})).values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"weights: {path}: its metadata are none of a training of this project")
+    if "_BASE_" in texts[0]:
+        raise ValueError(f"weights: {path}: the config inside names another file (_BASE_)")
+    return metadata
 
 
 def _config(
@@ -141,16 +158,7 @@ def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Modu
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE, decoder = ARCHITECTURES[architecture]
     cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = decoder
-    cfg.MODEL.DEVICE = device
-    cfg.MODEL.TIMM.PRETRAINED = False
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
-    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
-    cfg.DATASETS.TRAIN = ()
-    with tempfile.TemporaryDirectory(prefix="ovformer_") as folder:
-        classifier = Path(folder, "placeholder.safetensors")
-        save_text_classifier(classifier, torch.ones(1, cfg.MODEL.CLIP.EMBED_DIM), None)
-        cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = str(classifier)
-        return build_model(cfg)
+    return build_empty_model(cfg, device)
 
 
 def _templates(cfg: CfgNode) -> list[str]:

@@ -73,6 +73,7 @@ def page(
     result: VideoResult,
     thumbnails: dict[int, str],
     notes: Sequence[str] = (),
+    base: str = "",
 ) -> str:
     """Return a page as HTML.
 
@@ -82,6 +83,7 @@ def page(
         result: one object for each thing.
         thumbnails: track id -> picture, relative to the page.
         notes: sentences about how it was made.
+        base: where film and pictures are, with a slash at its end; empty for beside the page.
     """
     is_film = media.endswith(".mp4")
     player = (
@@ -112,6 +114,7 @@ def page(
         [
             "<!doctype html><html lang=en><meta charset=utf-8>",
             "<meta name=viewport content='width=device-width, initial-scale=1'>",
+            *([f'<base href="{escape(base)}">'] if base else []),
             f"<title>{escape(title)}</title><style>{_STYLE}</style>",
             f"<h1>{escape(title)}</h1>{player}",
             f"<p>{found}</p>",

@@ -5,7 +5,6 @@ read and written by PyAV (the package ``av``, extra [demo]).
 """
 
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,13 +15,19 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from ovformer.data.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES, natural_order
+from ovformer.data.untrusted_masks import MAX_PIXELS
 from ovformer.files import replacing, temporary_name
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Frames per second of what has no times: folders, lists, iterators.
 DEFAULT_RATE = 10.0
+# FFmpeg's formats whose files hold their frames themselves. Others may name further files or
+# addresses, and those are opened: of a file from somebody else, only these should be read.
+SELF_CONTAINED = "asf,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,webm"
+# What a picture may be, whatever its suffix: reading some others starts programs.
+_PICTURES = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
 # Of films: times are kept as multiples of so many parts of a second.
 _CLOCK = 90_000
 
@@ -53,12 +58,14 @@ class VideoSource:
         is_still: whether it is one picture and no video.
     """
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike, formats: str | None = None) -> None:
         """Look at a file or folder.
 
         Args:
             path: a video, a picture, or a folder of pictures, which are taken in the order of their
                 names (2 before 10).
+            formats: those of FFmpeg that a video may have, with commas (:data:`SELF_CONTAINED`);
+                None for all.
 
         Raises:
             FileNotFoundError: there is no such file, or the folder has no picture.
@@ -70,10 +77,11 @@ class VideoSource:
         self.rate = DEFAULT_RATE
         self.is_still = False
         self._images: list[Path] = []
+        self._formats = formats
         if self.path.is_dir():
             self._images = sorted(
                 (p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES),
-                key=_natural_order,
+                key=lambda p: natural_order(p.name),
             )
             if not self._images:
                 raise FileNotFoundError(
@@ -84,7 +92,7 @@ class VideoSource:
         elif self.path.suffix.lower() in IMAGE_SUFFIXES:
             self._images, self.is_still = [self.path], True
         else:
-            with _opened(self.path) as (container, stream):
+            with _opened(self.path, self._formats) as (container, stream):
                 self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
                 self.num_frames = _expected_frames(container, stream, self.rate)
         if self._images:
@@ -107,7 +115,7 @@ class VideoSource:
             for number, path in enumerate(self._images):
                 yield Frame(read_picture(path), number / self.rate, number)
             return
-        with _opened(self.path) as (container, stream):
+        with _opened(self.path, self._formats) as (container, stream):
             yield from _decoded(self.path, container, stream)
 
 
@@ -167,11 +175,12 @@ def read_picture(path: str | PathLike) -> np.ndarray:
         ValueError: it can't be decoded.
     """
     try:
-        with Image.open(path) as image:
+        formats = _PICTURES.intersection(Image.registered_extensions().values())
+        with Image.open(path, formats=sorted(formats)) as image:
             return as_rgb(ImageOps.exif_transpose(image))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except FileNotFoundError:
+        raise
+    except IMAGE_ERRORS as error:
         raise ValueError(f"{path}: the picture can't be decoded ({error})") from error
 
 
@@ -265,11 +274,13 @@ def import_av() -> ModuleType:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Path, formats: str | None) -> Iterator[tuple[Any, Any]]:
     """Open a video: the container and its first video stream."""
     av = import_av()
+    # Only this file: a playlist may name others, and addresses.
+    options = {"protocol_whitelist": "file", **({"format_whitelist": formats} if formats else {})}
     try:
-        container = av.open(str(path))
+        container = av.open(f"file:{path}", options=options)
     except av.error.FFmpegError as error:
         raise ValueError(
             f"{path}: neither a video nor a picture that can be read ({error.strerror}). A file "
@@ -279,6 +290,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         if not streams:
             raise ValueError(f"{path}: has no pictures, only sound or other data")
+        height, width = streams[0].height, streams[0].width
+        if height * width > MAX_PIXELS:
+            raise ValueError(
+                f"{path}: its frames have {height} x {width} pixels; at most {MAX_PIXELS} are "
+                "allowed"
+            )
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 
@@ -341,8 +358,3 @@ def _pil_pixels(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits, or 32 of which PNG uses 16
         return np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
     return np.asarray(image.convert("RGB"))
-
-
-def _natural_order(path: Path) -> list:
-    """Return a key that sorts numbers in names by their value."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

@@ -144,7 +144,7 @@ def test_class_counts_are_compared() -> None:
 def test_an_id_that_occurs_twice_in_a_table_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text('[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]')
-    with pytest.raises(ValueError, match="category id 3 occurs twice"):
+    with pytest.raises(ValueError, match="table.json: category 3 is listed twice"):
         load_categories(str(path.with_suffix("")))
 
 

@@ -23,6 +23,7 @@ from ovformer.d2 import (
     comm,
 )
 from ovformer.data import loaders
+from ovformer.data.broken_samples import SampleError
 from ovformer.data.clip_features import ClipFeatureWriter
 from ovformer.data.loaders import StreamSampler, build_test_loader, build_train_loader
 from ovformer.data.training_sets import TRAIN_SAMPLERS
@@ -196,9 +197,64 @@ def fail(_: object) -> None:
 
 def test_any_error_of_a_mapper_names_the_image() -> None:
     record = {"file_name": "/data/x.jpg", "image_id": 7}
-    dataset = loaders.MappedDataset([record], fail)
-    with pytest.raises(RuntimeError, match=r"/data/x.jpg \(image id 7\): KeyError: 'segmentation'"):
-        dataset[0]
+    dataset = loaders.MappedDataset(["first", "second"], [[{}] * 2, [record]], fail)
+    message = "second, image id 7: /data/x.jpg: KeyError: 'segmentation'"
+    with pytest.raises(SampleError, match=message):
+        dataset[2]
+
+
+def broken_images(data: MiniLvis) -> None:
+    """Two of four: one is cut off, and one is missing."""
+    folder = data.root / "coco" / "train2017"
+    path = folder / "000000000002.png"
+    path.write_bytes(path.read_bytes()[:300])
+    (folder / "000000000004.png").unlink()
+
+
+def with_broken(loader: torch.utils.data.DataLoader, count: int) -> list[tuple]:
+    """Like ``images``, with what was left out for each."""
+    samples = [sample for batch in itertools.islice(loader, count) for sample in batch]
+    return [(*key, s.get("broken")) for key, s in zip(images([samples], 1), samples, strict=True)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_sample_takes_the_place_of_a_broken_one(mini_lvis: MiniLvis, workers: int) -> None:
+    whole = with_broken(build_train_loader(config()), 5)
+    broken_images(mini_lvis)
+    keys = ["DATALOADER.SKIP_BROKEN", True, "DATALOADER.MAX_BROKEN", 0.5]
+    cfg = config(*keys, "DATALOADER.NUM_WORKERS", workers)
+    found = with_broken(build_train_loader(cfg), 5)
+    for before, after in zip(whole, found, strict=True):
+        if before[0] in (1, 3):
+            assert after == before  # its random numbers, too, are those of its place
+        else:
+            assert after[0] in (1, 3)
+            assert f"lvis_v1_train, image id {before[0]}: " in after[3][0]
+    assert {sample[0] for sample in found if sample[3]} == {1, 3}
+    # A resumed training sees the same.
+    assert with_broken(build_train_loader(cfg, start_iteration=3), 2) == found[12:]
+
+
+def test_nothing_can_be_loaded(mini_lvis: MiniLvis) -> None:
+    for path in (mini_lvis.root / "coco").glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(SampleError, match=r"lvis_v1_train, image id \d: .*can't be decoded"):
+        next(iter(build_train_loader(config("DATALOADER.SKIP_BROKEN", True))))
+
+
+def test_too_many_missing_files(mini_lvis: MiniLvis) -> None:
+    broken_images(mini_lvis)
+    with pytest.raises(FileNotFoundError, match="1 of 5 images not found"):
+        build_train_loader(config("DATALOADER.SKIP_BROKEN", True))
+
+
+def test_evaluation_marks_what_is_broken(mini_lvis: MiniLvis) -> None:
+    (path,) = (mini_lvis.root / "coco" / "val2017").iterdir()
+    path.write_bytes(b"")
+    loader = build_test_loader(config("DATALOADER.SKIP_BROKEN", True), "lvis_v1_val")
+    broken = {s["image_id"]: s["broken"] for (s,) in loader if "broken" in s}
+    number = int(path.stem)
+    assert list(broken) == [number] and f"lvis_v1_val, image id {number}: " in broken[number]
 
 
 def without_annotations(data: MiniLvis) -> None:

@@ -134,6 +134,21 @@ def test_lists_of_burst_are_renumbered(content, write) -> None:
         ({"annotations": [{"id": 1}]}, r"annotation 1 has no \['video_id', 'category_id'"),
         ({"videos": [{"id": 1}]}, r"video 1 has no \['height', 'width', 'file_names'\]"),
         ({"videos": []}, "no video annotation file"),
+        ({"annotations": 0}, "expected a list of annotation entries, got 0"),
+        ({"videos": [{"id": 1}, 5]}, r"video 1 has no"),
+        ({"categories": "abc"}, "expected a list of category entries, got 'abc'"),
+        ({"categories": [{"id": 9.5, "name": "a"}]}, "category number 0: id: expected a whole"),
+        ({"categories": [{"id": 9, "name": "\ud800"}]}, "category 9: name: expected text"),
+        (
+            {"videos": [{"id": 1, "height": 2**20, "width": 2**20, "file_names": ["0"]}]},
+            "video 1 has 1048576 x 1048576 pixels; at most",
+        ),
+        (
+            {"videos": [{"id": 1, "height": 4, "width": 6, "file_names": []}]},
+            "video 1 has no frame",
+        ),
+        ({"annotations": [annotation(areas=["a"])]}, "annotation 4: areas: expected null or a li"),
+        ({"cate_ori": [{"id": 1}]}, "cate_ori: expected an entry for each of the 2 categories"),
         (
             {"annotations": [annotation(segmentations=[{"size": [6, 9], **RUNS}, None, 1])]},
             "annotation 4 has a mask that is not valid",

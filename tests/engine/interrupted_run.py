@@ -3,7 +3,8 @@
 ``python interrupted_run.py train_net.py ...``, also started by torchrun. From the environment:
 SAMPLES, a folder for the samples of each process; INTERRUPT, ``MOMENT:ITERATION:SIGNAL:RANK``. The
 moment is "step", in the middle of an iteration, or "save", when half of the checkpoint of that
-iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C.
+iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C. Processes
+that torchrun started again get none.
 """
 
 import io
@@ -25,7 +26,8 @@ from ovformer.engine.trainer import Trainer
 def interrupt(moment: str, iteration: int) -> None:
     """Send the signal if this is the moment."""
     wanted = os.environ.get("INTERRUPT", "")
-    if not wanted.startswith(f"{moment}:{iteration}:"):
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if not (is_first and wanted.startswith(f"{moment}:{iteration}:")):
         return
     number, rank = wanted.split(":")[2:]
     if rank == "group":
@@ -37,7 +39,7 @@ def interrupt(moment: str, iteration: int) -> None:
 def with_samples(forward: Callable) -> Callable:
     """Write down what a step is about to see."""
 
-    def forward_with_samples(self: Trainer, records: list[dict]) -> dict:
+    def forward_with_samples(self: Trainer, records: list[dict], *others: dict) -> dict:
         path = Path(os.environ["SAMPLES"], f"{comm.get_rank()}.txt")
         with path.open("a") as file:
             for record in records:
@@ -45,7 +47,7 @@ def with_samples(forward: Callable) -> Callable:
                 images = torch.stack(list(record["image"]))
                 file.write(f"{self.iter} {name} {zlib.crc32(images.numpy().tobytes())}\n")
         interrupt("step", self.iter)
-        return forward(self, records)
+        return forward(self, records, *others)
 
     return forward_with_samples
 

@@ -4,110 +4,39 @@ The real scripts on tiny data; the moments of the signals are those of interrupt
 """
 
 import json
-import multiprocessing
-import os
 import signal
-import socket
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import interrupted_run
 import pytest
 import tiny_shapes
 import tiny_videos
 import torch
+from started_script import Script
 
 from ovformer.engine.stages import CLIP
 
 pytestmark = pytest.mark.slow
-SCRIPT = interrupted_run.__file__
 OPTS = ["SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
-OPTS += ["DATALOADER.NUM_WORKERS", "1", "SOLVER.DETERMINISTIC", "True"]
-
-TIMEOUT = 400  # seconds, on a machine that is busy
-
-# Processes start fast from one that has imported everything and never runs a model.
-SERVER = multiprocessing.get_context("forkserver")
-# Not modules of the tests: until Python 3.14 it does not look for them where this process does.
-SERVER.set_forkserver_preload(["ovformer.engine.cli", "ovformer.engine.stages"])
-
-
-@dataclass
-class Training:
-    """The command line of a script without its OUTPUT_DIR."""
-
-    words: list[str]
-    root: Path
-
-    def command(self, output: Path, *options: str) -> list[str]:
-        return [*self.words, *options, "OUTPUT_DIR", str(output), *OPTS]
-
-    def environment(self, output: Path, interrupt: str) -> dict[str, str]:
-        samples = output.with_name(f"{output.name} samples")
-        samples.mkdir(exist_ok=True)
-        return {
-            "DETECTRON2_DATASETS": str(self.root),
-            "OMP_NUM_THREADS": "1",
-            "SAMPLES": str(samples),
-            "INTERRUPT": interrupt,
-        }
-
-    def here(self, output: Path, *options: str, interrupt: str = "", processes: int = 1) -> int:
-        """Run the script in processes of the server and return the status of the first one."""
-        environment = self.environment(output, interrupt)
-        if processes > 1:  # what torchrun does
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-            environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        started = []
-        for rank in range(processes):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            process = SERVER.Process(
-                target=interrupted_run.run_in_group,
-                args=(self.command(output, *options), environment | ranks, output.parent / "log"),
-            )
-            process.start()
-            started.append(process)
-        for process in started:
-            process.join(TIMEOUT)
-        return started[0].exitcode
-
-    def launched(
-        self, launcher: list[str], output: Path, *options: str, interrupt: str
-    ) -> subprocess.CompletedProcess:
-        """Run the script as a user does."""
-        path = [str(tiny_shapes.ROOT), str(Path(SCRIPT).parent), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, **self.environment(output, interrupt)}
-        return subprocess.run(
-            [sys.executable, *launcher, SCRIPT, *self.command(output, *options)],
-            env={**environment, "PYTHONPATH": os.pathsep.join(path)},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            start_new_session=True,
-        )
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+OPTS += ["DATALOADER.NUM_WORKERS", "1", "SOLVER.DETERMINISTIC", "True", "SOLVER.IMS_PER_BATCH", "4"]
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Training]:
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Script]:
     """The image stage and the clip stage."""
     image = tiny_shapes.make_run(tmp_path_factory.mktemp("image"))
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("clip")
         patch.setenv("DETECTRON2_DATASETS", str(folder / "data sets"))
         clip = tiny_videos.make_run(folder, CLIP)
+    words = ["train_net.py", "--config-file", str(image.config)]
     return {
-        "image": Training(["train_net.py", "--config-file", str(image.config)], image.root),
-        "clip": Training(["train_net_lvvis.py", "--config-file", str(clip.config)], clip.data.root),
+        "image": Script(words, image.root, OPTS),
+        "image, no workers": Script(words, image.root, [*OPTS, "DATALOADER.NUM_WORKERS", "0"]),
+        "clip": Script(
+            ["train_net_lvvis.py", "--config-file", str(clip.config)], clip.data.root, OPTS
+        ),
     }
 
 
@@ -134,7 +63,7 @@ def samples(output: Path) -> dict[tuple[str, int], list[str]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    trainings: dict[str, Training], tmp_path_factory: pytest.TempPathFactory
+    trainings: dict[str, Script], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], Path]:
     """From a stage and a number of processes to the output folder of a training."""
     outputs: dict[tuple[str, int], Path] = {}
@@ -179,7 +108,7 @@ CASES = {
 @pytest.mark.parametrize("stage", ["image", "clip"])
 @pytest.mark.parametrize("case", CASES)
 def test_one_process(
-    trainings: dict[str, Training],
+    trainings: dict[str, Script],
     uninterrupted: Callable[[str, int], Path],
     tmp_path: Path,
     stage: str,
@@ -220,7 +149,7 @@ TORCHRUN = (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
     ],
 )
 def test_two_processes(
-    trainings: dict[str, Training],
+    trainings: dict[str, Script],
     uninterrupted: Callable[[str, int], Path],
     tmp_path: Path,
     stage: str,
@@ -237,3 +166,27 @@ def test_two_processes(
     check_whole(output, name)
     assert trainings[stage].here(output, "--resume", processes=2) == 0
     check_same(output, uninterrupted(stage, 2))
+
+
+def test_four_processes(
+    trainings: dict[str, Script], uninterrupted: Callable[[str, int], Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    interrupt, status, name = CASES["SIGTERM in a step"]
+    stage, processes = "image, no workers", 4
+    assert trainings[stage].here(output, interrupt=interrupt, processes=processes) == status
+    check_whole(output, name)
+    assert trainings[stage].here(output, "--resume", processes=processes) == 0
+    check_same(output, uninterrupted(stage, processes))
+
+
+def test_torchrun_starts_a_killed_process_again(
+    trainings: dict[str, Script], uninterrupted: Callable[[str, int], Path], tmp_path: Path
+) -> None:
+    """It goes on from the last checkpoint, and ends as if nothing had happened."""
+    output = tmp_path / "output"
+    words = [*TORCHRUN[0], "--max-restarts", "2"]
+    process = trainings["image"].launched(words, output, "--resume", interrupt="step:3:9:1")
+    assert process.returncode == 0, process.stderr
+    assert "Resuming: 2 iterations are done" in (output / "log.txt").read_text()
+    check_same(output, uninterrupted("image", 2))

@@ -174,7 +174,7 @@ def test_results_of_a_prediction() -> None:
         ({"score": float("nan")}, "score nan; expected a finite number"),
         ({"score": None}, "score None"),
         ({"segmentations": []}, "has 0 segmentations, but the video has 5 frames"),
-        ({"segmentations": None}, "has None segmentations"),
+        ({"segmentations": None}, "has the segmentations None; expected a list"),
         ({"segmentations": [[[1, 1, 2, 2, 3, 3]]] * 5}, "not a compressed COCO RLE"),
         (
             {"segmentations": [{"size": [64, 48], "counts": "PP3"}] * 5},

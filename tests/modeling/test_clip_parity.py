@@ -26,8 +26,8 @@ CLASSES = 100
 CLIP_LENGTHS = (5, 5, 2)
 OPTIONS = {**CLIPS, "TEST.DETECTIONS_PER_IMAGE": 50}
 # Measured: 3e-5 of norms and 7e-5 of single numbers, of backbone and pixel decoder, again where
-# ReLUs are near zero.
-GRADIENT_TOLERANCE = 1e-4
+# ReLUs are near zero; on a processor of another maker, which rounds otherwise, 1.7e-4.
+GRADIENT_TOLERANCE = 3e-4
 
 
 @pytest.fixture(scope="module")

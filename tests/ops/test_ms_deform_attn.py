@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, ms_deform_attn
+from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, ms_deform_attn, written_out
 from ovformer.ops.self_test import random_inputs
 
 CPU = torch.device("cpu")
@@ -139,6 +139,41 @@ def test_it_is_exported_and_takes_any_kernel_then(strict, monkeypatch) -> None:
         monkeypatch.setenv("OVFORMER_MSDA", name)
         expected = 2 * ms_deform_attn(*inputs)
         torch.testing.assert_close(exported.module()(*inputs), expected, rtol=0, atol=0)
+
+
+def test_sizes_need_not_be_tensors(kernel) -> None:
+    value, shapes, starts, *samples = inputs = random_inputs([(2, 3), (4, 3)])
+    output = ms_deform_attn(value, shapes.tolist(), starts.tolist(), *samples)
+    assert output.equal(ms_deform_attn(*inputs))
+
+
+def test_written_out_it_is_exported_without_itself_for_any_size() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, first, second, *samples):
+            shapes = [tuple(x.shape[1:3]) for x in (first, second)]
+            value = torch.cat([x.flatten(1, 2) for x in (first, second)], dim=1)
+            return ms_deform_attn(value, shapes, [0, shapes[0][0] * shapes[0][1]], *samples)
+
+    def inputs(*shapes):
+        value, _, _, *samples = random_inputs(shapes)
+        lengths = [height * width for height, width in shapes]
+        maps = zip(value.split(lengths, dim=1), shapes, strict=True)
+        return (*(x.unflatten(1, shape) for x, shape in maps), *samples)
+
+    sizes = {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    with written_out():
+        exported = torch.export.export(
+            Module(),
+            inputs((2, 3), (4, 5)),
+            dynamic_shapes={"first": sizes, "second": sizes, "samples": (None, None)},
+            strict=False,
+        )
+    targets = [str(node.target) for node in exported.graph.nodes]
+    assert not any("ovformer" in target for target in targets) and "aten.grid_sampler" in str(
+        targets
+    )
+    other = inputs((5, 4), (2, 7))
+    torch.testing.assert_close(exported.module()(*other), Module()(*other))
 
 
 def test_it_makes_tensors_where_its_inputs_are(kernel) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ovformer.files import temporary_name
 from ovformer.predictor.video_io import (
+    SELF_CONTAINED,
     FilmWriter,
     Frame,
     VideoSource,
@@ -72,7 +73,7 @@ def brightness(frames: Sequence[Frame]) -> list[int]:
     ],
 )
 def test_formats(tmp_path: Path, name: str, how: dict) -> None:
-    source = VideoSource(encode(tmp_path / name, ramp(8), **how))
+    source = VideoSource(encode(tmp_path / name, ramp(8), **how), SELF_CONTAINED)
     frames = list(source)
     assert len(frames) == 8 and not source.is_still
     assert source.num_frames == (8 if name != "a.avi" else 800)  # which counts empty places
@@ -145,6 +146,26 @@ def test_what_is_no_video(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
     with pytest.raises(ValueError, match=r"bad\.png: the picture can't be decoded"):
         list(VideoSource(tmp_path / "bad.png"))
+
+
+def test_files_that_name_others_are_not_followed(tmp_path: Path) -> None:
+    encode(tmp_path / "other.mp4", ramp(3))
+    playlist = tmp_path / "playlist.mp4"
+    playlist.write_text("ffconcat version 1.0\nfile other.mp4\n")
+    assert len(list(VideoSource(playlist))) == 3  # one's own playlist
+    with pytest.raises(ValueError, match="neither a video nor a picture"):
+        VideoSource(playlist, SELF_CONTAINED)
+
+
+def test_pictures_that_are_programs_or_bombs(tmp_path: Path) -> None:
+    postscript = tmp_path / "postscript.png"
+    postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(ValueError, match="can't be decoded.*cannot identify"):
+        read_picture(postscript)
+    bomb = tmp_path / "bomb.ppm"
+    bomb.write_bytes(b"P6 20000 20000 255\n")
+    with pytest.raises(ValueError, match="can't be decoded.*400000000 pixels"):
+        read_picture(bomb)
 
 
 def test_folders_are_in_natural_order(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ def films(tool):
     return importlib.import_module("reports.films")
 
 
+@pytest.fixture(scope="module")
+def tried_film(tool):
+    return importlib.import_module("reports.tried_film")
+
+
 def square(left: int, side: int = 8) -> dict:
     mask = np.zeros((32, 32), np.uint8, order="F")
     mask[4 : 4 + side, left : left + side] = 1
@@ -141,3 +146,62 @@ def test_a_strip_names_each_track_once_and_outlines_it_where_it_is_seen(
     assert to_hex(axes[0].collections[0].get_edgecolor()[0]) == films.COLOURS[2]
     assert [text.get_text() for text in axes[3].texts][1:] == ["red circle"]
     plt.close(figure)
+
+
+def film_truth(tmp_path: Path) -> dict:
+    categories = [{"id": 1, "name": "red circle"}, {"id": 2, "name": "blue <ring>"}]
+    tubes = [[square(0), square(2)], [square(20), None], [None, square(10)]]
+    annotations = [
+        {"category_id": category, "segmentations": tube}
+        for category, tube in zip((1, 2, 1), tubes, strict=True)
+    ]
+    return {"categories": categories, "annotations": annotations}
+
+
+def test_objects_of_a_film_are_named_by_what_overlaps_them_most(tried_film, tmp_path) -> None:
+    truth = film_truth(tmp_path)
+    found = {"categories": [{"id": 7, "name": "red circle"}], "annotations": []}
+    assert [row[1] for row in tried_film.named_objects(truth, found)] == ["", "", ""]
+    for tube, score in (
+        ([square(1), square(2)], 0.9),
+        ([square(0), square(2)], 0.5),
+        ([square(20), None], 0.4),
+        ([None, square(16)], 0.8),
+    ):
+        annotation = {"category_id": 7, "segmentations": tube, "score": score}
+        found["annotations"].append(annotation)
+    rows = tried_film.named_objects(truth, found)
+    assert [row[:3] for row in rows] == [
+        ("red circle", "red circle", 0.5),
+        ("blue <ring>", "red circle", 0.4),
+        ("red circle", "", 0.0),
+    ]
+    assert tried_film.count(rows) == "1 / 2 / 3"
+
+
+def test_the_page_has_the_film_and_a_row_for_each_object(tried_film, tmp_path) -> None:
+    truth = film_truth(tmp_path)
+    annotation = {"category_id": 2, "segmentations": [square(20), None], "score": 0.4}
+    (tmp_path / "truth.json").write_text(json.dumps(as_text(truth)))
+    found = {"categories": truth["categories"], "annotations": [annotation]}
+    (tmp_path / "annotations.json").write_text(json.dumps(as_text(found)))
+    (tmp_path / "film_objects.mp4").write_bytes(b"film")
+    (tmp_path / "others").mkdir()
+    found["categories"] = [{"id": 2, "name": "red circle"}]
+    (tmp_path / "others" / "annotations.json").write_text(json.dumps(found))
+    page = tried_film.film_section(tmp_path, tmp_path / "others", tmp_path / "truth.json")
+    assert "data:video/mp4;base64,ZmlsbQ==" in page
+    assert (
+        "<td>blue &lt;ring&gt;<td class=right>blue &lt;ring&gt; 0.40<td class=wrong>red circle 0.40"
+        in page
+    )
+    assert page.count("<td class=wrong>not found") == 4
+    assert "<td>1 / 1 / 3<td>0 / 1 / 3" in page
+
+
+def as_text(content: dict) -> dict:
+    """The same with the codes of masks as text, as in files."""
+    for annotation in content["annotations"]:
+        for mask in filter(None, annotation["segmentations"]):
+            mask["counts"] = mask["counts"].decode()
+    return content

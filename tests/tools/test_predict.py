@@ -172,7 +172,7 @@ def test_what_can_not_be_done(
 
 
 def test_no_space_left(tool, film: Path, trained: Path, tmp_path: Path, capsys) -> None:
-    (tmp_path / "my_objects.mp4").symlink_to("/dev/full")
+    (tmp_path / "my_objects.mp4.tmp").symlink_to("/dev/full")
     code, _, error = run(tool, capsys, film, "--weights", trained, "--output", tmp_path)
     assert code == 2 and "No space left on device" in error
     assert json.loads((tmp_path / "results.json").read_text())  # what was written before

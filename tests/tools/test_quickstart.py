@@ -121,8 +121,9 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
         assert (output / name).stat().st_size > 0
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(pictures) and "http" not in page
+    assert "data:video/mp4;base64," in page and "<th>of 9 names<th>of 36 names" in page
     for entry in json.loads((output / "steps.json").read_text())[:-1]:
         assert entry["command"][0] in first.stdout and entry["command"][0] in page
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert second.returncode == 0
-    assert second.stdout.count("finished already") == 12
+    assert second.stdout.count("finished already") == 16

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +139,38 @@ def test_bad_arguments_are_named(
     broken.write_bytes(b"no image")
     with pytest.raises(ValueError, match=f"{broken}: the image can't be decoded"):
         run(clip, output, "--dataset", "lvis_v1_val")
+
+
+@pytest.mark.slow
+def test_several_processes(
+    mini_lvis: MiniLvis,  # noqa: F811
+    tmp_path: Path,
+    clip: str,
+) -> None:
+    """Five images and one more run with a sixth: three processes then have none."""
+    outputs = [tmp_path / "output" / name for name in ("one.safetensors", "four.safetensors")]
+    folder = mini_lvis.root / "coco"
+    for extra in (None, "more.png"):
+        if extra:
+            Image.new("RGB", (20, 30)).save(folder / extra)
+        one = run(clip, outputs[0], "--images", folder)
+        words = ["--images", folder, "--output", outputs[1], "--clip", clip, "--device", "cpu"]
+        words += ["--num-workers", 0, "--num-gpus", 4]
+        process = subprocess.run(
+            [sys.executable, TOOL, *map(str, words)],
+            env={
+                **os.environ,
+                "DETECTRON2_DATASETS": str(mini_lvis.root),
+                "PYTHONPATH": str(TOOL.parents[1]),
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert process.returncode == 0, process.stderr
+        four = ClipFeatureStore.open(outputs[1])
+        assert four.keys == one.keys and len(four) == (6 if extra else 5)
+        for key in one.keys:
+            torch.testing.assert_close(four.get(key), one.get(key), rtol=1e-5, atol=1e-6)
+        assert f": {1 if extra else 5} of {len(four)} images to encode" in process.stdout
+        assert set((tmp_path / "output").iterdir()) == set(outputs)

@@ -311,6 +311,17 @@ def test_drawn_results(
     assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["video8", "video8.mp4"]
 
 
+def test_drawn_annotations(mini_videos: MiniVideos, load_tool: Callable) -> None:
+    pytest.importorskip("supervision", reason="needs the extra [demo]")
+    pytest.importorskip("av", reason="needs the extra [demo]")
+    load_tool("vis_results").main(["--annotations", "--dataset", "ytvis_2019_val"])
+    out = mini_videos.annotations("val").parent / "visualization"
+    # Video 11 has no annotation.
+    assert sorted(p.name for p in out.glob("*.mp4")) == ["video3.mp4", "video8.mp4"]
+    drawn = cv2.imread(str(out / "video3" / "00000.png")).astype(int)
+    assert np.abs(drawn[16, 15] - drawn[39, 0]).max() > 20  # in the mask, and far from it
+
+
 def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
     pytest.importorskip("supervision", reason="needs the extra [demo]")
     masks = np.zeros((2, 200, 300), bool)
@@ -344,10 +355,12 @@ def test_drawing_results_of_another_data_set(
     entry = prediction(3, 1)
     path = write_results(tmp_path, [{**entry, "video_id": 77}])
     arguments = ["--results", str(path), "--dataset", "ytvis_2019_val"]
-    with pytest.raises(ValueError, match="video 77 is not in ytvis_2019_val"):
+    with pytest.raises(
+        ValueError, match="Prediction 0, for video 77, which the ground truth does not have"
+    ):
         load_tool("vis_results").main(arguments)
     write_results(tmp_path, [{**entry, "segmentations": entry["segmentations"][:2]}])
-    with pytest.raises(ValueError, match="Video 3 has 6 frames, but a prediction for it 2"):
+    with pytest.raises(ValueError, match="has 2 segmentations, but the video has 6 frames"):
         load_tool("vis_results").main(arguments)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ovformer.d2.builtin import comm
 from ovformer.d2.builtin.env import PathManager
-from ovformer.d2.safe_pickle import load_weights_pickle
+from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
 
 
 class DetectionCheckpointer(Checkpointer):
@@ -65,7 +65,11 @@ class DetectionCheckpointer(Checkpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             return self._load_pickle(filename)
-        loaded = super()._load_file(filename)
+        try:
+            with PathManager.open(filename, "rb") as file:
+                loaded = load_torch_file(file)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{filename} cannot be read safely: {error}") from error
         if "model" not in loaded:
             loaded = {"model": loaded}
         options = dict(self._options)

@@ -7,6 +7,8 @@ the largest arrays of the network. Weights, their names and training stay as the
 Legend: C channels.
 """
 
+import copy
+
 import torch
 from timm.models import FeatureListNet
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -78,6 +80,24 @@ class FoldingConv2d(nn.Conv2d):
             bias = bias + self.bias * scale
         return weight * scale.view(-1, 1, 1, 1), bias
 
+    def folded(self) -> nn.Conv2d:
+        """Return a plain convolution that does the norm's work, too."""
+        with torch.no_grad():
+            weight, bias = self._folded_parameters()
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            device="meta",
+        )
+        conv.weight, conv.bias = (nn.Parameter(x, requires_grad=False) for x in (weight, bias))
+        return conv
+
     def train(self, mode: bool = True) -> "FoldingConv2d":
         """Switch the mode, and forget folded weights: they may change unseen, through ``data``."""
         self._folded = None
@@ -139,3 +159,15 @@ def stop_folding(module: nn.Module) -> nn.Module:
         if isinstance(part, FoldingConv2d):
             part.folds = False
     return module
+
+
+def with_folded_norms(network: nn.Module) -> nn.Module:
+    """Return a copy for inference alone, in which folded norms are gone and convolutions plain."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, part in list(parent.named_children()):
+            if isinstance(part, FoldingConv2d):
+                parent.add_module(name, part.folded())
+            elif isinstance(part, FoldedNorm):
+                parent.add_module(name, nn.Identity())
+    return network

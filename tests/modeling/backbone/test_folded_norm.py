@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 from ovformer.d2 import FrozenBatchNorm2d
-from ovformer.modeling.backbone.folded_norm import FoldingConv2d, fold_frozen_norms, stop_folding
+from ovformer.modeling.backbone.folded_norm import (
+    FoldingConv2d,
+    fold_frozen_norms,
+    stop_folding,
+    with_folded_norms,
+)
 from ovformer.modeling.backbone.timm import TimmBackbone
 
 KWARGS = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32], "stem_width": 8}
@@ -55,6 +60,18 @@ def test_features_are_the_same(name, kwargs) -> None:
     network = TimmBackbone(name, (2, 3, 4), kwargs=kwargs).eval()
     randomise_norms(network)
     assert_same(network, torch.randn(2, 3, 64, 64))
+
+
+def test_a_copy_with_plain_convolutions_alone(backbone) -> None:
+    names = list(backbone.state_dict())
+    plain = with_folded_norms(backbone)
+    assert not any(isinstance(x, (FoldingConv2d, FrozenBatchNorm2d)) for x in plain.modules())
+    images = torch.randn(2, 3, 64, 64)
+    features = plain(images)  # with gradients on, too
+    with torch.no_grad():
+        for name, expected in backbone(images).items():
+            assert features[name].equal(expected)
+    assert list(backbone.state_dict()) == names
 
 
 def test_all_norms_of_a_resnet_are_folded(backbone) -> None:

@@ -1,0 +1,142 @@
+"""Masks that no file should hold. What pycocotools would do with most of them ends the process."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from lvis_fixture import compressed_rle, uncompressed_rle
+from pycocotools import mask as coco_mask
+
+from ovformer.data.untrusted_masks import (
+    MAX_PIXELS,
+    check_polygons,
+    find_fault,
+    is_frame_size,
+    polygons_to_rle,
+    runs_to_rle,
+)
+
+RUNS = [9, 2, 2, 2, 2, 2, 5]
+GOOD = coco_mask.frPyObjects({"size": [4, 6], "counts": RUNS}, 4, 6)
+HOSTILE_RLES = {
+    "its counts are empty": {"size": [4, 6], "counts": ""},
+    "its counts are cut off": {"size": [4, 6], "counts": "9P"},
+    "hold a character that no RLE has": {"size": [4, 6], "counts": "9\x7f"},
+    "its counts are empty, or not": {"size": [4, 6], "counts": [9, 15]},
+    "not the text": {"size": [4, 6], "counts": "é9"},
+    "longer than any frame": {"size": [4, 6], "counts": "PPPPPP0"},
+    "negative length": {"size": [4, 6], "counts": "9O"},
+    "24 pixels does not cover a frame of 5 x 6": {**GOOD, "size": [5, 6]},
+    "of 0 pixels does not cover a frame of 1 x 1": {"size": [1, 1], "counts": "0"},
+    r"height, width\], got \[0, 6\]": {"size": [0, 6], "counts": "0"},
+    r"got \[-4, -6\]": {**GOOD, "size": [-4, -6]},
+    r"got \[1073741824, 1\]": {**GOOD, "size": [1 << 30, 1]},
+    r"got \[4, 6, 1\]": {**GOOD, "size": [4, 6, 1]},
+    "got '46'": {**GOOD, "size": "46"},
+    "got None": {"counts": "9"},
+    "got 5": 5,
+}
+
+
+@pytest.mark.parametrize(("reason", "rle"), HOSTILE_RLES.items(), ids=list(HOSTILE_RLES))
+def test_hostile_rles(reason: str, rle: object) -> None:
+    good = {**GOOD, "counts": GOOD["counts"].decode()}
+    fault = find_fault([good, GOOD, rle, good])
+    assert fault.index == 2
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(fault.reason)
+
+
+def test_no_rles() -> None:
+    assert find_fault([]) is None and find_fault([GOOD] * 3) is None
+
+
+@given(st.lists(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 70))), min_size=1))
+def test_what_pycocotools_writes_is_valid(masks: list[np.ndarray]) -> None:
+    rles = [compressed_rle(mask) for mask in masks]
+    assert find_fault(rles) is None
+    for mask, rle in zip(masks, rles, strict=True):
+        again = runs_to_rle(rle["size"], uncompressed_rle(mask)["counts"])
+        assert again["counts"].decode() == rle["counts"]
+
+
+@given(st.lists(st.lists(st.integers(0, 2**21), min_size=1, max_size=9), min_size=1, max_size=5))
+def test_runs_of_any_length(lists: list[list[int]]) -> None:
+    lists = [[1, *counts] for counts in lists]
+    sizes = [[sum(counts), 1] for counts in lists]
+    rles = [runs_to_rle(size, counts) for size, counts in zip(sizes, lists, strict=True)]
+    assert find_fault(rles) is None
+    for number, rle in enumerate(rles):
+        rle["size"] = [rle["size"][0] + 1, 1]
+        assert find_fault(rles).index == number
+        rle["size"] = [rle["size"][0] - 1, 1]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[], [-1, 25], [24.0], [1.5, 22.5], ["9", 15], [[24]], [2**40, 24], [10**30], [True], [9]],
+)
+def test_hostile_runs(counts: list) -> None:
+    with pytest.raises(ValueError, match="counts of an RLE|RLE of 9 pixels|RLE of 1099511627800 "):
+        runs_to_rle([4, 6], counts)
+
+
+def test_frame_sizes() -> None:
+    assert is_frame_size([1, 1]) and is_frame_size((8192, 8192)) and 8192 * 8192 == MAX_PIXELS
+    for size in ([8192, 8193], [0, 5], [True, 5], [4.0, 6], [4], "46", None, [2**70, 1]):
+        assert not is_frame_size(size)
+
+
+@pytest.mark.parametrize(
+    ("polygons", "reason"),
+    [
+        ([], "expected a list of polygons or an RLE"),
+        ("abcdef", "expected a list of polygons or an RLE"),
+        ([5], "flat list of numbers"),
+        ([["a"] * 6], "flat list of numbers"),
+        ([[[1] * 6]], "flat list of numbers"),
+        ([[10**400] * 6], "flat list of numbers"),
+        ([[1] * 4], "polygon of 4 numbers"),
+        ([[1] * 7], "polygon of 7 numbers"),
+        ([[float("nan"), 1, 2, 3, 4, 5]], "coordinate nan, which is not finite"),
+        ([[float("inf"), 1, 2, 3, 4, 5]], "coordinate inf, which is not finite"),
+        ([[1e300, 1, 2, 3, 4, 5]], "far out of the frame"),
+        ([[1, 1, 2, 2, 3, 3], [-1e5, 1, 2, 3, 4, 5]], "far out of the frame"),
+        ([[0, 0, 90, 90] * 1000], "too long to be real"),
+    ],
+)
+def test_hostile_polygons(polygons: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        check_polygons(polygons, 4, 6)
+
+
+def test_polygons_that_reach_out_of_the_frame_are_fine() -> None:
+    polygons = [[-3, -3, 9, -3, 9, 9, -3, 9], np.array([1.0, 1, 2, 1, 2, 2])]
+    check_polygons(polygons, 4, 6)
+    assert coco_mask.area(polygons_to_rle(polygons, 4, 6)) == 24
+
+
+def test_a_transform_that_enlarges_too_much() -> None:
+    with pytest.raises(ValueError, match="far out of the frame"):
+        polygons_to_rle([np.array([1, 1, 1e9, 1, 2, 2])], 100, 100)
+    with pytest.raises(ValueError, match="too long to be real"):
+        polygons_to_rle([np.array([0, 0, 1e6, 1e6] * 20)], 100, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "decode({'size': [2**31 - 1, 2**31 - 1], 'counts': 'h0'})",
+        "toBbox(m.frPyObjects({'size': [0, 6], 'counts': [0, 5]}, 0, 6))",
+        "frPyObjects([[float('inf'), 1, 2, 3, 4, 5]], 4, 6)",
+    ],
+)
+def test_why(code: str) -> None:
+    """These end the process. Where pycocotools does better one day, the checks may be relaxed."""
+    line = f"from pycocotools import mask as m; m.{code}"
+    assert subprocess.run([sys.executable, "-c", line], capture_output=True).returncode < 0

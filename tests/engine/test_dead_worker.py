@@ -1,0 +1,37 @@
+"""A process that loads data and is killed ends the run with its error, and not with a hang."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
+
+from ovformer.data.image_mapper import ImageMapper
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill the process that loads image 3, as the system does when memory runs out."""
+    load = ImageMapper.__call__
+
+    def load_or_die(self: ImageMapper, record: dict) -> dict:
+        if record["image_id"] == 3 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, record)
+
+    monkeypatch.setattr(ImageMapper, "__call__", load_or_die)
+
+
+@pytest.mark.parametrize("option", [[], ["--eval-only"]], ids=["training", "evaluation"])
+def test_a_killed_worker(
+    tiny_run: TinyRun,  # noqa: F811
+    deadly: None,
+    option: list[str],
+) -> None:
+    opts = ["DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "('shapes_val',)"]
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*(killed by signal|exited)"):
+        run_here(tiny_run, *option, *opts)
+    assert time.monotonic() - begin < 60

@@ -1,0 +1,55 @@
+"""An evaluation by several processes has the results of one, also where some have nothing to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_shapes
+import tiny_videos
+from mini_videos import VIDEOS
+from started_script import Script
+
+from ovformer.engine.stages import CLIP, VIDEO, Stage
+
+pytestmark = pytest.mark.slow
+FILES = ("results.json", "scores.json")
+
+
+def evaluate(script: Script, folder: Path, name: str, *options: str) -> dict[int, list[bytes]]:
+    """Number of processes -> the content of the files of results."""
+    found = {}
+    for processes in (1, 2, 4):
+        output = folder / str(processes)
+        status = script.here(output, "--eval-only", *options, processes=processes)
+        assert status == 0, (folder / "log").read_text()
+        results = output / "inference" / name
+        found[processes] = [(results / file).read_bytes() for file in FILES]
+        found[processes][1] = found[processes][1].replace(str(output).encode(), b"")
+        assert not list(results.glob("*.part*"))
+    return found
+
+
+def test_images(tmp_path: Path) -> None:
+    """Three images: of two processes one has two of them, of four one has none."""
+    run = tiny_shapes.make_run(tmp_path)
+    path = run.root / "shapes" / tiny_shapes.FILES["val"]
+    content = json.loads(path.read_text())
+    content["images"].pop()
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    assert len(kept) == 3
+    path.write_text(json.dumps(content))
+    script = Script(["train_net.py", "--config-file", str(run.config)], run.root, [])
+    found = evaluate(script, tmp_path, "shapes_val")
+    assert found[2] == found[1] and found[4] == found[1]
+
+
+@pytest.mark.parametrize("stage", [VIDEO, CLIP])
+def test_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    """Three videos: of two processes one has two of them, of four one has none."""
+    assert len(VIDEOS) == 3
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
+    run = tiny_videos.make_run(tmp_path, stage)
+    words = [stage.script, "--config-file", str(run.config)]
+    found = evaluate(Script(words, run.data.root, []), tmp_path, f"{run.data.family}_val")
+    assert found[2] == found[1] and found[4] == found[1]

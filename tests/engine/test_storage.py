@@ -1,0 +1,108 @@
+"""A full disk, and folders that can't be written to: what is said, and what is safe."""
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
+
+from ovformer.d2 import JSONWriter
+from ovformer.engine.checkpoint import write_atomically
+from ovformer.engine.storage import StorageError
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, which only root can mount."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"can't mount a small file system: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one(small_disk: Path) -> None:
+    """torch.save hides the reason behind an error of its own."""
+    path = small_disk / "model.pth"
+    write_atomically(path, lambda file: torch.save({"x": torch.ones(10)}, file))
+    with pytest.raises(OSError, match="No space left on device.*model.pth") as error:
+        write_atomically(path, lambda file: torch.save({"x": torch.ones(1_000_000)}, file))
+    assert error.value.errno == errno.ENOSPC
+    assert [p.name for p in small_disk.iterdir()] == ["model.pth"]
+    assert torch.equal(torch.load(path)["x"], torch.ones(10))
+
+
+def test_other_errors_of_saving_are_not_changed(tmp_path: Path) -> None:
+    def fail(file: BinaryIO) -> None:
+        raise RuntimeError("no picture of a checkpoint")
+
+    with pytest.raises(RuntimeError, match="no picture"):
+        write_atomically(tmp_path / "x", fail)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_disk_that_gets_full(tiny_run: TinyRun, small_disk: Path) -> None:  # noqa: F811
+    """The first checkpoint fits, the second does not; after there is room, training goes on."""
+    tiny_run.output = small_disk / "output"
+    ballast = small_disk / "ballast"
+    opts = ["DATASETS.TEST", "()"]
+    run_here(tiny_run, *opts, "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()")
+    size = (tiny_run.output / "model_final.pth").stat().st_size
+    subprocess.run(["rm", "-r", str(tiny_run.output)], check=True)
+    ballast.write_bytes(bytes(2 * 2**20 - int(1.6 * size)))
+    with pytest.raises(StorageError) as error:
+        run_here(tiny_run, *opts)
+    message = str(error.value)
+    assert f"Could not write {tiny_run.output}/model_0000003.pth: No space left" in message
+    assert f"Safe: {tiny_run.output}/model_0000001.pth, the last whole checkpoint" in message
+    assert "--resume then goes on" in message
+    torch.load(tiny_run.output / "model_0000001.pth", weights_only=True)
+    assert not list(tiny_run.output.glob("*.tmp"))
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    run_here(tiny_run, *opts, "--resume")
+    lines = map(json.loads, (tiny_run.output / "metrics.json").read_text().splitlines())
+    assert [line["iteration"] for line in lines] == [3]
+
+
+def test_curves_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:  # noqa: F811
+    def write(self: JSONWriter) -> None:
+        raise FULL
+
+    monkeypatch.setattr(JSONWriter, "write", write)
+    with pytest.raises(
+        StorageError, match=r"a file, probably in OUTPUT_DIR .*: No space left"
+    ) as e:
+        run_here(tiny_run, "DATASETS.TEST", "()")
+    assert "model_final.pth, the last whole checkpoint" in str(e.value)
+
+
+def test_results_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:  # noqa: F811
+    def write(path: Path, content: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("ovformer.evaluation.lvis_evaluator.write_json", write)
+    with pytest.raises(StorageError, match=r"results.json: Read-only file system. No checkpoint"):
+        run_here(tiny_run, "--eval-only")
+
+
+def test_something_is_in_the_way(tiny_run: TinyRun) -> None:  # noqa: F811
+    """Rights do not stop root, but a folder in the place of a file does."""
+    (tiny_run.output / "model_0000003.pth").mkdir(parents=True)
+    with pytest.raises(
+        StorageError, match=r"model_0000003.pth: Is a directory. Safe: .*000001.pth"
+    ):
+        run_here(tiny_run, "DATASETS.TEST", "()")

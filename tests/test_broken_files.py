@@ -1,0 +1,105 @@
+"""``DATALOADER.SKIP_BROKEN``: trainings and evaluations with files that can't be loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_videos
+import torch
+from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
+from tiny_videos import DETECTIONS, VideoRun
+
+from ovformer.data.broken_samples import SampleError
+from ovformer.engine.stages import CLIP
+
+SKIP = ["DATALOADER.SKIP_BROKEN", "True"]
+# A share of the few draws of these trainings says little.
+MANY = [*SKIP, "DATALOADER.MAX_BROKEN", "0.6"]
+
+
+def break_files(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+
+
+def lines(run: TinyRun | VideoRun) -> list[dict]:
+    return list(map(json.loads, (run.output / "metrics.json").read_text().splitlines()))
+
+
+@pytest.mark.slow
+def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> None:  # noqa: F811
+    monkeypatch.setattr("ovformer.engine.cli.WRITE_PERIOD", 1)
+    opts = ["DATASETS.TEST", "()", *MANY]
+    folder = tiny_run.root / "shapes" / "train"
+    break_files(folder, "001.png", "002.png")
+    run_here(tiny_run, *opts)
+    log = (tiny_run.output / "log.txt").read_text()
+    left_out = [line.split("Left out, ")[1] for line in log.splitlines() if "Left out, " in line]
+    assert left_out and len(set(left_out)) == len(left_out)
+    assert all("taken: shapes_train, image id " in line for line in left_out)
+    counts = [line["broken_samples"] for line in lines(tiny_run)]
+    assert counts == sorted(counts) and counts[-1] >= len(left_out)
+    # A training that is resumed counts on, and sees the same samples.
+    whole = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
+    assert whole["trainer"]["broken_samples"] == counts[-1]
+    (tiny_run.output / "last_checkpoint").write_text("model_0000001.pth")
+    run_here(tiny_run, "--resume", *opts)
+    again = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
+    assert [line["broken_samples"] for line in lines(tiny_run)] == counts
+    for name, value in whole["model"].items():
+        assert torch.equal(again["model"][name], value), name
+
+
+def test_without_the_key_the_first_one_ends_a_training(tiny_run: TinyRun) -> None:  # noqa: F811
+    break_files(tiny_run.root / "shapes" / "train", *(f"00{n}.png" for n in range(1, 9)))
+    with pytest.raises(SampleError, match=r"shapes_train, image id \d: .*train.00\d\.png: the im"):
+        run_here(tiny_run, "DATASETS.TEST", "()")
+    assert "broken_samples" not in (tiny_run.output / "metrics.json").read_text()
+
+
+def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None:  # noqa: F811
+    results = tiny_run.output / "inference" / "shapes_val" / "results.json"
+    run_here(tiny_run, "--eval-only", *SKIP)
+    whole = json.loads(results.read_text())
+    assert not results.with_name("broken.json").exists()
+    break_files(tiny_run.root / "shapes" / "val", "002.png")
+    with pytest.raises(SampleError, match=r"shapes_val, image id 2: .*002\.png"):
+        run_here(tiny_run, "--eval-only")
+    run_here(tiny_run, "--eval-only", *SKIP)
+    assert json.loads(results.read_text()) == [r for r in whole if r["image_id"] != 2]
+    (message,) = json.loads(results.with_name("broken.json").read_text())
+    assert "shapes_val, image id 2: " in message and "002.png" in message
+    log = (tiny_run.output / "log.txt").read_text()
+    assert "1 image(s) or video(s) could not be loaded and have no predictions" in log
+
+
+@pytest.fixture
+def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
+    return tiny_videos.make_run(tmp_path, CLIP)
+
+
+@pytest.mark.slow
+def test_clips_and_videos(videos: VideoRun) -> None:
+    for split in ("train", "val"):
+        break_files(videos.data.frames_of(split), *list_frames(videos, split, "video3"))
+    videos.here(*MANY)
+    assert max(line.get("broken_samples", 0) for line in lines(videos)) > 0
+    assert lines(videos)[-1]["lvvis_val/broken/samples"] == 1
+    assert {r["video_id"] for r in videos.results()} == {8, 11}
+    assert len(videos.results()) == 2 * DETECTIONS
+    (message,) = json.loads((videos.output / "inference/lvvis_val/broken.json").read_text())
+    assert "Frame 0 of video 3" in message
+    # Mended, and evaluated again, it has predictions: nothing says that it is done.
+    for split in ("train", "val"):
+        for name in list_frames(videos, split, "video3"):
+            source = videos.data.frames_of(split) / "video8" / "00000.png"
+            shutil.copy(source, videos.data.frames_of(split) / name)
+    videos.here("--eval-only", "--resume", *SKIP)
+    assert {r["video_id"] for r in videos.results()} == {3, 8, 11}
+
+
+def list_frames(run: VideoRun, split: str, video: str) -> list[str]:
+    folder = run.data.frames_of(split)
+    return [str(path.relative_to(folder)) for path in sorted((folder / video).iterdir())]

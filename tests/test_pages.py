@@ -1,0 +1,255 @@
+"""Each command that a page shows runs, one after the other, as a newcomer would type them.
+
+In a folder of its own, with data sets in the layout of datasets/README.md. What differs from the
+page is written down here: SMALLER is added to the commands, since data, model and CLIP are tiny and
+there is no GPU; and SKIPPED are those that are not run, with the reason.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from annotation_exports import cvat_video, draw, write_film, zip_of
+from lvis_fixture import make_lvis
+from mini_videos import draw_frames, make_videos
+from page_commands import ROOT, Command, commands, python_blocks
+from tiny_clip import make_clip
+from video_fixture import encode
+from video_models import TINY
+
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import build_model
+from ovformer.data.dataset_spec import load_categories
+from ovformer.engine.checkpoint import Checkpointer, metadata_of
+from ovformer.predictor.video_io import FilmWriter
+
+CLIP_DIM = 512  # as the published text classifiers have it
+TINY_CLIP = ["--clip", "local-dir:clip", "--pretrained", ""]
+MODEL = {
+    **TINY,
+    "MODEL.DEVICE": "cpu",
+    "MODEL.CLIP.NAME": "local-dir:clip",
+    "MODEL.CLIP.PRETRAINED": "",
+    "MODEL.CLIP.IMAGE_SIZE": "32",
+    "MODEL.MASK_FORMER.FED_LOSS_NUM_CLASSES": "2",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.MAX_ITER": "1",
+    "SOLVER.STEPS": "()",
+    "SOLVER.WARMUP_ITERS": "0",
+    "SOLVER.CHECKPOINT_PERIOD": "1",
+    "SOLVER.AMP.ENABLED": "False",
+    "INPUT.IMAGE_SIZE": "64",
+    "INPUT.CROP.ENABLED": "False",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.PSEUDO.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "TEST.EVAL_PERIOD": "0",
+    "DATALOADER.NUM_WORKERS": "0",
+}
+CONFIG = [str(word) for pair in MODEL.items() for word in pair]
+SMALLER = {
+    "train_net.py": CONFIG,
+    "train_net_video.py": CONFIG,
+    "train_net_lvvis.py": CONFIG,
+    "tools/build_text_classifier.py": TINY_CLIP,
+    "tools/save_clip_features.py": [*TINY_CLIP, "--num-workers", "0"],
+    "tools/make_shapes.py": ["--train-images", "2", "--val-images", "2", "--train-videos", "1"]
+    + ["--val-videos", "1", "--frames", "2"],
+}
+# Numbers of processes, which the machine of a test has no GPUs for.
+PROCESSES = {"--num-gpus": "1", "--nproc-per-node": "2"}
+SKIPPED = {
+    "tools/quickstart.py": "tests/tools/test_quickstart.py runs it, with --fast",
+    "tools/benchmark.py": "takes minutes; tests/tools/test_benchmark.py runs each benchmark",
+    "tools/app.py": "serves until it is stopped; tests/tools/test_app.py runs it",
+    "ovformer.ops.build": "tests/ops/test_build.py compiles, where there is a compiler for GPUs",
+}
+SKIPPED_PAGES = {"docs/tutorial.md": "tests/test_tutorial.py runs its commands in order"}
+# Programs and words of the shell, which need a network, or are not ours.
+OTHERS = {"pip", ".", "cd", "do", "done", "export", "for", "mkdir", "rm", "unzip", "wget"}
+OTHERS |= {"[", "srun"}  # a script for Slurm
+
+
+# What the code of a page takes for granted.
+PREAMBLE = {
+    "docs/predict.md": """
+import numpy as np
+def camera():
+    yield from np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
+"""
+}
+
+
+def is_ours(command: Command) -> bool:
+    """Whether a command is Python of ours, and not the test suite itself or its environment."""
+    if command.words[:2] == ("python", "-m"):
+        return command.words[2].startswith("ovformer")
+    return bool(command.script)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a clone with data sets and weights in it."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in ("configs", "tools", "mAP.py", *(p.name for p in ROOT.glob("train_net*.py"))):
+        (folder / name).symlink_to(ROOT / name)
+    root = folder / "datasets"
+    make_lvis(root)
+    for family in ("ytvis_2019", "ytvis_2021", "ovis", "lvvis"):
+        make_videos(root, family)
+    add_partitions(root / "LVVIS" / "train")
+    make_burst(root / "burst")
+    make_birds(folder / "birds")
+    make_export(folder)
+    (root / "metadata").mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name, classes in (("lvis", 1203), ("lvvis", 1196), ("ytvis19", 40)):
+        rows = rng.standard_normal((classes, CLIP_DIM), np.float32)
+        np.save(root / "metadata" / f"fg_bg_5_10_{name}_ens.npy", rows)
+    make_weights(folder)
+    with FilmWriter(folder / "my.mp4", 10.0) as film:
+        for t in range(4):
+            frame = np.full((48, 64, 3), 80, np.uint8)
+            frame[10:30, 5 + 4 * t : 25 + 4 * t] = (220, 40, 40)
+            film.write(frame, t / 10)
+    return folder
+
+
+def make_weights(folder: Path) -> None:
+    """Write the weights that the commands start from, all of them random and tiny."""
+    (folder / "models").mkdir()
+    make_clip(folder / "clip", width=CLIP_DIM)
+    kwargs = yaml.safe_load(TINY["MODEL.TIMM.KWARGS"])
+    backbone = timm.create_model(TINY["MODEL.TIMM.BASE_NAME"], **kwargs)
+    torch.save(backbone.state_dict(), folder / "resnet50_miil_21k.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the config's paths are relative
+        patch.setenv("DETECTRON2_DATASETS", str(folder / "datasets"))
+        cfg = get_ovformer_cfg("configs/lvis/ovformer_R50_bs8.yaml", CONFIG)
+        saver = Checkpointer(build_model(cfg), str(folder), metadata=metadata_of(cfg))
+    saver.save("model")
+    shutil.copy(folder / "model.pth", folder / "models" / "ovformer_r50_lvis.pth")
+
+
+def add_partitions(folder: Path) -> None:
+    """Write LV-VIS's training annotations as they are downloaded, with novel ones."""
+    content = json.loads((folder / "train_instances_nonovel.json").read_text())
+    partitions = {c["id"]: c["partition"] for c in load_categories("lvvis")}
+    for category in content["categories"]:
+        category["partition"] = partitions[category["id"]]
+    (folder / "train_instances_.json").write_text(json.dumps(content))
+
+
+def make_burst(folder: Path) -> None:
+    """Write two frames and BURST's annotations of one object."""
+    video = {"id": 1, "height": 36, "width": 64, "file_names": ["0001.png", "0031.png"]}
+    draw_frames(folder / "val" / "YFCC100M" / "v_1", [video])
+    mask = np.zeros((36, 64), bool)
+    mask[5:20, 5:30] = True
+    categories = [{"id": c["id"], "name": c["name"]} for c in load_categories("burst")]
+    label = categories[0]["id"]
+    sequence = {
+        "id": 1,
+        "dataset": "YFCC100M",
+        "seq_name": "v_1",
+        "width": 64,
+        "height": 36,
+        "annotated_image_paths": video["file_names"],
+        "neg_category_ids": [],
+        "not_exhaustive_category_ids": [],
+        "track_category_ids": {"1": label},
+        "segmentations": [{"1": {"rle": encode(mask)["counts"], "is_gt": True}}] * 2,
+    }
+    content = {"sequences": [sequence], "categories": categories, "split": "val"}
+    (folder / "val" / "all_classes.json").write_text(json.dumps(content))
+    (folder / "info").mkdir()
+    split = {"common": [label], "uncommon": []}
+    (folder / "info" / "class_split.json").write_text(json.dumps(split))
+
+
+def make_birds(folder: Path) -> None:
+    """Write the data set that datasets/README.md has as an example: 3 classes, a video."""
+    video = {"id": 1, "height": 36, "width": 64, "length": 2}
+    video["file_names"] = ["a/0.png", "a/1.png"]
+    draw_frames(folder / "frames", [video])
+    mask = np.zeros((36, 64), bool)
+    mask[5:20, 5:30] = True
+    annotation = {"id": 1, "video_id": 1, "category_id": 4, "iscrowd": 0}
+    annotation["segmentations"] = [encode(mask), None]
+    names = ("blackbird", "robin", "wren")
+    categories = [{"id": i, "name": name} for i, name in zip((1, 4, 7), names, strict=True)]
+    content = {"videos": [video], "annotations": [annotation], "categories": categories}
+    (folder / "val.json").write_text(json.dumps(content))
+
+
+def make_export(folder: Path) -> None:
+    """Write a video and the export of its annotations."""
+    video = draw("clip")
+    write_film(folder / "videos", video)
+    (folder / "exports").mkdir()
+    (folder / "exports" / "clip.zip").write_bytes(zip_of({"annotations.xml": cvat_video(video)}))
+
+
+def run(workspace: Path, words: list[str]) -> subprocess.CompletedProcess:
+    """Run a command of Python's in the workspace, with the folder of the data sets set."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(workspace / "datasets"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+    }
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=workspace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# tests/test_tutorial.py runs those of the tutorial, which belong together.
+COMMANDS = [c for c in commands() if is_ours(c) and c.page != "docs/tutorial.md"]
+COMMANDS = list(dict.fromkeys(COMMANDS))
+
+
+def test_every_other_command_is_known() -> None:
+    """What is not run here is skipped on purpose."""
+    others = {c.words[0] for c in commands() if not is_ours(c)} - {"python"}
+    assert others <= OTHERS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_command(workspace: Path, command: Command) -> None:
+    if command.page in SKIPPED_PAGES:
+        pytest.skip(SKIPPED_PAGES[command.page])
+    for name, reason in SKIPPED.items():
+        if name in command.words:
+            pytest.skip(reason)
+    root = str(workspace / "datasets")
+    words = [word.replace("$DETECTRON2_DATASETS", root) for word in command.words]
+    if words[0] == "torchrun":
+        words = ["python", "-m", "torch.distributed.run", "--standalone", *words[1:]]
+    for option, number in PROCESSES.items():
+        if option in words:
+            words[words.index(option) + 1] = number
+    done = run(workspace, [*words[1:], *SMALLER.get(command.script, [])])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/predict.md"])
+def test_python(workspace: Path, page: str) -> None:
+    code = "\n".join([PREAMBLE.get(page, ""), *python_blocks(page)])
+    done = run(workspace, ["-c", code])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -1,0 +1,214 @@
+"""tools/check_setup.py: what its table says, and its exit status."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_shapes import ROOT, TinyRun, own_loggers, tiny_run_fixture  # noqa: F401
+from tiny_videos import make_run
+
+from ovformer.d2 import BACKEND
+from ovformer.engine.stages import CLIP
+
+
+@pytest.fixture
+def check(load_tool: Callable, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """A function that runs the tool in this process and returns its status and output."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = load_tool("check_setup")
+
+    def run(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop, own_loggers():
+            tool.main(words)
+        return stop.value.code, capsys.readouterr().out
+
+    return run
+
+
+def rows(output: str) -> list[dict]:
+    return json.loads(output)["rows"]
+
+
+def bad(output: str) -> list[str]:
+    return [row["detail"] for row in rows(output) if row["status"] == "bad"]
+
+
+def test_the_environment(check) -> None:
+    status, output = check("--json")
+    found = {row["name"]: row for row in rows(output)}
+    assert status == 0
+    assert found["torch"]["status"] == "ok" and "torch" in found["packages"]["detail"]
+    assert found["detectron2's names"]["detail"].startswith(f"from {BACKEND}")
+    assert "(deformable attention)" in found["kernel on cpu"]["detail"]
+    assert {"Python", "ovformer", "CPU", "extra [eval]", "extra [test]"} <= found.keys()
+
+
+def test_all_is_well(check, tiny_run: TinyRun) -> None:
+    status, output = check(*tiny_run.command("--decode"))
+    assert status == 0, output
+    for words in (
+        "✓ script               train_net.py, which runs OVFormer",
+        "8 images, 12 annotations of",
+        "of 36 categories (27 base, 9 novel)",
+        "4 of 4 image files are there",
+        "4 images decoded",
+        "MODEL.WEIGHTS is empty",
+        "36 classes of width 16, 'red circle' to",
+        "all 8 images have theirs",
+        "and there will be 3",
+        "✓ faults               none",
+        "All is well.",
+    ):
+        assert words in output
+    assert "✗" not in output
+    assert not tiny_run.output.exists()
+
+
+def test_nothing_is_there(check, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
+    config = str(ROOT / "configs" / "lvvis" / "video_ovformer_R50_bs8.yaml")
+    status, output = check("--config-file", config, "--json", "OUTPUT_DIR", str(tmp_path / "out"))
+    assert status == 1
+    assert "train_net_lvvis.py" in str(rows(output))
+    text = "\n".join(bad(output))
+    for words in (
+        "$DETECTRON2_DATASETS names another",
+        "tools/remove_lvvis_novel.py makes it",
+        "tools/build_text_classifier.py",
+        "MODEL.WEIGHTS: models/ovformer_r50_lvis.pth not found",
+        "MODEL.MASK_FORMER.CAT_INFO_PATH: no file",
+    ):
+        assert words in text
+
+
+def test_a_missing_image_a_broken_one_and_one_of_another_size(check, tiny_run: TinyRun) -> None:
+    folder = tiny_run.root / "shapes" / "train"
+    (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:500])
+    (folder / "005.png").write_bytes(b"")
+    status, output = check(*tiny_run.command("--json"))
+    assert status == 1
+    (fault,) = bad(output)
+    assert fault.startswith(f"2 of 8 images are broken: {folder / '003.png'}: the image can't be")
+    (folder / "002.png").unlink()
+    _, output = check(*tiny_run.command("--json"))
+    assert f"1 of 8 images not found, the first is {folder / '002.png'}" in bad(output)[0]
+    for name in ("002.png", "003.png", "005.png"):
+        Image.new("RGB", (64, 32)).save(folder / name)
+    _, output = check(*tiny_run.command("--json"))
+    assert "3 of 8 images are broken" in bad(output)[0]
+    assert "002.png has 32 x 64 pixels, its annotations say 64 x 64" in bad(output)[0]
+    status, _ = check(*tiny_run.command("--json", "--eval-only"))
+    assert status == 0  # which does not read the training set
+
+
+def test_faults_of_the_config(check, tiny_run: TinyRun) -> None:
+    words = ["SOLVER.BASELR", "1", "SOLVER.IMS_PER_BATCH", "3", "MODEL.META_ARCHITECTURE", "Mine"]
+    status, output = check(*tiny_run.command("--num-gpus=2", *words))
+    assert status == 1
+    for text in (
+        "unknown config key 'SOLVER.BASELR'",
+        "3 images can't be split evenly",
+        "unknown 'Mine'",
+        "What train_net.py says before it starts",
+    ):
+        assert text in output
+    status, output = check(*tiny_run.command("--script=train_net_video.py"))
+    assert status == 1 and "train_net.py runs OVFormer" in output
+
+
+def test_a_store_that_lacks_images(check, tiny_run: TinyRun) -> None:
+    opts = ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/shapes/clip_train.safetensors"]
+    status, output = check(*tiny_run.command("--json", *opts))
+    assert status == 1
+    assert all("4 images have no CLIP features" in text for text in bad(output))
+
+
+def test_clip_is_loaded_when_it_is_asked_for(check, tiny_run: TinyRun, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no network")
+
+    name = "ovformer.engine.checks.vocabulary.ClipEncoder.from_pretrained"
+    monkeypatch.setattr(name, refuse)
+    words = ["--json", "MODEL.MASK_FORMER.CLIP_IMAGE_PATH", ""]
+    status, output = check(*tiny_run.command(*words))
+    assert status == 0 and "--load-clip tries it now" in output
+    status, output = check(*tiny_run.command("--load-clip", *words))
+    assert status == 1 and bad(output) == ["no network"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config-file", "none.yaml"], "none.yaml does not exist"),
+        (["--config-file", "README.md"], "README.md is no YAML file"),
+        (["--num-gpus", "many"], "invalid int value"),
+        (["--script", "train.py"], "invalid choice"),
+    ],
+)
+def test_nothing_to_check(load_tool, monkeypatch, capsys, words: list[str], said: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop, own_loggers():
+        load_tool("check_setup").main(words)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_videos(check, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
+    run = make_run(tmp_path, CLIP)
+    status, output = check(*run.command("--decode"))
+    assert status == 0, output
+    assert "3 videos with 10 frames" in output and "fits the whole model" in output
+    frame = run.data.frames / "video3" / "00003.png"
+    frame.write_bytes(frame.read_bytes()[:60])
+    status, output = check(*run.command("--decode", "--json"))
+    assert status == 1
+    assert bad(output)[0].startswith(f"1 of 10 images are broken: {frame}: the image can't be")
+
+
+def script(tiny_run: TinyRun, *words: str, **env: str) -> subprocess.CompletedProcess:
+    """Run the tool as a user does."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "check_setup.py"), *words],
+        env={**tiny_run.environment(), **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_as_a_command(tiny_run: TinyRun) -> None:
+    broken = tiny_run.root / "shapes" / "train" / "004.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    annotations = tiny_run.root / "shapes" / "shapes_val.json"
+    annotations.write_text(annotations.read_text()[:-100])
+    process = script(tiny_run, *tiny_run.command("--decode"), PYTHONIOENCODING="ascii")
+    assert process.returncode == 1
+    text = " ".join(process.stdout.split())
+    assert f"NO shapes_train 1 of 8 images are broken: {broken}:" in text
+    assert f"NO shapes_val {annotations}: not valid JSON" in text
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"OVFORMER_D2": "detectron3"}, "OVFORMER_D2: unknown back-end 'detectron3'"),
+        ({"OVFORMER_MSDA": "metal"}, "OVFORMER_MSDA: unknown kernel 'metal'"),
+        ({"OVFORMER_MSDA": "cuda"}, "OVFORMER_MSDA=cuda, but this kernel can't be used on cpu"),
+    ],
+)
+def test_a_wrong_environment(tiny_run: TinyRun, env: dict[str, str], words: str) -> None:
+    process = script(tiny_run, **env)
+    assert process.returncode == 1
+    assert words in " ".join(process.stdout.split())
+    assert "Traceback" not in process.stderr

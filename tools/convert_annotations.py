@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+"""Convert exports of annotation tools to a data set in the format of YouTube-VIS.
+
+    python tools/convert_annotations.py exports/*.zip --media videos/ --output datasets/birds \
+        --val 0.2
+
+reads CVAT's XML 1.1 (for video and for images), Label Studio's JSON and COCO's JSON of frames, as
+files or inside a zip file, and writes annotations.json and frames/ into the output folder; with
+--val also train.json and val.json, which share the videos. Videos are decoded to JPEGs, frames in
+files are copied. What is left out is counted at the end. docs/tutorial.md shows what comes next.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from ovformer.data.annotation_formats.coco_frames import read_coco
+from ovformer.data.annotation_formats.cvat import read_cvat
+from ovformer.data.annotation_formats.label_studio import read_label_studio
+from ovformer.data.annotation_formats.media import Folder, Library, Zip, opened_export
+from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export
+from ovformer.data.annotation_formats.youtube_vis import (
+    check_boxes,
+    convert_video,
+    folder_names,
+    part_of,
+    split_videos,
+    write_frames,
+)
+from ovformer.data.json_file import write_json
+from ovformer.predictor.video_io import VideoSource
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read all exports, convert them, write."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        convert(args)
+    except (OSError, ModuleNotFoundError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("exports", type=Path, nargs="+", metavar="EXPORT", help=".zip, .xml or .json")
+    add("--output", type=Path, required=True, help="folder of the data set")
+    add(
+        "--media",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="videos, or folders of videos or frames (default: inside the zip file, or the folder "
+        "of the export)",
+    )
+    add("--val", type=part, default=0.0, metavar="PART", help="part of the videos for validation")
+    add("--seed", type=int, default=0, help="of the choice of these videos (default: %(default)s)")
+    add("--every", type=positive, default=1, metavar="N", help="keep one frame of N")
+    add(
+        "--boxes-as-masks",
+        action="store_true",
+        help="take boxes as masks; without it, an object that has only a box is an error",
+    )
+    add(
+        "--track-by",
+        default="track_id",
+        metavar="NAME",
+        help="attribute that says which object of a video a shape on an image belongs to (default: "
+        "%(default)s; in CVAT also the group)",
+    )
+    add(
+        "--single-frames",
+        action="store_true",
+        help="make shapes without that attribute objects of one frame, instead of an error",
+    )
+    return parser
+
+
+def positive(text: str) -> int:
+    """Return a number of the command line, which has to be 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def part(text: str) -> float:
+    """Return a number of the command line, which has to be from 0 to less than 1."""
+    if not 0 <= (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to less than 1, got {text}")
+    return value
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Do what the command line says. Nothing is written before all annotations are read."""
+    media = [Folder(path) for path in args.media]
+    pairs: list[tuple[AnnotatedVideo, Export]] = []
+    exports, classes = [], {}
+    for path in args.exports:
+        with opened_export(path) as (file, own):
+            library = Library([own, *media] if isinstance(own, Zip) else media or [own], frames_of)
+            exports.append(Export(str(path), library, args.track_by, args.single_frames))
+            videos, names = read(path, file, exports[-1])
+        classes |= dict.fromkeys(names)
+        pairs += [(video, exports[-1]) for video in videos]
+    if not pairs:
+        raise ValueError("no video in these exports.")
+    if not args.boxes_as_masks:
+        check_boxes(video for video, _ in pairs)
+    chosen, content = converted(pairs, list(classes), args.every)
+    parts = {"annotations": content}
+    if args.val:
+        ids = [video["id"] for video in content["videos"]]
+        split = zip(("train", "val"), split_videos(ids, args.val, args.seed), strict=True)
+        parts |= {name: part_of(content, members) for name, members in split}
+    for record, (video, _), positions in tqdm(
+        list(zip(content["videos"], pairs, chosen, strict=True)), desc="frames", unit="video"
+    ):
+        name = record["file_names"]
+        record["file_names"] = write_frames(video, args.output / "frames", name, positions)
+    for name, content in parts.items():
+        write_json(args.output / f"{name}.json", content)
+    print_summary(args.output, parts, exports)
+
+
+def read(path: Path, file: BinaryIO, export: Export) -> tuple[list[AnnotatedVideo], list[str]]:
+    """Read an export, of whatever format."""
+    start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    file.seek(0)
+    if start.startswith(b"<"):
+        return read_cvat(file, export)
+    try:
+        content = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: neither XML nor JSON ({error}). Is it cut off?") from error
+    if isinstance(content, list):
+        return read_label_studio(content, export)
+    if "images" not in content and "videos" in content:
+        raise ValueError(f"{path}: is in the format of YouTube-VIS already. Use it as it is.")
+    return read_coco(content, export)
+
+
+def frames_of(path: Path) -> Iterator[np.ndarray]:
+    """Yield the frames of a video file, uint8 (H, W, 3), RGB."""
+    for frame in VideoSource(path):
+        yield frame.image
+
+
+def converted(
+    pairs: Sequence[tuple[AnnotatedVideo, Export]], classes: Sequence[str], every: int
+) -> tuple[list[range], dict]:
+    """Return which frames of each video are kept, and the annotation file.
+
+    In it "file_names" of a video are still the name of its folder.
+    """
+    ids = {name: number for number, name in enumerate(classes, start=1)}
+    videos, annotations, chosen = [], [], []
+    names = folder_names(video.name for video, _ in pairs)
+    for number, ((video, export), name) in enumerate(
+        zip(tqdm(pairs, desc="annotations", unit="video"), names, strict=True), start=1
+    ):
+        length, size = video.frames.probe()
+        chosen.append(range(0, length, every))
+        videos.append(
+            {
+                "id": number,
+                "height": size[0],
+                "width": size[1],
+                "length": len(chosen[-1]),
+                "file_names": name,
+            }
+        )
+        for annotation in convert_video(video, length, size, chosen[-1], export):
+            category_id = ids[annotation.pop("category")]
+            own = {"id": len(annotations) + 1, "video_id": number, "category_id": category_id}
+            annotations.append(own | annotation)
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return chosen, {"videos": videos, "annotations": annotations, "categories": categories}
+
+
+def print_summary(output: Path, parts: dict[str, dict], exports: Sequence[Export]) -> None:
+    """Print what was written, how often each class occurs, and what was left out."""
+    for name, content in parts.items():
+        frames = sum(video["length"] for video in content["videos"])
+        masks = sum(sum(map(bool, a["segmentations"])) for a in content["annotations"])
+        print(
+            f"{output / name}.json: {len(content['videos'])} videos, {frames} frames, "
+            f"{len(content['annotations'])} objects with {masks} masks"
+        )
+    counts = {
+        name: Counter(a["category_id"] for a in content["annotations"])
+        for name, content in parts.items()
+    }
+    for category in parts["annotations"]["categories"]:
+        numbers = ", ".join(f"{name} {count[category['id']]}" for name, count in counts.items())
+        print(f"  {category['name']}: {numbers}")
+    skipped = sum((export.skipped for export in exports), Counter())
+    for reason, number in sorted(skipped.items()):
+        print(f"Left out: {number} x {reason}")
+    for note in (note for export in exports for note in export.notes):
+        print(f"Note: {note}")
+
+
+if __name__ == "__main__":
+    main()

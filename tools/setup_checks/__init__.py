@@ -1,0 +1,1 @@
+"""What tools/check_setup.py looks at."""

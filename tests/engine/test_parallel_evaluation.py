@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import tiny_shapes
 import tiny_videos
+import torch
 from mini_videos import VIDEOS
 from started_script import Script
 
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import build_model
 from ovformer.engine.stages import CLIP, VIDEO, Stage
 
 pytestmark = pytest.mark.slow
@@ -29,9 +32,12 @@ def evaluate(script: Script, folder: Path, name: str, *options: str) -> dict[int
     return found
 
 
-def test_images(tmp_path: Path) -> None:
+def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images: of two processes one has two of them, of four one has none."""
     run = tiny_shapes.make_run(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(run.root))
+    weights = tmp_path / "untrained.pth"  # random ones would differ between processes
+    torch.save({"model": build_model(get_ovformer_cfg(str(run.config))).state_dict()}, weights)
     path = run.root / "shapes" / tiny_shapes.FILES["val"]
     content = json.loads(path.read_text())
     content["images"].pop()
@@ -40,6 +46,7 @@ def test_images(tmp_path: Path) -> None:
     assert len(kept) == 3
     path.write_text(json.dumps(content))
     script = Script(["train_net.py", "--config-file", str(run.config)], run.root, [])
+    script.opts += ["MODEL.WEIGHTS", str(weights)]
     found = evaluate(script, tmp_path, "shapes_val")
     assert found[2] == found[1] and found[4] == found[1]
 

@@ -178,6 +178,8 @@ def test_arrays_of_numbers_are_read(protocol: int, tmp_path: Path) -> None:
         {"config": 5},
         {"config": "_BASE_: /etc/passwd"},
         {"templates": [5]},
+        {"templates": 5},
+        {"clip": 5},
         {"clip": {"name": 5}},
     ],
 )

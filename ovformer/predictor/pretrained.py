@@ -107,12 +107,15 @@ def load_pretrained(
 def _metadata(content: dict, path: Path) -> dict:
     """Return what some weights say of their training, after a look at its types."""
     metadata = content.get("metadata", {})
-    named = metadata if isinstance(metadata, dict) else {"config": None}
-    texts = [named.get("config", ""), *dict.fromkeys(content.get("class_names") or ())]
-    texts += [*named.get("templates", ()), *dict(named.get("clip", {})).values()]
-    if not all(isinstance(text, str) for text in texts):
+    lists = [content.get("class_names") or []]
+    is_valid = isinstance(metadata, dict) and isinstance(metadata.get("clip", {}), dict)
+    if is_valid:
+        clip = list(metadata.get("clip", {}).values())
+        lists += [metadata.get("templates", []), clip, [metadata.get("config", "")]]
+    is_valid = is_valid and all(isinstance(texts, list | tuple) for texts in lists)
+    if not is_valid or not all(isinstance(text, str) for texts in lists for text in texts):
         raise ValueError(f"weights: {path}: its metadata are none of a training of this project")
-    if "_BASE_" in texts[0]:
+    if "_BASE_" in metadata.get("config", ""):
         raise ValueError(f"weights: {path}: the config inside names another file (_BASE_)")
     return metadata
 

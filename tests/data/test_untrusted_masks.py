@@ -114,6 +114,12 @@ def test_hostile_polygons(polygons: object, reason: str) -> None:
         check_polygons(polygons, 4, 6)
 
 
+@pytest.mark.parametrize("size", [(0, 6), (0, 0), (8192, 8193)])
+def test_polygons_in_a_frame_that_cannot_be(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="expected a frame of height x width pixels"):
+        check_polygons([[0] * 6], *size)
+
+
 def test_polygons_that_reach_out_of_the_frame_are_fine() -> None:
     polygons = [[-3, -3, 9, -3, 9, 9, -3, 9], np.array([1.0, 1, 2, 1, 2, 2])]
     check_polygons(polygons, 4, 6)

@@ -70,12 +70,15 @@ SKIPPED = {
     "tools/quickstart.py": "tests/tools/test_quickstart.py runs it, with --fast",
     "tools/benchmark.py": "takes minutes; tests/tools/test_benchmark.py runs each benchmark",
     "tools/app.py": "serves until it is stopped; tests/tools/test_app.py runs it",
+    "tests/fuzz/run.py": "runs for minutes, with atheris; tests/fuzz/test_properties.py is its short form",
+    "tests/fault_injection.py": "runs for minutes; tests/test_fault_injection.py is its short form",
     "ovformer.ops.build": "tests/ops/test_build.py compiles, where there is a compiler for GPUs",
 }
 SKIPPED_PAGES = {"docs/tutorial.md": "tests/test_tutorial.py runs its commands in order"}
 # Programs and words of the shell, which need a network, or are not ours.
 OTHERS = {"pip", ".", "cd", "do", "done", "export", "for", "mkdir", "rm", "unzip", "wget"}
 OTHERS |= {"[", "srun"}  # a script for Slurm
+OTHERS |= {"HYPOTHESIS_MAX_EXAMPLES=2000"}  # the test suite, for longer
 
 
 # What the code of a page takes for granted.

@@ -266,6 +266,8 @@ def write(
 
 def _write_torch(program: ExportedProgram, metadata: Mapping[str, Any], path: Path) -> None:
     """Write a graph for ``torch.export.load``."""
+    # A file can't hold blocks without gradients in all places; this writes their content out.
+    program = program.run_decompositions({})
     torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
 
 

@@ -8,6 +8,7 @@ that torchrun started again get none.
 """
 
 import io
+import multiprocessing
 import os
 import sys
 import zlib
@@ -90,6 +91,8 @@ def run_in_group(argv: list[str], environment: dict[str, str], log: Path) -> Non
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    # As where no server starts processes: workers that load data are forked.
+    multiprocessing.set_start_method("fork", force=True)
     install()
     run(argv)
 

@@ -70,7 +70,7 @@ SKIPPED = {
     "tools/quickstart.py": "tests/tools/test_quickstart.py runs it, with --fast",
     "tools/benchmark.py": "takes minutes; tests/tools/test_benchmark.py runs each benchmark",
     "tools/app.py": "serves until it is stopped; tests/tools/test_app.py runs it",
-    "tests/fuzz/run.py": "runs for minutes, with atheris; tests/fuzz/test_properties.py is its short form",
+    "tests/fuzz/run.py": "runs for minutes; tests/fuzz/test_properties.py is its short form",
     "tests/fault_injection.py": "runs for minutes; tests/test_fault_injection.py is its short form",
     "ovformer.ops.build": "tests/ops/test_build.py compiles, where there is a compiler for GPUs",
 }

@@ -40,8 +40,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(vis_evaluator.VisEvaluator, "process", process)
     return ids
-
-
+@pytest.mark.slow
 def test_evaluation_by_the_command_of_the_readme(run: VideoRun) -> None:
     process = run.script("--eval-only")
     assert process.returncode == 0, process.stderr

@@ -58,6 +58,7 @@ def test_a_failed_step_stops_and_is_run_again(tool, tmp_path: Path) -> None:
     assert (tmp_path / "missing" / "b").read_text() == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_has_time_to_save_when_it_is_stopped(tmp_path: Path, number: int) -> None:
     saved = tmp_path / "saved"

@@ -180,6 +180,8 @@ def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:
         results = json.loads((tiny_run.output / "inference" / name / "results.json").read_text())
         assert {result["image_id"] for result in results} == set(range(1, num_images + 1))
         assert f"{name}/segm/AP" in metrics(tiny_run)[-1]
+
+
 @pytest.mark.slow
 def test_two_processes(trained: TinyRun, tmp_path: Path) -> None:
     """torchrun on the CPU: the same stream of images, merged results, one set of files."""

@@ -40,6 +40,8 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(vis_evaluator.VisEvaluator, "process", process)
     return ids
+
+
 @pytest.mark.slow
 def test_evaluation_by_the_command_of_the_readme(run: VideoRun) -> None:
     process = run.script("--eval-only")

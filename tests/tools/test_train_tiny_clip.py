@@ -36,6 +36,8 @@ def test_open_clip_loads_it(folder: Path) -> None:
     encoder = ClipEncoder.from_pretrained(f"local-dir:{folder}")
     assert (encoder.embed_dim, encoder.image_size) == (128, 64)
     assert encoder.encode_text(["red circle"]).shape == (1, 128)
+
+
 @pytest.mark.slow
 def test_the_seed_decides(tool, folder: Path, tmp_path: Path, capsys) -> None:
     first = weights(folder)

@@ -82,6 +82,8 @@ class ExportableNetwork(nn.Module):
                 "pred_embds",
             )
         )
+        if self.sees_clips:  # ONNX Runtime wants the same dimensions on both sides
+            mask_embed = mask_embed.expand(mask_features.shape[0], -1, -1)
         results = (
             class_scores(logits, object_logits),
             logits[..., :-1],

@@ -171,13 +171,23 @@ def test_two_processes(
 def test_four_processes(
     trainings: dict[str, Script], uninterrupted: Callable[[str, int], Path], tmp_path: Path
 ) -> None:
+    """Equal to rounding: in which order more than two gradients are added depends on their packets.
+
+    DistributedDataParallel packs them anew after the first iteration, also after that of resuming.
+    """
     output = tmp_path / "output"
     interrupt, status, name = CASES["SIGTERM in a step"]
     stage, processes = "image, no workers", 4
     assert trainings[stage].here(output, interrupt=interrupt, processes=processes) == status
     check_whole(output, name)
     assert trainings[stage].here(output, "--resume", processes=processes) == 0
-    check_same(output, uninterrupted(stage, processes))
+    unbroken = uninterrupted(stage, processes)
+    got, expected = (
+        torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (output, unbroken)
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert samples(output) == samples(unbroken)
 
 
 def test_torchrun_starts_a_killed_process_again(

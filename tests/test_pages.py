@@ -67,6 +67,10 @@ SMALLER = {
 # Numbers of processes, which the machine of a test has no GPUs for.
 PROCESSES = {"--num-gpus": "1", "--nproc-per-node": "2"}
 SKIPPED = {
+    "--num-machines": "needs a second machine",
+    "--nnodes": "needs a second machine",
+    "tools/check_setup.py": "tests/tools/test_check_setup.py runs it",
+    "tools/export.py": "tests/tools/test_export_tool.py runs it",
     "tools/quickstart.py": "tests/tools/test_quickstart.py runs it, with --fast",
     "tools/benchmark.py": "takes minutes; tests/tools/test_benchmark.py runs each benchmark",
     "tools/app.py": "serves until it is stopped; tests/tools/test_app.py runs it",

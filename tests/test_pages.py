@@ -69,6 +69,7 @@ PROCESSES = {"--num-gpus": "1", "--nproc-per-node": "2"}
 SKIPPED = {
     "--num-machines": "needs a second machine",
     "--nnodes": "needs a second machine",
+    "--max-restarts": "tests/engine/test_resume.py restarts a training",
     "tools/check_setup.py": "tests/tools/test_check_setup.py runs it",
     "tools/export.py": "tests/tools/test_export_tool.py runs it",
     "tools/quickstart.py": "tests/tools/test_quickstart.py runs it, with --fast",

@@ -74,7 +74,7 @@ def test_each_start_has_one(tiny_run: TinyRun, monkeypatch) -> None:
     assert second["weights"]["path"] == third["weights"]["path"] == weights
     assert f"--eval-only MODEL.WEIGHTS {weights}" in third["repeat"]
     assert list(third["data"]) == ["shapes_val"] and third["data"]["shapes_val"]["images"] == 4
-    assert fourth["outcome"].startswith(f"ValueError: {image}")
+    assert fourth["outcome"].startswith("SampleError: ") and str(image) in fourth["outcome"]
 
 
 def test_what_can_not_be_written_stops_no_run(tiny_run: TinyRun, caplog) -> None:

@@ -43,7 +43,8 @@ EXTRAS = {
     "demo": ["av>=14", "defusedxml>=0.7", "gradio>=6.31", "matplotlib>=3.8"]
     + ["supervision>=0.25"],
     "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "playwright>=1.45", "ruff>=0.6"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "playwright>=1.45"]
+    + ["ruff>=0.6"],
 }
 EXTRAS["test"] += EXTRAS["eval"] + EXTRAS["demo"] + EXTRAS["export"]
 

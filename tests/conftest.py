@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +24,8 @@ with pytest.MonkeyPatch.context() as environment:
     if not torch.cuda.is_available():
         environment.setenv("TRITON_INTERPRET", "1")
     import ovformer.ops.ms_deform_attn_triton  # noqa: E402, F401
+from tiny_shapes import own_loggers  # noqa: E402
+
 from ovformer.d2 import BACKEND  # noqa: E402
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -50,6 +52,13 @@ def load_tool() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers() -> Iterator[None]:
+    """Scripts that run in this process configure loggers, which others look at."""
+    with own_loggers():
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

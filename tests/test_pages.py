@@ -8,8 +8,6 @@ there is no GPU; and SKIPPED are those that are not run, with the reason.
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from annotation_exports import cvat_video, draw, write_film, zip_of
 from lvis_fixture import make_lvis
 from mini_videos import draw_frames, make_videos
 from page_commands import ROOT, Command, commands, python_blocks
+from script_server import run_script
 from tiny_clip import make_clip
 from video_fixture import encode
 from video_models import TINY
@@ -206,8 +205,8 @@ def make_export(folder: Path) -> None:
     (folder / "exports" / "clip.zip").write_bytes(zip_of({"annotations.xml": cvat_video(video)}))
 
 
-def run(workspace: Path, words: list[str]) -> subprocess.CompletedProcess:
-    """Run a command of Python's in the workspace, with the folder of the data sets set."""
+def run(workspace: Path, words: list[str]) -> None:
+    """Run Python in the workspace, with the folder of the data sets set; it has to end well."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {
         **os.environ,
@@ -215,14 +214,8 @@ def run(workspace: Path, words: list[str]) -> subprocess.CompletedProcess:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": path,
     }
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=workspace,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    log = workspace / "log"
+    assert run_script(words, workspace, environment, log) == 0, log.read_text()[-6000:]
 
 
 # tests/test_tutorial.py runs those of the tutorial, which belong together.
@@ -251,13 +244,12 @@ def test_command(workspace: Path, command: Command) -> None:
     for option, number in PROCESSES.items():
         if option in words:
             words[words.index(option) + 1] = number
-    done = run(workspace, [*words[1:], *SMALLER.get(command.script, [])])
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    run(workspace, [*words[1:], *SMALLER.get(command.script, [])])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/predict.md"])
 def test_python(workspace: Path, page: str) -> None:
     code = "\n".join([PREAMBLE.get(page, ""), *python_blocks(page)])
-    done = run(workspace, ["-c", code])
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    (workspace / "page.py").write_text(code)
+    run(workspace, ["page.py"])

@@ -53,15 +53,19 @@ def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
     return get_ovformer_cfg(None, [x for pair in values.items() for x in pair])
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with all that belongs to it inside; "clip" beside it is the CLIP model."""
-    folder = tmp_path_factory.mktemp("trained")
-    cfg = make_cfg(folder, make_clip(folder / "clip"))
+def save_trained(folder: Path, **options: Any) -> Path:
+    """Save a checkpoint with all that belongs to it inside; "clip" beside it is the CLIP model."""
+    cfg = make_cfg(folder, make_clip(folder / "clip"), **options)
     torch.manual_seed(0)
     model = build_model(cfg)
     Checkpointer(model, str(folder), class_names=WORDS, metadata=metadata_of(cfg)).save("model")
     return folder / "model.pth"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, see :func:`save_trained`. Tests leave it as it is."""
+    return save_trained(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

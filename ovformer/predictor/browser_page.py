@@ -10,9 +10,9 @@ from html import escape
 from types import ModuleType
 from typing import Any
 
+from ovformer.data.image_files import IMAGE_SUFFIXES
 from ovformer.predictor.output_folder import Choice
 from ovformer.predictor.prediction_service import ERRORS, PredictionService
-from ovformer.predictor.video_io import IMAGE_SUFFIXES
 
 _VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 _WAITING = 8  # requests that wait for their turn; more are told to come back later

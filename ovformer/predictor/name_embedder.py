@@ -111,11 +111,11 @@ class NameEmbedder:
             chosen = [name.replace("_", " ") for name in names[:_COMPARED]]
             here = encoder.text_classifier(chosen, self._reference_templates).cpu()
             cosines = (here * F.normalize(embeddings[: len(chosen)], dim=1)).sum(1)
-            if cosines.min() < _SAME:
-                raise ValueError(
-                    advice.format(f"it embeds {chosen[0]!r} otherwise (cosine {cosines[0]:.2f})")
-                )
-        elif trained and (trained["name"], trained["pretrained"]) != self.clip:
+            worst = int(cosines.argmin())
+            if cosines[worst] < _SAME:
+                found = f"it embeds {chosen[worst]!r} otherwise (cosine {cosines[worst]:.2f})"
+                raise ValueError(advice.format(found))
+        elif trained and (trained.get("name"), trained.get("pretrained")) != self.clip:
             raise ValueError(advice.format("another name"))
 
     def _report_long(self, encoder: ClipEncoder, names: Sequence[str]) -> None:

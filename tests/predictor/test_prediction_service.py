@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from html import unescape
@@ -99,6 +100,16 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
             service.find("me", path, words, ALL, no_bar)
         assert "secret" in words or str(tmp_path) not in str(caught.value)
     assert not service.folder.exists()  # nothing was begun
+
+
+def test_nothing_is_left_of_what_fails(service: PredictionService, film: Path, monkeypatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "make_archive", full)
+    with pytest.raises(OSError, match="No space left"):
+        service.find("me", str(film), "dog", ALL, no_bar)
+    assert list(service.folder.iterdir()) == []
 
 
 def test_old_results_are_removed(service: PredictionService, film: Path) -> None:

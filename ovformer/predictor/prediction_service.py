@@ -115,8 +115,8 @@ class PredictionService:
         visit = self._visits[visitor] = _Visit(track)
         output = None
         try:
-            source = VideoSource(path, SELF_CONTAINED)
-            self._check_size(source)
+            source = VideoSource(path, SELF_CONTAINED, self.limits.pixels)
+            next(iter(source))  # what is wrong with it is told before anything is begun
             self.predictor.set_vocabulary(items)
             output = self._new_folder()
             written = predict_to_folder(
@@ -162,15 +162,6 @@ class PredictionService:
             if names_a_file(item):
                 raise ValueError(f"{item!r} is the name of a file: paste the words in it here.")
         return items
-
-    def _check_size(self, source: VideoSource) -> None:
-        """Raise ValueError when frames are too large, or there is none."""
-        height, width = next(iter(source)).image.shape[:2]
-        if height * width > self.limits.pixels:
-            raise ValueError(
-                f"{source.path} has {width} x {height} pixels. At most {self.limits.pixels} are "
-                "taken: make it smaller."
-            )
 
     def _new_folder(self) -> Path:
         """Return a new folder in a new folder, after the oldest of these were removed."""

@@ -9,6 +9,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from predictor_fixture import WORDS
@@ -84,6 +85,9 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
     text.write_text("no video")
     large = tmp_path / "large.png"
     Image.new("RGB", (65, 48)).save(large)
+    large_film = tmp_path / "large film.mp4"
+    with FilmWriter(large_film, 10) as writer:
+        writer.write(np.zeros((48, 66, 3), np.uint8), 0)
     (tmp_path / "secret.txt").write_text("secret")
     film_path = str(film)
     for path, words, message in (
@@ -94,7 +98,8 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
         (film_path, f"dog, {tmp_path}/secret.txt ", "is the name of a file: paste the words"),
         (film_path, f"{tmp_path}/secret.json\ndog", "is the name of a file"),
         (str(text), "dog", "text.mp4: neither a video nor a picture"),
-        (str(large), "dog", "large.png has 65 x 48 pixels. At most 3072"),
+        (str(large), "dog", "large.png: .*48 x 65 pixels .* at most 3072"),
+        (str(large_film), "dog", "large film.mp4: .*48 x 66 pixels .* at most 3072"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             service.find("me", path, words, ALL, no_bar)

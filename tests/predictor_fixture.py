@@ -1,6 +1,6 @@
 """A tiny model of random weights with its tiny CLIP model, saved as a training saves them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.text_classifier import save_text_classifier
 from ovformer.predictor import VideoPredictor
+from ovformer.predictor.video_io import FilmWriter
 
 WORDS = ["red circle", "blue ring", "green star"]
 TEMPLATES = ["a {}", "the {}"]
@@ -84,6 +85,14 @@ def make_frames() -> Callable[..., list[np.ndarray]]:
         return frames
 
     return make
+
+
+def write_film(path: Path, frames: Sequence[np.ndarray]) -> Path:
+    """Write a film of ten frames a second."""
+    with FilmWriter(path, 10) as writer:
+        for t, frame in enumerate(frames):
+            writer.write(frame, t / 10)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from predictor_fixture import WORDS
+from predictor_fixture import WORDS, write_film
 
 from ovformer.predictor import VideoPredictor
 from ovformer.predictor.output_folder import Choice
 from ovformer.predictor.prediction_service import Limits, PredictionService
-from ovformer.predictor.video_io import FilmWriter, VideoSource
+from ovformer.predictor.video_io import VideoSource
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -40,11 +40,7 @@ def service(predictor: VideoPredictor, tmp_path: Path) -> Iterator[PredictionSer
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory, make_frames: Callable) -> Path:
     """Six frames, in a file with a name that nobody should trust."""
-    path = tmp_path_factory.mktemp("films") / "<b>my film.mp4"
-    with FilmWriter(path, 10) as writer:
-        for t, frame in enumerate(make_frames(6)):
-            writer.write(frame, t / 10)
-    return path
+    return write_film(tmp_path_factory.mktemp("films") / "<b>my film.mp4", make_frames(6))
 
 
 def test_a_film(service: PredictionService, film: Path) -> None:
@@ -85,9 +81,7 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
     text.write_text("no video")
     large = tmp_path / "large.png"
     Image.new("RGB", (65, 48)).save(large)
-    large_film = tmp_path / "large film.mp4"
-    with FilmWriter(large_film, 10) as writer:
-        writer.write(np.zeros((48, 66, 3), np.uint8), 0)
+    large_film = write_film(tmp_path / "large film.mp4", [np.zeros((48, 66, 3), np.uint8)])
     (tmp_path / "secret.txt").write_text("secret")
     film_path = str(film)
     for path, words, message in (

@@ -16,10 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-
-from ovformer.predictor.video_io import FilmWriter
+from predictor_fixture import write_film
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -42,13 +40,6 @@ def noted(self, address):
     return connect(self, address)
 socket.socket.connect = noted
 """
-
-
-def write_film(path: Path, frames: list[np.ndarray]) -> Path:
-    with FilmWriter(path, 10) as writer:
-        for t, frame in enumerate(frames):
-            writer.write(frame, t / 10)
-    return path
 
 
 def environment(**values: object) -> dict[str, str]:

@@ -31,6 +31,8 @@ _LARGE_BYTES, _MAX_PACKING = 2**24, 200
 _JPEG_QUALITY = 95
 # What reading a member of a zip file raises where its content is broken or packed in other ways.
 _ZIP_ERRORS = (EOFError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+# Where macOS keeps something else about each file that it packs, under the file's own name.
+_MACOS = "__MACOSX/"
 # Label Studio puts eight digits of a hash in front of the names of uploaded files.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 # EXIF: the tag of the orientation, and its values for pictures that lie on their side.
@@ -84,7 +86,7 @@ class Zip:
     """A zip file, of which only checked members are read, one at a time.
 
     Attributes:
-        names: of the members, without folders.
+        names: of the members, without folders and what macOS adds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,7 +104,7 @@ class Zip:
         self.names = []
         for info in self._zip.infolist():
             self._check(info)
-            if not info.is_dir():
+            if not info.is_dir() and not info.filename.startswith(_MACOS):
                 self.names.append(info.filename)
 
     @contextmanager

@@ -77,7 +77,8 @@ def test_frames_of_a_zip_get_names_of_our_own(tmp_path: Path) -> None:
 
 
 def test_an_export_is_one_file_in_a_zip(tmp_path: Path) -> None:
-    with opened_export(write_zip(tmp_path, {"a/annotations.xml": b"<a/>"})) as (file, source):
+    members = {"a/annotations.xml": b"<a/>", "__MACOSX/a/._annotations.xml": b"of macOS"}
+    with opened_export(write_zip(tmp_path, members)) as (file, source):
         assert file.read() == b"<a/>" and isinstance(source, Zip)
     with pytest.raises(ValueError, match="expected one .xml or .json inside, found none"):
         with opened_export(write_zip(tmp_path, {"a.txt": b""})):

@@ -59,7 +59,7 @@ class NameEmbedder:
         """Return the CLIP model.
 
         Args:
-            device: as models ask for it; there is one encoder, on the device given at the start.
+            device: where it is loaded to, the first time; None for the device given at the start.
 
         Raises:
             ValueError: it is not the one that the weights were trained with.

@@ -214,6 +214,7 @@ def test_stopping_and_leaving(browser, server, make_frames: Callable, tmp_path: 
 def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) -> None:
     """One at a time, no file but those that were sent, no way around the queue."""
     from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
 
     film = write_film(tmp_path / "my.mp4", make_frames(20))
     patient = {"timeout": PATIENCE}
@@ -222,6 +223,8 @@ def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) ->
     for job, word in zip(jobs, "ab", strict=True):
         view, files = job.result(timeout=PATIENCE)
         assert f"Words (1): {word}" in view and "10 frames" in view and len(files) == 4
+    with pytest.raises(AppError, match="No words yet"):
+        client.predict(handle_file(film), None, 0, 2, api_name="/find")
     secret = tmp_path / "secret.mp4"
     shutil.copy(film, secret)
 

@@ -42,13 +42,15 @@ def reference() -> Callable[[str], Path]:
 def load_tool() -> Callable[[str], ModuleType]:
     """A function from a tool's name to its module, which has ``main(argv)``.
 
-    Tools are scripts, not a package.
+    Tools are scripts, not a package. Their folder is where they import from, as when they are run.
     """
 
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name.replace("-", "_"), TOOLS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(TOOLS)
+            spec.loader.exec_module(module)
         return module
 
     return load

@@ -1,6 +1,6 @@
 """A tiny model of random weights with its tiny CLIP model, saved as a training saves them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.modeling.text_classifier import save_text_classifier
 from ovformer.predictor import VideoPredictor
+from ovformer.predictor.video_io import FilmWriter
 
 WORDS = ["red circle", "blue ring", "green star"]
 TEMPLATES = ["a {}", "the {}"]
@@ -53,15 +54,19 @@ def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
     return get_ovformer_cfg(None, [x for pair in values.items() for x in pair])
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with all that belongs to it inside; "clip" beside it is the CLIP model."""
-    folder = tmp_path_factory.mktemp("trained")
-    cfg = make_cfg(folder, make_clip(folder / "clip"))
+def save_trained(folder: Path, **options: Any) -> Path:
+    """Save a checkpoint with all that belongs to it inside; "clip" beside it is the CLIP model."""
+    cfg = make_cfg(folder, make_clip(folder / "clip"), **options)
     torch.manual_seed(0)
     model = build_model(cfg)
     Checkpointer(model, str(folder), class_names=WORDS, metadata=metadata_of(cfg)).save("model")
     return folder / "model.pth"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, see :func:`save_trained`. Tests leave it as it is."""
+    return save_trained(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +85,14 @@ def make_frames() -> Callable[..., list[np.ndarray]]:
         return frames
 
     return make
+
+
+def write_film(path: Path, frames: Sequence[np.ndarray]) -> Path:
+    """Write a film of ten frames a second."""
+    with FilmWriter(path, 10) as writer:
+        for t, frame in enumerate(frames):
+            writer.write(frame, t / 10)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ovformer.data.annotation_formats.coco_frames import read_coco
 from ovformer.data.annotation_formats.cvat import read_cvat
 from ovformer.data.annotation_formats.label_studio import read_label_studio
-from ovformer.data.annotation_formats.media import Folder, Library, Zip, opened_export
+from ovformer.data.annotation_formats.media import Folder, Library, opened_export
 from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export
 from ovformer.data.annotation_formats.youtube_vis import (
     check_boxes,
@@ -34,6 +34,7 @@ from ovformer.data.annotation_formats.youtube_vis import (
     write_frames,
 )
 from ovformer.data.json_file import write_json
+from ovformer.predictor.command_line import positive
 from ovformer.predictor.video_io import VideoSource
 
 
@@ -85,13 +86,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def positive(text: str) -> int:
-    """Return a number of the command line, which has to be 1 or more."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
-    return value
-
-
 def part(text: str) -> float:
     """Return a number of the command line, which has to be from 0 to less than 1."""
     if not 0 <= (value := float(text)) < 1:
@@ -106,7 +100,8 @@ def convert(args: argparse.Namespace) -> None:
     exports, classes = [], {}
     for path in args.exports:
         with opened_export(path) as (file, own):
-            library = Library([own, *media] if isinstance(own, Zip) else media or [own], frames_of)
+            places = [own, *media] if own else media or [Folder(path.parent)]
+            library = Library(places, frames_of)
             exports.append(Export(str(path), library, args.track_by, args.single_frames))
             videos, names = read(path, file, exports[-1])
         classes |= dict.fromkeys(names)
@@ -139,10 +134,12 @@ def read(path: Path, file: BinaryIO, export: Export) -> tuple[list[AnnotatedVide
         return read_cvat(file, export)
     try:
         content = json.load(file)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: neither XML nor JSON ({error}). Is it cut off?") from error
     if isinstance(content, list):
         return read_label_studio(content, export)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no annotations, but a single value.")
     if "images" not in content and "videos" in content:
         raise ValueError(f"{path}: is in the format of YouTube-VIS already. Use it as it is.")
     return read_coco(content, export)

@@ -26,6 +26,7 @@ from ovformer.data.shape_scenes import (
     draw_film,
 )
 from ovformer.files import write_text
+from ovformer.predictor.command_line import positive
 from ovformer.predictor.predictions import categories
 from ovformer.predictor.video_io import FilmWriter
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the film and write what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the .mp4 file")
-    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--frames", type=positive, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 

@@ -289,8 +289,11 @@ def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, and what a tool left beside it when it was interrupted."""
-    for found in path.parent.glob(f"{path.name}*"):
+    """Remove a file or folder, and what a tool left beside it when it was interrupted.
+
+    That is called ``<name>.tmp`` or ``<name>.parts``; what only begins like the name stays.
+    """
+    for found in [*path.parent.glob(path.name), *path.parent.glob(f"{path.name}.*")]:
         if found.is_dir():
             shutil.rmtree(found)
         else:

@@ -10,11 +10,11 @@ from html import escape
 from types import ModuleType
 from typing import Any
 
+from ovformer.data.annotation_formats.media import VIDEO_SUFFIXES
+from ovformer.data.image_files import IMAGE_SUFFIXES
 from ovformer.predictor.output_folder import Choice
 from ovformer.predictor.prediction_service import ERRORS, PredictionService
-from ovformer.predictor.video_io import IMAGE_SUFFIXES
 
-_VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 _WAITING = 8  # requests that wait for their turn; more are told to come back later
 _AGE = 2 * 3600  # seconds that what was sent is kept
 _STYLE = "iframe.result { width: 100%; height: 82vh; border: 0; background: #fff; }"
@@ -38,7 +38,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
 
     def find(
         path: str | None,
-        words: str,
+        words: str | None,
         score_threshold: float,
         stride: float,
         request: gr.Request,
@@ -46,7 +46,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
     ) -> tuple[str, list[str]]:
         choice = Choice(stride=max(1, int(stride)), score_threshold=score_threshold)
         try:
-            return service.find(request.session_hash, path, words, choice, progress.tqdm)
+            return service.find(request.session_hash, path, words or "", choice, progress.tqdm)
         except ERRORS as error:
             logger.warning("Not done: %s", error)
             raise gr.Error(escape(str(error)), duration=30, print_exception=False) from error
@@ -61,7 +61,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
             with gr.Column(scale=1, min_width=320):
                 path = gr.File(
                     label=f"Video or picture, up to {limits.upload_mb} MB",
-                    file_types=[*_VIDEO_SUFFIXES, *IMAGE_SUFFIXES],
+                    file_types=[*VIDEO_SUFFIXES, ".gif", ".ts", *IMAGE_SUFFIXES],
                     height=140,
                     elem_id="upload",
                 )

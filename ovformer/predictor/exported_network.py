@@ -39,7 +39,7 @@ _CHECKED = ((1, 2.1, 5.0, 1), (4, 3.3, 1.1, 9))
 
 
 class ExportError(RuntimeError):
-    """A network can't be exported, or gives something else then."""
+    """A network can't be exported, or gives something else then; or a file is no such network."""
 
 
 def export(
@@ -166,18 +166,25 @@ class ExportedNetwork:
     """
 
     def __init__(self, path: str | PathLike) -> None:
-        """Read a file, ``.pt2`` or ``.onnx``."""
-        path = Path(path)
-        if path.suffix == ONNX:
-            import onnxruntime  # of the extra [export]
+        """Read a file, ``.pt2`` or ``.onnx``.
 
-            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            text = self._session.get_modelmeta().custom_metadata_map[METADATA]
-            self._run = self._run_onnx
-        else:
-            files = {METADATA: ""}
-            self._run = torch.export.load(path, extra_files=files).module()
-            text = files[METADATA]
+        Raises:
+            FileNotFoundError: there is no such file.
+            ModuleNotFoundError: ONNX Runtime is not installed.
+            ExportError: it can't be loaded, or was not written by :func:`export`.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            text = self._load_onnx(path) if path.suffix == ONNX else self._load_torch(path)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # ONNX Runtime's types have nothing else in common
+            runtime = "ONNX Runtime" if path.suffix == ONNX else "PyTorch"
+            raise ExportError(f"{path.name}: {runtime} can't load it: {error}") from error
+        if not text:
+            raise ExportError(f"{path.name}: has no {METADATA}, so it is of another origin")
         self.metadata = json.loads(text)
 
     @torch.no_grad()
@@ -186,6 +193,20 @@ class ExportedNetwork:
     ) -> dict[str, Tensor]:
         """Do what :meth:`ExportableNetwork.forward` does."""
         return self._run(images, clip_features, text_embeddings)
+
+    def _load_onnx(self, path: Path) -> str:
+        """Load a file for ONNX Runtime and return its metadata, "" where it has none."""
+        import onnxruntime  # of the extra [export]
+
+        self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        self._run = self._run_onnx
+        return self._session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+
+    def _load_torch(self, path: Path) -> str:
+        """Load a file for PyTorch, likewise."""
+        files = {METADATA: ""}
+        self._run = torch.export.load(path, extra_files=files).module()
+        return files[METADATA]
 
     def _run_onnx(self, *inputs: Tensor) -> dict[str, Tensor]:
         feed = {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)}
@@ -254,7 +275,11 @@ def write(
     with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
         file = Path(folder, path.name)
         (_write_onnx if path.suffix == ONNX else _write_torch)(program, metadata, file)
-        differences = compare(ExportedNetwork(file), model)
+        exported = ExportedNetwork(file)
+        try:
+            differences = compare(exported, model)
+        except Exception as error:  # as above, of ONNX Runtime
+            raise ExportError(f"the exported network can't be run: {error}") from error
         if not all(difference <= TOLERANCE for difference in differences.values()):
             raise ExportError(
                 f"the exported network gives other results than the model: {differences}, where "

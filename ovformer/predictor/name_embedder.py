@@ -59,7 +59,7 @@ class NameEmbedder:
         """Return the CLIP model.
 
         Args:
-            device: as models ask for it; there is one encoder, on the device given at the start.
+            device: where it is loaded to, the first time; None for the device given at the start.
 
         Raises:
             ValueError: it is not the one that the weights were trained with.
@@ -111,11 +111,11 @@ class NameEmbedder:
             chosen = [name.replace("_", " ") for name in names[:_COMPARED]]
             here = encoder.text_classifier(chosen, self._reference_templates).cpu()
             cosines = (here * F.normalize(embeddings[: len(chosen)], dim=1)).sum(1)
-            if cosines.min() < _SAME:
-                raise ValueError(
-                    advice.format(f"it embeds {chosen[0]!r} otherwise (cosine {cosines[0]:.2f})")
-                )
-        elif trained and (trained["name"], trained["pretrained"]) != self.clip:
+            worst = int(cosines.argmin())
+            if cosines[worst] < _SAME:
+                found = f"it embeds {chosen[worst]!r} otherwise (cosine {cosines[worst]:.2f})"
+                raise ValueError(advice.format(found))
+        elif trained and (trained.get("name"), trained.get("pretrained")) != self.clip:
             raise ValueError(advice.format("another name"))
 
     def _report_long(self, encoder: ClipEncoder, names: Sequence[str]) -> None:

@@ -106,15 +106,17 @@ class PredictionService:
         Raises:
             ValueError: there is no file, or it is neither a video nor a picture, or too large; or
                 there are no words, or too many.
+            OSError: the results can't be written; none of them is left.
         """
         if not path or not Path(path).is_file():  # it may have been removed meanwhile
             raise ValueError("No file yet: choose a video or a picture.")
         name = Path(path).name
         items = self._items(words)
         visit = self._visits[visitor] = _Visit(track)
+        output = None
         try:
-            source = VideoSource(path, SELF_CONTAINED)
-            self._check_size(source)
+            source = VideoSource(path, SELF_CONTAINED, self.limits.pixels)
+            next(iter(source))  # what is wrong with it is told before anything is begun
             self.predictor.set_vocabulary(items)
             output = self._new_folder()
             written = predict_to_folder(
@@ -126,11 +128,15 @@ class PredictionService:
                 title=name,
                 stem="objects",
             )
-        except ValueError as error:  # a visitor has a file, and no folder of the server
-            raise ValueError(str(error).replace(path, name)) from error
+            packed = shutil.make_archive(str(output.parent / "all"), "zip", output)
+        except Exception as error:
+            if output is not None:  # nobody gets it, and it may be what fills the disk
+                shutil.rmtree(output.parent, ignore_errors=True)
+            if isinstance(error, ValueError):  # a visitor has a file, and no folder of the server
+                raise ValueError(str(error).replace(path, name)) from error
+            raise
         finally:
             self._visits.pop(visitor, None)
-        packed = shutil.make_archive(str(output.parent / "all"), "zip", output)
         names = [written.media, "results.json", "annotations.json"]
         return _view(written, output, name), [*(str(output / name) for name in names), packed]
 
@@ -156,15 +162,6 @@ class PredictionService:
             if names_a_file(item):
                 raise ValueError(f"{item!r} is the name of a file: paste the words in it here.")
         return items
-
-    def _check_size(self, source: VideoSource) -> None:
-        """Raise ValueError when frames are too large, or there is none."""
-        height, width = next(iter(source)).image.shape[:2]
-        if height * width > self.limits.pixels:
-            raise ValueError(
-                f"{source.path} has {width} x {height} pixels. At most {self.limits.pixels} are "
-                "taken: make it smaller."
-            )
 
     def _new_folder(self) -> Path:
         """Return a new folder in a new folder, after the oldest of these were removed."""

@@ -94,10 +94,16 @@ def load_pretrained(
     if columns is not None and np.ndim(columns) != 2:
         raise ValueError(f"weights: {weights}: {_TEXT_EMBEDDINGS} is no matrix")
     embeddings = None if columns is None else torch.as_tensor(columns)[:, :-1].t().float()
+    names = _names(content, cfg, embeddings)
+    if names is not None and embeddings is not None and len(names) != len(embeddings):
+        raise ValueError(
+            f"weights: {weights} hold {len(names)} names of classes, but text embeddings of "
+            f"{len(embeddings)}"
+        )
     return Pretrained(
         model.eval(),
         cfg,
-        _names(content, cfg, embeddings),
+        names,
         embeddings,
         dict(metadata.get("clip", {})),
         list(metadata.get("templates", _templates(cfg))),

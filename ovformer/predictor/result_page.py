@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -87,9 +88,9 @@ def page(
     """
     is_film = media.endswith(".mp4")
     player = (
-        f'<video src="{escape(media)}" poster=poster.jpg controls loop muted playsinline></video>'
+        f'<video src="{quote(media)}" poster=poster.jpg controls loop muted playsinline></video>'
         if is_film
-        else f'<img class=picture src="{escape(media)}" alt="the picture with its objects">'
+        else f'<img class=picture src="{quote(media)}" alt="the picture with its objects">'
     )
     seconds = _duration(result.times)
     rows = []
@@ -150,9 +151,9 @@ def _timeline(
 
 
 def _duration(times: Sequence[float]) -> float:
-    """Return the end of the last frame, which is shown as long as the one before."""
-    last = times[-1] - times[-2] if len(times) > 1 else 0.1
-    return times[-1] + last
+    """Return the end of the last frame, which is shown as long as the one before, in seconds."""
+    last = times[-1] - times[-2] if len(times) > 1 else 0.0
+    return max(times) + (last if last > 0 else 0.1)  # damaged files repeat times
 
 
 def _cut_out(image: np.ndarray, rle: dict) -> np.ndarray:

@@ -58,7 +58,9 @@ class VideoSource:
         is_still: whether it is one picture and no video.
     """
 
-    def __init__(self, path: str | PathLike, formats: str | None = None) -> None:
+    def __init__(
+        self, path: str | PathLike, formats: str | None = None, max_pixels: int = MAX_PIXELS
+    ) -> None:
         """Look at a file or folder.
 
         Args:
@@ -66,10 +68,11 @@ class VideoSource:
                 names (2 before 10).
             formats: those of FFmpeg that a video may have, with commas (:data:`SELF_CONTAINED`);
                 None for all.
+            max_pixels: of a frame. One with more is an error, if possible before it is decoded.
 
         Raises:
             FileNotFoundError: there is no such file, or the folder has no picture.
-            ValueError: it is neither a video nor a picture.
+            ValueError: it is neither a video nor a picture, or a video with too many pixels.
             ModuleNotFoundError: PyAV is not installed.
         """
         self.path = Path(path)
@@ -77,7 +80,7 @@ class VideoSource:
         self.rate = DEFAULT_RATE
         self.is_still = False
         self._images: list[Path] = []
-        self._formats = formats
+        self._limits = formats, max_pixels
         if self.path.is_dir():
             self._images = sorted(
                 (p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES),
@@ -92,7 +95,7 @@ class VideoSource:
         elif self.path.suffix.lower() in IMAGE_SUFFIXES:
             self._images, self.is_still = [self.path], True
         else:
-            with _opened(self.path, self._formats) as (container, stream):
+            with _opened(self.path, *self._limits) as (container, stream):
                 self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
                 self.num_frames = _expected_frames(container, stream, self.rate)
         if self._images:
@@ -109,14 +112,15 @@ class VideoSource:
         A video that breaks off gives the frames before that, and a warning.
 
         Raises:
-            ValueError: there is not a single frame that can be decoded.
+            ValueError: there is not a single frame that can be decoded, or one has too many pixels.
         """
+        max_pixels = self._limits[1]
         if self._images:
             for number, path in enumerate(self._images):
-                yield Frame(read_picture(path), number / self.rate, number)
+                yield Frame(read_picture(path, max_pixels), number / self.rate, number)
             return
-        with _opened(self.path, self._formats) as (container, stream):
-            yield from _decoded(self.path, container, stream)
+        with _opened(self.path, *self._limits) as (container, stream):
+            yield from _decoded(self.path, container, stream, max_pixels)
 
 
 def frames_of(video: Any) -> Iterable[Frame]:
@@ -167,16 +171,17 @@ def as_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, :3])
 
 
-def read_picture(path: str | PathLike) -> np.ndarray:
+def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return a picture as uint8 (H, W, 3), RGB, upright as its EXIF data say.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it can't be decoded.
+        ValueError: it can't be decoded, or has more than ``max_pixels`` pixels.
     """
     try:
         formats = _PICTURES.intersection(Image.registered_extensions().values())
         with Image.open(path, formats=sorted(formats)) as image:
+            _check_pixels(image.height, image.width, max_pixels)
             return as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise
@@ -274,7 +279,7 @@ def import_av() -> ModuleType:
 
 
 @contextmanager
-def _opened(path: Path, formats: str | None) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Path, formats: str | None, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     """Open a video: the container and its first video stream."""
     av = import_av()
     # Only this file: a playlist may name others, and addresses.
@@ -290,17 +295,21 @@ def _opened(path: Path, formats: str | None) -> Iterator[tuple[Any, Any]]:
         streams = [s for s in container.streams.video if s.codec_context is not None]
         if not streams:
             raise ValueError(f"{path}: has no pictures, only sound or other data")
-        height, width = streams[0].height, streams[0].width
-        if height * width > MAX_PIXELS:
-            raise ValueError(
-                f"{path}: its frames have {height} x {width} pixels; at most {MAX_PIXELS} are "
-                "allowed"
-            )
+        _check_pixels(streams[0].height, streams[0].width, max_pixels, f"{path}: a frame of ")
         streams[0].thread_type = "AUTO"
         yield container, streams[0]
 
 
-def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Frame]:
+def _check_pixels(height: int, width: int, most: int, place: str = "") -> None:
+    """Raise ValueError where a frame has too many pixels."""
+    if height * width > most:
+        raise ValueError(
+            f"{place}{height} x {width} pixels (height x width) is too large, at most {most} "
+            "pixels are taken"
+        )
+
+
+def _decoded(path: Path, container: Any, stream: Any, max_pixels: int) -> Iterator[Frame]:
     """Decode a stream, over broken packets."""
     av = import_av()
     number, broken, start, reason = 0, 0, None, ""
@@ -317,6 +326,8 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Frame]:
         for frame in frames:
             time = frame.time if frame.time is not None else number / DEFAULT_RATE
             start = time if start is None else start
+            # A stream may go on with larger frames than it says at the beginning.
+            _check_pixels(frame.height, frame.width, max_pixels, f"{path}: a frame of ")
             image = frame.to_ndarray(format="rgb24")
             turns = round(frame.rotation / 90) % 4
             image = np.ascontiguousarray(np.rot90(image, turns)) if turns else image

@@ -21,11 +21,13 @@ def square(size: tuple[int, int] = (100, 120)) -> dict:
 def test_a_track_keeps_its_colour() -> None:
     frame = np.full((100, 120, 3), 128, np.uint8)
     painter = Painter()
+    corner = np.zeros((100, 120), bool)
+    corner[90:, 100:] = True
     drawn = {}
     for track in (0, 1, len(COLOURS)):
-        for other in ([], [object_in_frame(5, 0, "other", 0.9, square())]):
+        for others in ([], [object_in_frame(5, 0, "other", 0.9, encode(corner))]):
             item = object_in_frame(track, 0, "dog", 0.5, square())
-            image = painter(frame, [item] if not other else [item])
+            image = painter(frame, [*others, item])
             drawn.setdefault(track, []).append(image[60, 60].tolist())
     assert drawn[0][0] == drawn[0][1] == drawn[len(COLOURS)][0] != drawn[1][0]
     expected = [int(track_colour(1)[i : i + 2], 16) for i in (1, 3, 5)]
@@ -79,5 +81,18 @@ def test_page_and_thumbnails() -> None:
     text = page("my film", "film.mp4", result, {0: "thumbnails/000.jpg"}, ["A note"])
     assert "dog &amp; &lt;cat&gt;" in text and "<cat>" not in text and "A note" in text
     assert "1 object in 5 frames, 2.5 s" in text
-    assert text.count("<rect") == 2
+    assert '<video src="film.mp4"' in text and text.count("<rect") == 2
     assert "<rect x=0.0 y=10.0 width=200.0" in text and "<rect x=400.0 y=10.0 width=400.0" in text
+
+
+def test_names_of_films_are_paths_and_no_addresses() -> None:
+    result = VideoResult(["dog"], (100, 120), [0.0], [])
+    for suffix in (".mp4", ".png"):
+        text = page("my film", f'50% "a" #1?{suffix}', result, {})
+        assert f'src="50%25%20%22a%22%20%231%3F{suffix}"' in text
+
+
+def test_a_damaged_film_may_repeat_times() -> None:
+    item = VideoObject(0, 0, "dog", 0.5, [square()] * 2)
+    result = VideoResult(["dog"], (100, 120), [0.0, 0.0], [item])
+    assert "in 2 frames, 0.1 s" in page("my film", "film.mp4", result, {})

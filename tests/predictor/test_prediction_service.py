@@ -2,20 +2,22 @@
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
-from predictor_fixture import WORDS
+from predictor_fixture import WORDS, write_film
 
 from ovformer.predictor import VideoPredictor
 from ovformer.predictor.output_folder import Choice
 from ovformer.predictor.prediction_service import Limits, PredictionService
-from ovformer.predictor.video_io import FilmWriter, VideoSource
+from ovformer.predictor.video_io import VideoSource
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -38,11 +40,7 @@ def service(predictor: VideoPredictor, tmp_path: Path) -> Iterator[PredictionSer
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory, make_frames: Callable) -> Path:
     """Six frames, in a file with a name that nobody should trust."""
-    path = tmp_path_factory.mktemp("films") / "<b>my film.mp4"
-    with FilmWriter(path, 10) as writer:
-        for t, frame in enumerate(make_frames(6)):
-            writer.write(frame, t / 10)
-    return path
+    return write_film(tmp_path_factory.mktemp("films") / "<b>my film.mp4", make_frames(6))
 
 
 def test_a_film(service: PredictionService, film: Path) -> None:
@@ -83,6 +81,7 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
     text.write_text("no video")
     large = tmp_path / "large.png"
     Image.new("RGB", (65, 48)).save(large)
+    large_film = write_film(tmp_path / "large film.mp4", [np.zeros((48, 66, 3), np.uint8)])
     (tmp_path / "secret.txt").write_text("secret")
     film_path = str(film)
     for path, words, message in (
@@ -93,12 +92,23 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
         (film_path, f"dog, {tmp_path}/secret.txt ", "is the name of a file: paste the words"),
         (film_path, f"{tmp_path}/secret.json\ndog", "is the name of a file"),
         (str(text), "dog", "text.mp4: neither a video nor a picture"),
-        (str(large), "dog", "large.png has 65 x 48 pixels. At most 3072"),
+        (str(large), "dog", "large.png: .*48 x 65 pixels .* at most 3072"),
+        (str(large_film), "dog", "large film.mp4: .*48 x 66 pixels .* at most 3072"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             service.find("me", path, words, ALL, no_bar)
         assert "secret" in words or str(tmp_path) not in str(caught.value)
     assert not service.folder.exists()  # nothing was begun
+
+
+def test_nothing_is_left_of_what_fails(service: PredictionService, film: Path, monkeypatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "make_archive", full)
+    with pytest.raises(OSError, match="No space left"):
+        service.find("me", str(film), "dog", ALL, no_bar)
+    assert list(service.folder.iterdir()) == []
 
 
 def test_old_results_are_removed(service: PredictionService, film: Path) -> None:

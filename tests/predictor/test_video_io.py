@@ -1,5 +1,6 @@
 """Videos and pictures of all kinds, good and bad."""
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -163,9 +164,29 @@ def test_pictures_that_are_programs_or_bombs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="can't be decoded.*cannot identify"):
         read_picture(postscript)
     bomb = tmp_path / "bomb.ppm"
-    bomb.write_bytes(b"P6 20000 20000 255\n")
-    with pytest.raises(ValueError, match="can't be decoded.*400000000 pixels"):
-        read_picture(bomb)
+    for side, message in ((20000, "400000000 pixels"), (9000, "9000 x 9000 pixels")):
+        bomb.write_bytes(f"P6 {side} {side} 255\n".encode())
+        with pytest.raises(ValueError, match=f"can't be decoded.*{message}"):
+            read_picture(bomb)
+
+
+def test_frames_that_grow_are_refused(tmp_path: Path) -> None:
+    """A stream of which only the first frame is small."""
+    path = tmp_path / "a.mjpeg.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p"
+        for t, size in enumerate([(32, 48), (64, 96)]):
+            buffer = io.BytesIO()
+            Image.new("RGB", size[::-1]).save(buffer, "jpeg")
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, t, t, Fraction(1, 10)
+            container.mux(packet)
+    assert [frame.image.shape for frame in VideoSource(path)] == [(32, 48, 3), (64, 96, 3)]
+    frames = iter(VideoSource(path, max_pixels=32 * 48))
+    assert next(frames).image.shape == (32, 48, 3)
+    with pytest.raises(ValueError, match="a frame of 64 x 96 pixels .* at most 1536"):
+        next(frames)
 
 
 def test_folders_are_in_natural_order(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from ovformer.modeling.clip_encoder import ClipEncoder
 from ovformer.predictor import VideoPredictor
 from ovformer.predictor.video_io import Frame
 
+TEXT_EMBEDDINGS = "sem_seg_head.predictor.class_embed.zs_weight"
+
 
 def load(trained: Path, vocabulary=None, **options) -> VideoPredictor:
     return VideoPredictor.from_checkpoint(None, trained, vocabulary, device="cpu", **options)
@@ -167,6 +169,9 @@ def test_weights_without_names_have_no_vocabulary(trained, tmp_path) -> None:
     assert load(tmp_path / "model.pth", "dog").names == ["dog"]
     with pytest.raises(ValueError, match="'checkpoint': the weights hold no names"):
         load(tmp_path / "model.pth", "checkpoint, dog")
+    torch.save({**content, "class_names": WORDS[:2]}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="hold 2 names of classes, but text embeddings of 3"):
+        load(tmp_path / "model.pth", "dog")
 
 
 def test_words_may_change_during_a_stream(trained, make_frames) -> None:
@@ -227,7 +232,7 @@ def test_what_the_weights_need(trained, tmp_path) -> None:
 
 def test_another_clip_model_is_refused(trained, tmp_path) -> None:
     other = make_clip(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match=r"trained with CLIP 'local-dir:.*embeds 'red circle'"):
+    with pytest.raises(ValueError, match=r"trained with CLIP 'local-dir:.*embeds '"):
         load(trained, "dog", clip=(other, ""))
     wider = make_clip(tmp_path / "wider", width=32)
     with pytest.raises(ValueError, match="its width is 32, needed is 16"):
@@ -235,6 +240,12 @@ def test_another_clip_model_is_refused(trained, tmp_path) -> None:
     # The same model in another place is the same model.
     copy = make_clip(tmp_path / "copy")
     assert load(trained, "dog", clip=(copy, "")).names == ["dog"]
+    # The name that is told is the one that differs most.
+    content = torch.load(trained, weights_only=True)
+    content["model"][TEXT_EMBEDDINGS][:, 1] *= -1
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"embeds 'blue ring' otherwise \(cosine -1.00\)"):
+        load(tmp_path / "model.pth", "dog", clip=(copy, ""))
     # Where the prompts of the training are not known, the name decides.
     content = torch.load(trained, weights_only=True)
     content["metadata"]["templates"] = []

@@ -16,10 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-
-from ovformer.predictor.video_io import FilmWriter
+from predictor_fixture import write_film
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -42,13 +40,6 @@ def noted(self, address):
     return connect(self, address)
 socket.socket.connect = noted
 """
-
-
-def write_film(path: Path, frames: list[np.ndarray]) -> Path:
-    with FilmWriter(path, 10) as writer:
-        for t, frame in enumerate(frames):
-            writer.write(frame, t / 10)
-    return path
 
 
 def environment(**values: object) -> dict[str, str]:
@@ -223,6 +214,7 @@ def test_stopping_and_leaving(browser, server, make_frames: Callable, tmp_path: 
 def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) -> None:
     """One at a time, no file but those that were sent, no way around the queue."""
     from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
 
     film = write_film(tmp_path / "my.mp4", make_frames(20))
     patient = {"timeout": PATIENCE}
@@ -231,6 +223,8 @@ def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) ->
     for job, word in zip(jobs, "ab", strict=True):
         view, files = job.result(timeout=PATIENCE)
         assert f"Words (1): {word}" in view and "10 frames" in view and len(files) == 4
+    with pytest.raises(AppError, match="No words yet"):
+        client.predict(handle_file(film), None, 0, 2, api_name="/find")
     secret = tmp_path / "secret.mp4"
     shutil.copy(film, secret)
 

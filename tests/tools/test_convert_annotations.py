@@ -91,6 +91,8 @@ def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
         ('{"images": []}', "has no ['annotations', 'categories']"),
         ("[{", "neither XML nor JSON"),
         ("[]", "no video in these exports"),
+        ("5", "no annotations, but a single value"),
+        ("[" * 100_000, "neither XML nor JSON"),
     ],
 )
 def test_files_that_are_no_exports(tool, tmp_path: Path, capsys, content: str, message) -> None:

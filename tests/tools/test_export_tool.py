@@ -1,9 +1,11 @@
 """tools/export.py: from weights to a file that runs without OVFormer."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from predictor_fixture import save_trained
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +21,21 @@ def error_of(tool, capsys, *words: object) -> str:
 
 
 @pytest.mark.slow
-def test_a_file_is_written_and_compared(tool, trained: Path, tmp_path: Path, capsys) -> None:
-    path = tmp_path / "my.pt2"
-    tool.main(["--weights", str(trained), "--output", str(path)])
+def test_a_file_with_our_operator_is_written_and_compared(tool, tmp_path: Path, capsys) -> None:
+    """Of the clip model; one of frames without it is made by the tests of exported networks."""
+    weights = save_trained(tmp_path, **{"MODEL.MASK_FORMER.DEC_LAYERS": 2})
+    path = tmp_path / "files" / "my.pt2"
+    path.parent.mkdir()
+    words = ["--weights", weights, "--output", path, "--model", "clip", "--keep-operator"]
+    tool.main(list(map(str, words)))
     text = capsys.readouterr().out
     assert "mask_logits" in text and f"{path}: " in text
-    assert [file.name for file in tmp_path.iterdir()] == ["my.pt2"]
+    assert list(path.parent.iterdir()) == [path]
+    files = {"metadata.json": ""}
+    operators = [node.target for node in torch.export.load(path, extra_files=files).graph.nodes]
+    assert torch.ops.ovformer.ms_deform_attn.default in operators
+    metadata = json.loads(files["metadata.json"])
+    assert metadata["keeps_operator"] is True and metadata["model"] == "clip"
 
 
 @pytest.mark.parametrize(

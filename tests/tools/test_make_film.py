@@ -1,7 +1,6 @@
 """tools/make_film.py: a film of novel shapes, and what is in it."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,10 @@ from pycocotools import mask as coco_mask
 from ovformer.data.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES
 from ovformer.predictor.video_io import VideoSource
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 @pytest.fixture(scope="module")
 def tool(load_tool):
-    sys.path.insert(0, str(TOOLS))
-    yield load_tool("make_film")
-    sys.path.remove(str(TOOLS))
+    return load_tool("make_film")
 
 
 def test_the_film_shows_what_its_annotations_say(tool, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,14 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from pycocotools import mask as coco_mask
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 @pytest.fixture(scope="module")
 def tool(load_tool):
-    sys.path.insert(0, str(TOOLS))
-    yield load_tool("make_report")
-    sys.path.remove(str(TOOLS))
+    return load_tool("make_report")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +89,22 @@ def test_lines_without_losses_are_left_out_of_the_curves(images, tmp_path: Path)
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     images.draw_losses(tmp_path / "metrics.json", tmp_path / "losses.png")
     assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_data_set_may_have_nothing_to_draw(images, films, tmp_path: Path, monkeypatch) -> None:
+    """As the quick start's, with --fast and some seeds."""
+    metadata = SimpleNamespace(
+        class_groups={"novel": [1]},
+        thing_classes=["red circle", "blue ring"],
+        thing_dataset_id_to_contiguous_id={1: 0, 2: 1},
+    )
+    for module in (images, films):
+        monkeypatch.setattr(module, "MetadataCatalog", {"shapes": metadata})
+        monkeypatch.setattr(module, "load_dataset", lambda name: [])
+    images.draw_predictions("shapes", [], tmp_path / "images.png")
+    films.draw_films("shapes", {"a model": []}, tmp_path / "films.png")
+    for name in ("images.png", "films.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_scores_of_videos_are_percentages_of_each_group_and_model(tool) -> None:
@@ -197,6 +209,9 @@ def test_the_page_has_the_film_and_a_row_for_each_object(tried_film, tmp_path) -
     )
     assert page.count("<td class=wrong>not found") == 4
     assert "<td>1 / 1 / 3<td>0 / 1 / 3" in page
+    (tmp_path / "other_objects.mp4").write_bytes(b"film")
+    with pytest.raises(ValueError, match="expected the film of one prediction, found 2"):
+        tried_film.film_section(tmp_path, tmp_path / "others", tmp_path / "truth.json")
 
 
 def as_text(content: dict) -> dict:

@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from predictor_fixture import WORDS, make_clip
+from predictor_fixture import WORDS, make_clip, write_film
 
 from ovformer.data.vis_json import load_vis_json
 from ovformer.evaluation.vis_results import ResultsChecker, read_results
-from ovformer.predictor.video_io import FilmWriter, VideoSource
+from ovformer.predictor.video_io import VideoSource
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -34,15 +34,7 @@ def tool(load_tool):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory, make_frames) -> Path:
     """Twelve frames, 10 a second."""
-    path = tmp_path_factory.mktemp("films") / "my.mp4"
-    write_film(path, make_frames(12))
-    return path
-
-
-def write_film(path: Path, frames: Sequence[np.ndarray]) -> None:
-    with FilmWriter(path, 10) as writer:
-        for t, frame in enumerate(frames):
-            writer.write(frame, t / 10)
+    return write_film(tmp_path_factory.mktemp("films") / "my.mp4", make_frames(12))
 
 
 def run(tool, capsys, *words: object) -> tuple[int, str, str]:

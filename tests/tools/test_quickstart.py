@@ -41,10 +41,11 @@ def test_a_changed_step_makes_all_after_it_anew(tool, tmp_path: Path) -> None:
     record = tmp_path / "steps.json"
     tool.run_steps([step(tool, tmp_path / name) for name in names], record, {})
     (tmp_path / "b.parts").mkdir()
+    (tmp_path / "b_of_mine").mkdir()
     changed = [step(tool, tmp_path / name, "y" if name == "b" else "x") for name in names]
     tool.run_steps(changed, record, {})
     assert [(tmp_path / name).read_text() for name in names] == ["x", "y", "x"]
-    assert not (tmp_path / "b.parts").exists()
+    assert not (tmp_path / "b.parts").exists() and (tmp_path / "b_of_mine").exists()
 
 
 def test_a_failed_step_stops_and_is_run_again(tool, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def draw_films(dataset_name: str, runs: Mapping[str, Sequence[Mapping]], path: P
         for record in load_dataset(dataset_name)
         if len(tubes := truth_tubes(record)) > 1 and any(label in novel for label, _ in tubes)
     ][:NUM_VIDEOS]
-    rows = (1 + len(runs)) * len(records)
+    rows = max(1, (1 + len(runs)) * len(records))  # a small data set may have no such video
     figure, axes = plt.subplots(
         rows,
         NUM_FRAMES + 1,

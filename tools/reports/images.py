@@ -59,9 +59,8 @@ def draw_predictions(dataset_name: str, predictions: Sequence[Mapping], path: Pa
         if len(record["annotations"]) > 1
         and any(annotation["category_id"] in novel for annotation in record["annotations"])
     ][:NUM_IMAGES]
-    figure, axes = plt.subplots(
-        -(-len(records) // 2), 4, figsize=(15, 3.8 * -(-len(records) // 2)), layout="constrained"
-    )
+    rows = max(1, -(-len(records) // 2))  # a small data set may have no such image
+    figure, axes = plt.subplots(rows, 4, figsize=(15, 3.8 * rows), layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for record, (truth_axis, axis) in zip(records, axes.reshape(-1, 2), strict=False):

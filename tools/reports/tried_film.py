@@ -21,6 +21,9 @@ def film_section(folder: Path, others: Path, truth: Path) -> str:
         folder: output of tools/predict.py for the film, which is shown.
         others: the same with other words, of which the table tells.
         truth: annotations of the film in the format of YouTube-VIS.
+
+    Raises:
+        ValueError: the folder has no film, or several.
     """
     there = read_json(truth)
     found = [read_json(path / "annotations.json") for path in (folder, others)]
@@ -31,8 +34,10 @@ def film_section(folder: Path, others: Path, truth: Path) -> str:
         f"<tr><td>{escape(rows[0][0])}{''.join(map(cell, rows))}"
         for rows in zip(*columns, strict=True)
     ]
-    (film,) = folder.glob("*_objects.mp4")
-    data = base64.b64encode(film.read_bytes()).decode("ascii")
+    films = sorted(folder.glob("*_objects.mp4"))
+    if len(films) != 1:
+        raise ValueError(f"{folder}: expected the film of one prediction, found {len(films)}.")
+    data = base64.b64encode(films[0].read_bytes()).decode("ascii")
     return (
         f"<video controls loop muted src='data:video/mp4;base64,{data}'></video>"
         f"<table><tr><th>in the film{''.join(title)}{''.join(lines)}"

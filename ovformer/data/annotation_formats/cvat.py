@@ -127,8 +127,8 @@ def _tasks(meta: Element, export: Export) -> dict[str, _Task]:
             start = int(element.findtext("start_frame") or 0)
             step = int((element.findtext("frame_filter") or "step=1").split("=")[1])
             stop = int(element.findtext("stop_frame") or start + (count - 1) * step)
-            if not 0 <= start <= stop < _MAX_FRAMES:
-                raise ValueError(f"frames {start} to {stop}")
+            if not 0 <= start <= stop < _MAX_FRAMES or step < 1:
+                raise ValueError(f"frames {start} to {stop}, one of {step}")
             size = element.find("original_size")
             tasks[element.findtext("id", "")] = _Task(
                 name=element.findtext("name") or "",

@@ -31,6 +31,7 @@ from ovformer.data.annotation_formats.tracks import (
     named_faults,
 )
 from ovformer.data.image_files import IMAGE_SUFFIXES, natural_order
+from ovformer.data.untrusted_masks import is_frame_size
 
 _LABEL_KEYS = ("labels", "rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels")
 
@@ -69,7 +70,7 @@ def read_label_studio(tasks: Any, export: Export) -> tuple[list[AnnotatedVideo],
     return videos, sorted({track.category for video in videos for track in video.tracks})
 
 
-def decode_brush(codes: list[int]) -> np.ndarray:
+def decode_brush(codes: list[int], size: int) -> np.ndarray:
     """Decode the run-length code of Label Studio's brush.
 
     It is a stream of bits: 32 bits with the number of values, 5 with the size of a value minus 1, 4
@@ -78,12 +79,13 @@ def decode_brush(codes: list[int]) -> np.ndarray:
 
     Args:
         codes: bytes.
+        size: how many values they have to stand for; a few bytes may claim to be very many.
 
     Returns:
-        uint8, flat.
+        uint8 (size,).
 
     Raises:
-        ValueError: the code ends too early, or is none.
+        ValueError: the code ends too early, is none, or has another number of values.
     """
     try:
         bits = np.unpackbits(np.array(codes, dtype=np.uint8))
@@ -101,6 +103,8 @@ def decode_brush(codes: list[int]) -> np.ndarray:
         return taken @ (1 << np.arange(size - 1, -1, -1, dtype=np.int64))
 
     total, word = int(numbers(32)[0]), int(numbers(5)[0]) + 1
+    if total != size:
+        raise ValueError(f"a brush of {total} values, expected {size}")
     sizes = numbers(4, 4) + 1
     blocks, have = [], 0
     while have < total:
@@ -108,9 +112,10 @@ def decode_brush(codes: list[int]) -> np.ndarray:
         length = int(numbers(int(sizes[numbers(2)[0]]))[0]) + 1
         if have + length > total:
             raise ValueError("a brush whose rle has more values than it says")
-        blocks.append(np.repeat(numbers(word), length) if is_run else numbers(word, length))
+        values = numbers(word, 1 if is_run else length).astype(np.uint8)
+        blocks.append(np.repeat(values, length) if is_run else values)
         have += length
-    return np.concatenate([np.zeros(0, np.int64), *blocks]).astype(np.uint8)
+    return np.concatenate([np.zeros(0, np.uint8), *blocks])
 
 
 def _regions(task: dict, place: str, export: Export) -> list[list[dict]] | None:
@@ -254,12 +259,10 @@ def _drawn(value: dict, height: int, width: int) -> Shape:
     x, y = width / 100, height / 100
     rotation = float(value.get("rotation", 0))
     if "rle" in value:
-        pixels = decode_brush(value["rle"])
-        if pixels.size != height * width * 4:
-            raise ValueError(
-                f"a brush of {pixels.size} values, expected four for each of {height} x {width} "
-                "pixels (height x width)"
-            )
+        if not is_frame_size([height, width]):
+            raise ValueError(f"an image of {height} x {width} pixels (height x width)")
+        # Red, green, blue and opacity of each pixel.
+        pixels = decode_brush(value["rle"], 4 * height * width)
         alpha = pixels.reshape(height, width, 4)[..., 3] > 0
         return Region(coco_mask.encode(np.asfortranarray(alpha, np.uint8)))
     if "points" in value:

@@ -4,10 +4,12 @@ Nothing that a file from elsewhere says becomes a path on this machine: names ar
 those of files that are there, and frames are written under names of our own.
 """
 
+import lzma
 import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ovformer.data.image_files import IMAGE_SUFFIXES
+from ovformer.data.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 # More than any annotation file or image should have, less than what fills a disk or a memory.
@@ -27,6 +29,10 @@ MAX_MEMBER_BYTES = 2**30
 # No image and no annotation file of some size can be packed as tightly as this.
 _LARGE_BYTES, _MAX_PACKING = 2**24, 200
 _JPEG_QUALITY = 95
+# What reading a member of a zip file raises where its content is broken or packed in other ways.
+_ZIP_ERRORS = (EOFError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+# Where macOS keeps something else about each file that it packs, under the file's own name.
+_MACOS = "__MACOSX/"
 # Label Studio puts eight digits of a hash in front of the names of uploaded files.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 # EXIF: the tag of the orientation, and its values for pictures that lie on their side.
@@ -80,7 +86,7 @@ class Zip:
     """A zip file, of which only checked members are read, one at a time.
 
     Attributes:
-        names: of the members, without folders.
+        names: of the members, without folders and what macOS adds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,12 +104,23 @@ class Zip:
         self.names = []
         for info in self._zip.infolist():
             self._check(info)
-            if not info.is_dir():
+            if not info.is_dir() and not info.filename.startswith(_MACOS):
                 self.names.append(info.filename)
 
-    def open(self, name: str) -> BinaryIO:
-        """Open a member. No more is read than the size that was checked."""
-        return self._zip.open(name)
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Open a member. No more is read than the size that was checked.
+
+        Raises:
+            ValueError: when the member is opened or read: its content is broken.
+        """
+        try:
+            with self._zip.open(name) as file:
+                yield file
+        except _ZIP_ERRORS as error:
+            raise ValueError(
+                f"{self.path}: member {name!r} can't be unpacked ({error}). Export it again."
+            ) from error
 
     def __str__(self) -> str:
         return str(self.path)
@@ -178,17 +195,18 @@ class Library:
             FileNotFoundError: there is none.
             ValueError: there are several, and it can't be told which.
         """
-        wanted = path_of(reference)
-        keys = {wanted.name, _UPLOAD_PREFIX.sub("", wanted.name)}
-        for index in self._index:
-            found = [
-                one
-                for key in keys
-                for one in index.get(key, ())
-                if PurePosixPath(one.name).suffix.lower() in suffixes
-            ]
-            if found:
-                return _nearest(found, wanted, place)
+        # A path may hold what means something else in an address, such as "#" and "%".
+        for wanted in (_as_path(reference), path_of(reference)):
+            keys = {wanted.name, _UPLOAD_PREFIX.sub("", wanted.name)}
+            for index in self._index:
+                found = [
+                    one
+                    for key in keys
+                    for one in index.get(key, ())
+                    if PurePosixPath(one.name).suffix.lower() in suffixes
+                ]
+                if found:
+                    return _nearest(found, wanted, place)
         raise FileNotFoundError(
             f"{place}: {wanted.name!r} is not among the files of "
             f"{', '.join(map(str, self.sources)) or 'no folder'}. Name its folder with --media."
@@ -250,6 +268,12 @@ class VideoFrames:
         count, size = 0, None
         for image in self._open(self.path):
             size = size or image.shape[:2]
+            if image.shape[:2] != size:
+                raise ValueError(
+                    f"{self.path}: frame {count} has {image.shape[0]} x {image.shape[1]} pixels "
+                    f"(height x width), those before have {size[0]} x {size[1]}. The frames of a "
+                    "video have one size."
+                )
             count += 1
         if self._wanted is None:
             return count, size
@@ -274,14 +298,14 @@ class VideoFrames:
 
 
 @contextmanager
-def opened_export(path: Path) -> Iterator[tuple[BinaryIO, Folder | Zip]]:
+def opened_export(path: Path) -> Iterator[tuple[BinaryIO, Zip | None]]:
     """Open the annotations of an export.
 
     Args:
         path: an .xml or .json file, or a zip file with one of these and perhaps images.
 
     Yields:
-        The annotations, and where their images may be: the zip file, or the folder of the file.
+        The annotations, and the zip file that they are in, if they are in one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -291,7 +315,7 @@ def opened_export(path: Path) -> Iterator[tuple[BinaryIO, Folder | Zip]]:
         raise FileNotFoundError(f"{path}: no such file.")
     if path.suffix.lower() in (".xml", ".json"):
         with path.open("rb") as file:
-            yield file, Folder(path.parent)
+            yield file, None
         return
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: expected an export of annotations: .xml, .json or .zip.")
@@ -312,9 +336,16 @@ def _is_image(name: str) -> bool:
 
 def path_of(reference: str) -> PurePosixPath:
     """Return the path inside an address, as Label Studio writes it, or of a path of Windows."""
-    address = urlsplit(reference.replace("\\", "/"))
+    try:
+        address = urlsplit(reference.replace("\\", "/"))
+    except ValueError:  # it only looks like an address
+        return _as_path(reference)
     path = parse_qs(address.query).get("d", [address.path])[0]
     return PurePosixPath(unquote(path))
+
+
+def _as_path(reference: str) -> PurePosixPath:
+    return PurePosixPath(reference.replace("\\", "/"))
 
 
 def _nearest(found: list[Found], wanted: PurePosixPath, place: str) -> Found:
@@ -338,6 +369,6 @@ def _image_size(found: Found) -> tuple[int, int]:
         with found.source.open(found.name) as file, Image.open(file) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except IMAGE_ERRORS as error:
         raise ValueError(f"{found}: not an image that can be read ({error}).") from error
     return (width, height) if turned else (height, width)

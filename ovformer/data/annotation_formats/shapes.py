@@ -11,13 +11,11 @@ from typing import Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ovformer.data.untrusted_masks import find_fault
+from ovformer.data.untrusted_masks import find_fault, is_frame_size
 from ovformer.data.vis_json import to_rle
 
 # Corners of the polygon that stands for an ellipse.
 _ELLIPSE_CORNERS = 72
-# Runs of pixels are numbers of 32 bits.
-_MAX_RUN = 2**32
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,8 @@ class CroppedMask:
     def __post_init__(self) -> None:
         if min(self.left, self.top, self.width - 1, self.height - 1, self.runs.min(initial=0)) < 0:
             raise ValueError("a mask with a negative number")
-        if (total := int(self.runs.sum())) != self.width * self.height:
+        total = sum(self.runs.tolist())  # numbers of Python do not overflow
+        if total != self.width * self.height:
             raise ValueError(
                 f"a mask with runs of {total} pixels in a rectangle of {self.height} x "
                 f"{self.width} (height x width)"
@@ -226,31 +225,13 @@ def merged_rle(shapes: Sequence[Shape], height: int, width: int) -> dict | None:
     """
     rles = []
     for shape in shapes:
-        area = shape.segmentation(height, width)
-        if isinstance(area, list):
-            _check_reach(area, height, width)
-        rles.append(to_rle(area, height, width))
-        if rles[-1] and (fault := find_fault(rles[-1:])):
+        rle = to_rle(shape.segmentation(height, width), height, width)
+        if fault := find_fault([rle]):
             raise ValueError(fault.reason)
-    rles = [rle for rle in rles if rle and coco_mask.area(rle)]
+        if coco_mask.area(rle):
+            rles.append(rle)
     return to_rle(coco_mask.merge(rles), height, width) if rles else None
 
 
 def _is_rle(area: dict) -> bool:
-    size, counts = area.get("size"), area.get("counts")
-    if not isinstance(size, list | tuple) or [type(side) for side in size] != [int, int]:
-        return False
-    if isinstance(counts, list):
-        return all(type(run) is int and 0 <= run < _MAX_RUN for run in counts)
-    return isinstance(counts, str | bytes)
-
-
-def _check_reach(polygons: list[list[float]], height: int, width: int) -> None:
-    """Raise ValueError for points that are farther away than a frame: drawing takes memory."""
-    for flat in polygons:
-        for values, side, axis in ((flat[::2], width, "x"), (flat[1::2], height, "y")):
-            if min(values) < -side or max(values) > 2 * side:
-                raise ValueError(
-                    f"a shape from {axis} = {min(values):g} to {max(values):g} in a frame of "
-                    f"{height} x {width} pixels (height x width)"
-                )
+    return is_frame_size(area.get("size")) and isinstance(area.get("counts"), str | bytes | list)

@@ -11,6 +11,9 @@ from pycocotools import mask as coco_mask
 from ovformer.data.annotation_formats.shapes import Box, merged_rle
 from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export, Track
 
+# Letters of a folder's name; file systems take 255 bytes, and a letter may have four.
+_LONGEST_NAME = 60
+
 
 def check_boxes(videos: Iterable[AnnotatedVideo]) -> None:
     """Raise ValueError if an object has a box and no mask."""
@@ -97,7 +100,7 @@ def folder_names(names: Iterable[str]) -> list[str]:
     used: list[str] = []
     taken: set[str] = set()
     for name in names:
-        safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "video"
+        safe = re.sub(r"[^\w.-]+", "_", name)[:_LONGEST_NAME].strip("._") or "video"
         tries = (safe if n == 1 else f"{safe}-{n}" for n in count(1))
         used.append(next(one for one in tries if one.lower() not in taken))
         taken.add(used[-1].lower())

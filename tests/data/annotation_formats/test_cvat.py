@@ -204,6 +204,12 @@ def test_the_tasks_of_a_project_are_videos(folder: Path, tmp_path: Path) -> None
             b"<annotations><meta><task><id>4</id><size>x</size></task></meta></annotations>",
             "<task> 4",
         ),
+        (
+            b"<annotations><meta><task><id>4</id><size>3</size>"
+            b"<frame_filter>step=-1</frame_filter><stop_frame>2</stop_frame></task></meta>"
+            b"</annotations>",
+            "<task> 4: .*frames 0 to 2, one of -1",
+        ),
     ],
 )
 def test_broken_files(folder: Path, xml: bytes, message: str) -> None:

@@ -40,13 +40,19 @@ LISTS = st.builds(
 @given(st.lists(RUNS | LISTS, max_size=20))
 def test_the_brush_decodes_what_was_encoded(blocks: list) -> None:
     expected = [value for _, _, values in blocks for value in values]
-    assert decode_brush(brush(blocks)).tolist() == expected
+    assert decode_brush(brush(blocks), len(expected)).tolist() == expected
 
 
 @pytest.mark.parametrize("codes", [[], [1, 2], [0, 0, 0, 9] + [255] * 4, [-1], [300], ["a"], None])
 def test_a_broken_brush_is_an_error(codes) -> None:
     with pytest.raises(ValueError, match="a brush"):
-        decode_brush(codes)
+        decode_brush(codes, 9)
+
+
+def test_a_brush_that_claims_to_be_huge_is_not_unpacked() -> None:
+    codes = [255] * 4 + brush([(True, 3, [1] * 65536)] * 2)[4:]
+    with pytest.raises(ValueError, match="a brush of 4294967295 values, expected 64"):
+        decode_brush(codes, 64)
 
 
 def open_video(path: Path):
@@ -176,7 +182,7 @@ def broken(change: str) -> list[dict]:
         ("no address", "task 1: expected the address of one video or image"),
         ("no track", "task 1: region a: nothing says which object.*--track-by.*--single-frames"),
         ("two classes", "region c is 'y', but the same object .*is 'x'"),
-        ("brush of another size", "a brush of 36 values, expected four for each of 48 x 64"),
+        ("brush of another size", "region a: a brush of 36 values, expected 12288"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, change: str, message: str) -> None:

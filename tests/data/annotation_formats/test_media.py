@@ -51,6 +51,23 @@ def test_links_bombs_and_broken_zips_are_refused(tmp_path: Path) -> None:
         Zip(bomb)
 
 
+@pytest.mark.parametrize("name", ["a.xml", "a.png"])
+def test_members_that_can_not_be_unpacked_are_named(tmp_path: Path, name: str) -> None:
+    path = write_zip(tmp_path, {name: PICTURE * 20})
+    content = bytearray(path.read_bytes())
+    content[60:70] = bytes(10)  # inside the compressed bytes
+    path.write_bytes(content)
+    source = Zip(path)
+    with pytest.raises(ValueError, match=f"a.zip: member '{name}' can't be unpacked"):
+        if name == "a.xml":
+            with opened_export(path) as (file, _):
+                file.read()
+        else:
+            FrameFiles([Found(source, name)]).write(tmp_path, [0])
+    with pytest.raises(ValueError, match=f"a.zip/{name}: not an image .*can't be unpacked"):
+        FrameFiles([Found(source, name)]).probe()
+
+
 def test_frames_of_a_zip_get_names_of_our_own(tmp_path: Path) -> None:
     source = Zip(write_zip(tmp_path, {"images/$(x) y.PNG": PICTURE, "images/z.png": PICTURE}))
     frames = FrameFiles([Found(source, name) for name in source.names])
@@ -60,7 +77,8 @@ def test_frames_of_a_zip_get_names_of_our_own(tmp_path: Path) -> None:
 
 
 def test_an_export_is_one_file_in_a_zip(tmp_path: Path) -> None:
-    with opened_export(write_zip(tmp_path, {"a/annotations.xml": b"<a/>"})) as (file, source):
+    members = {"a/annotations.xml": b"<a/>", "__MACOSX/a/._annotations.xml": b"of macOS"}
+    with opened_export(write_zip(tmp_path, members)) as (file, source):
         assert file.read() == b"<a/>" and isinstance(source, Zip)
     with pytest.raises(ValueError, match="expected one .xml or .json inside, found none"):
         with opened_export(write_zip(tmp_path, {"a.txt": b""})):
@@ -84,12 +102,14 @@ def test_an_export_is_one_file_in_a_zip(tmp_path: Path) -> None:
         ("/data/local-files/?d=set%2Fone%2F00000.png", "one/00000.png"),
         ("/data/upload/5/0123abcd-only.png", "two/only.png"),
         ("only", "two/only.png"),
+        ("take #1/50%25?.png", "take #1/50%25?.png"),
+        ("//[two/only.png", "two/only.png"),
     ],
 )
 def test_files_are_found_by_what_a_tool_calls_them(
     tmp_path: Path, reference: str, expected: str
 ) -> None:
-    for name in ("one/00000.png", "two/00000.png", "two/only.png"):
+    for name in ("one/00000.png", "two/00000.png", "two/only.png", "take #1/50%25?.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(PICTURE)
     library = Library([Folder(tmp_path)], open)
@@ -107,9 +127,15 @@ def test_frames_of_a_video_have_one_size(tmp_path: Path) -> None:
     frames = FrameFiles([Found(source, name) for name in source.names])
     with pytest.raises(ValueError, match="00000.png has 48 x 64 .*00001.png has 4 x 6"):
         frames.probe()
-    (tmp_path / "clip" / "00001.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="00001.png: not an image"):
-        frames.probe()
+    for content in (b"nothing", b"P6 20000 20000 255\n"):  # no image; one that is far too large
+        (tmp_path / "clip" / "00001.png").write_bytes(content)
+        with pytest.raises(ValueError, match="00001.png: not an image"):
+            frames.probe()
+    images = [np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)]
+    (tmp_path / "a.mp4").write_bytes(b"")
+    film = Found(Folder(tmp_path / "a.mp4"), "a.mp4")
+    with pytest.raises(ValueError, match="frame 1 has 6 x 4 pixels .* those before have 4 x 6"):
+        VideoFrames(film, lambda path: images).probe()
 
 
 def test_a_video_that_is_shorter_than_its_annotations(tmp_path: Path) -> None:

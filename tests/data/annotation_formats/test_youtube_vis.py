@@ -16,6 +16,7 @@ def test_folder_names_are_safe_and_differ(names: list[str]) -> None:
 
 def test_folder_names_stay_readable() -> None:
     assert folder_names(["my clip", "../x", "a", "A", ""]) == ["my_clip", "x", "a", "A-2", "video"]
+    assert [len(name) for name in folder_names(["x" * 300] * 2)] == [60, 62]
 
 
 @settings(max_examples=40)

@@ -58,7 +58,9 @@ def find_fault(rles: Iterable[object]) -> Fault | None:
     places: dict[tuple, int] = {}
     known = None
     for index, rle in enumerate(rles):
-        size = rle.get("size") if isinstance(rle, dict) else rle
+        if not isinstance(rle, dict):
+            return Fault(index, f"expected an RLE with size [height, width], got {rle!r:.60}")
+        size = rle.get("size")
         if known is None or size != known:
             if not is_frame_size(size):
                 return Fault(index, f"expected an RLE with size [height, width], got {size!r:.60}")

@@ -75,6 +75,7 @@ from ovformer.engine.stages import CLIP, IMAGE, STAGES, Stage
         ),
         (["MODEL.MASK_FORMER.PRE_NORM", "True"], ["PRE_NORM: got True, only False is implemented"]),
         (["MODEL.WEIGHTS", "none.pth"], ["MODEL.WEIGHTS: none.pth not found"]),
+        (["MODEL.WEIGHTS", "~no-such-user/a.pth"], ["WEIGHTS: ~no-such-user/a.pth not found"]),
         (["SOLVER.AMP.PRECISION", "fp16"], ["PRECISION: unknown 'fp16'. Known: float16, bfloat16"]),
         (["SOLVER.OPTIMIZER", "ADAM"], ["SOLVER.OPTIMIZER: unknown 'ADAM'. Known: ADAMW, SGD"]),
         (["SOLVER.LR_SCHEDULER_NAME", "Cosine"], ["unknown 'Cosine'", "WarmupCosineLR"]),

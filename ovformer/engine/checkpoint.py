@@ -192,9 +192,17 @@ class Checkpointer(DetectionCheckpointer):
         self.has_loaded_all = not is_backbone
 
     def _report_vocabulary(
-        self, keys: Sequence[str], weights: Mapping[str, Tensor], names: list[str] | None
+        self, keys: Sequence[str], weights: Mapping[str, Tensor], names: object
     ) -> None:
-        """Say whose vocabulary is used; refuse to resume a training with another one."""
+        """Say whose vocabulary is used; refuse to resume a training with another one.
+
+        Args:
+            keys: of the model's state that hold the vocabulary.
+            weights: the file's.
+            names: its class names; whatever a file from elsewhere has in their place is left alone.
+        """
+        if not isinstance(names, list):
+            names = []
         if names and self.class_names and names != self.class_names:
             difference = _difference(names, self.class_names)
             if self._is_resuming:
@@ -205,7 +213,7 @@ class Checkpointer(DetectionCheckpointer):
                 )
             self.logger.info("%s was trained with another vocabulary: %s", self._path, difference)
         embeddings = [weights[key] for key in keys if key.endswith("zs_weight") and key in weights]
-        for embedding in embeddings:
+        for embedding in (matrix for matrix in embeddings if matrix.dim() == 2):
             self.logger.info(
                 "Vocabulary: that of the config, MODEL.MASK_FORMER.CLIP_TEXT_PATH. The text "
                 "embeddings of %d classes in the checkpoint are not loaded.",

@@ -10,7 +10,7 @@ from ovformer.engine.checkpoint import named_checkpoint
 # A full disk or quota, a file system that became read-only.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Reading fails in these ways, too: they count in the output folder, and where no file is named.
-_OF_BOTH = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+_OF_BOTH = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class StorageError(OSError):

@@ -14,7 +14,7 @@ from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import JSONWriter
 from ovformer.engine.storage import ExplainedStorage, StorageError
-from ovformer.files import write_atomically
+from ovformer.files import write_atomically, write_text
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -125,3 +125,10 @@ def test_the_error_of_a_full_disk_survives_a_damaged_name(tmp_path: Path, conten
     with pytest.raises(StorageError, match="No space left.*does not name it"):
         with ExplainedStorage(str(tmp_path)):
             raise FULL
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "inference").touch()
+    with pytest.raises(StorageError, match="Could not write .*inference: File exists"):
+        with ExplainedStorage(str(tmp_path)):
+            write_text(tmp_path / "inference" / "results.json", "[]")

@@ -180,6 +180,15 @@ def test_no_name_of_a_checkpoint(tmp_path: Path, content: bytes) -> None:
     assert (tmp_path / "last_checkpoint").read_text() == "model_5.pth"
 
 
+def test_a_script_goes_on_from_the_newest_when_the_name_is_damaged(tiny_run: TinyRun) -> None:
+    opts = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()"]
+    run_here(tiny_run, *opts, "SOLVER.MAX_ITER", "2")
+    (tiny_run.output / "last_checkpoint").write_bytes(b"\xff\xfe")
+    run_here(tiny_run, "--resume", "--allow-older", *opts, "SOLVER.MAX_ITER", "4")
+    assert (tiny_run.output / "last_checkpoint").read_text() == "model_final.pth"
+    assert "2 iterations are done" in (tiny_run.output / "log.txt").read_text()
+
+
 def test_a_folder_without_last_checkpoint(tmp_path: Path, caplog) -> None:
     assert last_checkpoint(tmp_path) is None
     save(tmp_path, "model_3", "model_5")

@@ -30,19 +30,14 @@ def test_missing_annotations(refused, tiny_run: TinyRun, split: str) -> None:
     assert f"annotations {path}" in refused()
 
 
-def test_truncated_annotations_of_a_test_set(refused, tiny_run: TinyRun) -> None:
-    path = tiny_run.root / "shapes" / "shapes_val.json"
+@pytest.mark.parametrize(
+    ("split", "words"), [("val", ""), ("train_norare", "DATASETS.TRAIN: 'shapes_train': ")]
+)
+def test_truncated_annotations(refused, tiny_run: TinyRun, split: str, words: str) -> None:
+    path = tiny_run.root / "shapes" / f"shapes_{split}.json"
     path.write_text(path.read_text()[:-100])
     message = refused()
-    assert f"{path}: not valid JSON" in message
-    assert "truncated" in message
-
-
-def test_truncated_annotations_of_the_training_set(refused, tiny_run: TinyRun) -> None:
-    path = tiny_run.root / "shapes" / "shapes_train_norare.json"
-    path.write_text(path.read_text()[:-100])
-    message = refused()
-    assert f"DATASETS.TRAIN: 'shapes_train': {path}: not valid JSON" in message
+    assert f"{words}{path}: not valid JSON" in message
     assert "truncated" in message
 
 

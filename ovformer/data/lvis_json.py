@@ -23,7 +23,7 @@ from ovformer.data.json_file import (
     read_json,
 )
 from ovformer.data.untrusted_masks import (
-    check_frame_size,
+    check_num_pixels,
     check_polygons,
     find_fault,
     runs_to_rle,
@@ -113,7 +113,7 @@ def _image_records(images: object, image_folder: Path) -> dict[int, dict]:
     for number, image in index_by_id("image", images, _IMAGE, _IMAGE_OPTIONS).items():
         if not (image.get("file_name") or image.get("coco_url")):
             raise ValueError(f"image {number} has no 'file_name' or 'coco_url'.")
-        check_frame_size(f"image {number}", image["height"], image["width"])
+        check_num_pixels(f"image {number}", image["height"], image["width"])
         file_name = os.path.join(image_folder, image_name(image))
         records[number] = {
             "file_name": file_name,

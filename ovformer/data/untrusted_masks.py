@@ -42,7 +42,7 @@ def is_frame_size(size: object) -> bool:
     )
 
 
-def check_frame_size(what: str, height: int, width: int) -> None:
+def check_num_pixels(what: str, height: int, width: int) -> None:
     """Raise ValueError, which begins with ``what``, if no mask of so many pixels can be held."""
     if not is_frame_size([height, width]):
         raise ValueError(f"{what} has {height} x {width} pixels; at most {MAX_PIXELS} are allowed.")

@@ -30,7 +30,7 @@ from ovformer.data.json_file import (
     shown,
 )
 from ovformer.data.untrusted_masks import (
-    check_frame_size,
+    check_num_pixels,
     check_polygons,
     find_fault,
     polygons_to_rle,
@@ -196,7 +196,7 @@ def _check(content: dict) -> None:
         video["length"] = len(video["file_names"])
         if not video["length"]:
             raise ValueError(f"video {number} has no frame: its file_names are empty.")
-        check_frame_size(f"video {number}", video["height"], video["width"])
+        check_num_pixels(f"video {number}", video["height"], video["width"])
     if "cate_ori" in content:
         _renumber_lists(content)
     annotations = content.get("annotations")

@@ -43,9 +43,9 @@ class ExplainedStorage:
             ) from error
 
     def _is_of_writing(self, error: OSError) -> bool:
-        if error.errno in _OF_BOTH and error.filename:
-            name = os.path.abspath(os.fsdecode(error.filename))
-            return Path(name).is_relative_to(self._folder.absolute())
+        if error.errno in _OF_BOTH and isinstance(error.filename, str | bytes | os.PathLike):
+            path = Path(os.path.abspath(os.fsdecode(error.filename)))
+            return path.is_relative_to(os.path.abspath(self._folder))
         return error.errno in _OF_WRITING + _OF_BOTH
 
 

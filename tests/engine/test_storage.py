@@ -115,8 +115,11 @@ def test_a_file_that_can_not_be_read_is_not_one_to_write(tmp_path: Path) -> None
         with ExplainedStorage(str(tmp_path / "output")):
             raise PermissionError(*denied, str(tmp_path / "annotations.json"))
     with pytest.raises(StorageError, match="Could not write .*log.txt"):
-        with ExplainedStorage(str(tmp_path / "output")):
+        with ExplainedStorage(str(tmp_path / "other" / ".." / "output")):
             raise PermissionError(*denied, str(tmp_path / "output" / "log.txt"))
+    with pytest.raises(StorageError, match="Could not write 5"):
+        with ExplainedStorage(str(tmp_path)):
+            raise PermissionError(*denied, 5)  # of an open file
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"\0\0", b"model_gone.pth", b""])

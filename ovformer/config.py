@@ -2,8 +2,8 @@
 
 "Published" in a comment means the value of the system of the ECCV 2024 paper. The published YAML
 files load unchanged: keys that have no effect there either are accepted with a warning
-(``_WITHOUT_EFFECT``), and keys of which only one value is supported are checked by
-``ovformer.engine.validate`` (``FIXED_KEYS``).
+(``_WITHOUT_EFFECT``), and keys of which only one value is supported (``FIXED_KEYS``) are checked by
+:mod:`ovformer.engine.checks.values`.
 """
 
 from collections.abc import Sequence

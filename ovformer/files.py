@@ -8,6 +8,7 @@ file as it was. Files that only grow, such as logs, are not written this way.
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp"
 _CHUNK = 1 << 22  # bytes read at a time
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
 
 
 def temporary_name(path: Path) -> Path:
@@ -103,12 +105,15 @@ def _sync(path: Path) -> None:
 
 
 def _failed_write(error: BaseException, temporary: Path) -> OSError | None:
-    """Return what the system said, also where ``torch.save`` hides it behind an error of its own.
+    """Return what the system said, also where a library hides it behind an error of its own.
 
-    An error about another file, which the block may have read, is none of these.
+    ``torch.save`` raises RuntimeError in its place, and safetensors an error that has its number in
+    the text. An error about another file, which the block may have read, is none of these.
     """
     if isinstance(error, RuntimeError):
         error = error.__context__
+    elif not isinstance(error, OSError) and (found := _OS_ERROR.search(str(error))):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
     if isinstance(error, OSError) and error.filename in (None, str(temporary)):
         return error
     return None

@@ -22,7 +22,7 @@ def resolve_path(path: str | os.PathLike) -> Path:
     Returns:
         The resolved path. It is not checked for existence.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # leaves ~ of an unknown user as it is
     if path.is_absolute() or path.exists():
         return path
     parts = path.parts[1:] if path.parts[:1] == ("datasets",) else path.parts

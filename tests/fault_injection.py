@@ -61,30 +61,26 @@ def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> di
     return counts
 
 
-def resume_older(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:
-    """Damage the last checkpoint of trainings that were killed, and go on from the one before."""
-    generator, counts = random.Random(seed), {}
-    for number in range(runs):
-        name = list(made)[number % 2]
-        recipe, count = made[name], counts.setdefault(f"{name}, --allow-older", Count())
-        output = folder / f"damaged {number}" / "output"
-        shutil.copytree(recipe.folder, output)
-        for later in ("model_0000005.pth", "model_final.pth"):
-            (output / later).unlink()
-        newest = output / "model_0000003.pth"
-        (output / "last_checkpoint").write_text(newest.name)
-        damage = generator.choice(list(DAMAGES.values()))
-        newest.write_bytes(damage(newest.read_bytes(), generator))
-        log = output.with_name("output log")
-        if recipe.run(output, "--resume") == 0:
-            count.others["went on with a change that has no effect"] += 1
-        elif f"{newest} can't be read" in log.read_text():
-            count.others["named the file"] += 1
-        else:
-            count.losses.append(f"{output}: the damage was not named")
-        finish(recipe, output, count, "--allow-older")
-        progress("--allow-older", number + 1, runs, counts.values())
-    return counts
+def resume_older(
+    recipe: Recipe, count: Count, folder: Path, generator: random.Random, number: int
+) -> None:
+    """Damage the last checkpoint of a training that was killed; go on from the one before."""
+    output = folder / "output"
+    shutil.copytree(recipe.folder, output)
+    for later in ("model_0000005.pth", "model_final.pth"):
+        (output / later).unlink()
+    newest = output / "model_0000003.pth"
+    (output / "last_checkpoint").write_text(newest.name)
+    damage = generator.choice(list(DAMAGES.values()))
+    newest.write_bytes(damage(newest.read_bytes(), generator))
+    log = output.with_name("output log")
+    if recipe.run(output, "--resume") == 0:
+        count.others["went on with a change that has no effect"] += 1
+    elif f"{newest} can't be read" in log.read_text():
+        count.others["named the file"] += 1
+    else:
+        count.losses.append(f"{output}: the damage was not named")
+    finish(recipe, output, count, "--allow-older")
 
 
 @contextmanager
@@ -105,50 +101,65 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill_disk(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:
+def fill_disk(
+    recipe: Recipe, count: Count, folder: Path, generator: random.Random, number: int
+) -> None:
     """Run on a disk that becomes full at a random moment; go on when it has got larger."""
-    generator, counts = random.Random(seed), {}
-    for number in range(runs):
-        name = list(made)[number % 3]
-        recipe, count = made[name], counts.setdefault(f"{name}, full disk", Count())
-        need = sum(path.stat().st_size for path in recipe.folder.rglob("*") if path.is_file())
-        disk = folder / f"disk {number}"
-        with small_disk(disk, int(need * generator.uniform(0.05, 1.0))):
-            output = disk / "folder" / "output"
-            status = recipe.run(output, "--resume")
-            # The log is on the disk, too: what does not fit is not in it.
-            count.others["ended with an error"] += status == 1
-            count.others["had room enough"] += status == 0
-            if status not in (0, 1):
-                count.losses.append(f"{output}: exit status {status}")
-            count.losses += [f"{output}: {what}" for what in lost(output)]
-            subprocess.run(["mount", "-o", f"remount,size={need * 4}", str(disk)], check=True)
-            finish(recipe, output, count)
-        progress("full disk", number + 1, runs, counts.values())
-    return counts
-
-
-def fail_reads(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:
-    """Have the disk fail at a random picture, or at the checkpoint to go on from."""
-    generator, counts = random.Random(seed), {}
-    for number in range(runs):
-        name = list(made)[number % 3]
-        recipe, count = made[name], counts.setdefault(f"{name}, failing reads", Count())
-        output = folder / f"unreadable {number}" / "output"
-        fault = {"read": generator.randint(1, 9)}
-        if name != "evaluation on videos" and number % 2:
-            recipe.run(output, event=recipe.events // 2)
-            # The record of the run reads it first, for its digest.
-            fault = {"checkpoint": generator.randint(2, 4)}
-        status = recipe.run(output, "--resume", **fault)
-        unreadable = [words for kind, words in witnessed(output) if kind == "unreadable"]
-        text = output.with_name("output log").read_text()
-        if status == 0 or not unreadable or unreadable[0] not in text:
-            count.losses.append(f"{output}: the failure was not named")
-        count.others[f"{Path(unreadable[0]).suffix} named"] += 1
+    need = sum(path.stat().st_size for path in recipe.folder.rglob("*") if path.is_file())
+    with small_disk(folder, int(need * generator.uniform(0.05, 1.0))):
+        output = folder / "folder" / "output"
+        status = recipe.run(output, "--resume")
+        # The log is on the disk, too: what does not fit is not in it.
+        count.others["ended with an error"] += status == 1
+        count.others["had room enough"] += status == 0
+        if status not in (0, 1):
+            count.losses.append(f"{output}: exit status {status}")
         count.losses += [f"{output}: {what}" for what in lost(output)]
+        subprocess.run(["mount", "-o", f"remount,size={need * 4}", str(folder)], check=True)
         finish(recipe, output, count)
-        progress("failing reads", number + 1, runs, counts.values())
+
+
+def fail_reads(
+    recipe: Recipe, count: Count, folder: Path, generator: random.Random, number: int
+) -> None:
+    """Have the disk fail at a random picture, or at the checkpoint to go on from."""
+    output = folder / "output"
+    fault = {"read": generator.randint(1, 9)}
+    if "--eval-only" not in recipe.argv and number % 2:
+        recipe.run(output, event=recipe.events // 2)
+        # The record of the run reads it first, for its digest.
+        fault = {"checkpoint": generator.randint(2, 4)}
+    status = recipe.run(output, "--resume", **fault)
+    unreadable = [words for kind, words in witnessed(output) if kind == "unreadable"]
+    text = output.with_name("output log").read_text()
+    if status == 0 or not unreadable or unreadable[0] not in text:
+        count.losses.append(f"{output}: the failure was not named")
+    else:
+        count.others[f"{Path(unreadable[0]).suffix} named"] += 1
+    count.losses += [f"{output}: {what}" for what in lost(output)]
+    finish(recipe, output, count)
+
+
+# Part -> what the tables call it, how many of the recipes it is for, and what does it to one run.
+FAULTS = {
+    "older": ("--allow-older", 2, resume_older),
+    "disk": ("full disk", 3, fill_disk),
+    "reads": ("failing reads", 3, fail_reads),
+}
+PARTS = ("kills", *FAULTS, "files")
+
+
+def inject(
+    part: str, made: dict[str, Recipe], folder: Path, runs: int, seed: int
+) -> dict[str, Count]:
+    """Inject one of :data:`FAULTS` into runs; the recipes take turns."""
+    what, number_of_recipes, fault = FAULTS[part]
+    generator, counts = random.Random(seed), {}
+    for number in range(runs):
+        name = list(made)[number % number_of_recipes]
+        count = counts.setdefault(f"{name}, {what}", Count())
+        fault(made[name], count, folder / str(number), generator, number)
+        progress(what, number + 1, runs, counts.values())
     return counts
 
 
@@ -156,14 +167,6 @@ def progress(what: str, number: int, total: int, counts: Any = ()) -> None:
     """Print how far it is."""
     losses = [loss for count in counts for loss in count.losses]
     print(f"{what}: {number} of {total}, lost: {losses or 'nothing'}", file=sys.stderr, flush=True)
-
-
-PARTS = {
-    "kills": kill_runs,
-    "older": resume_older,
-    "disk": fill_disk,
-    "reads": fail_reads,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -176,19 +179,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--runs", type=int, default=50, help="runs that are killed")
     parser.add_argument("--others", type=int, default=12, help="runs with each other fault")
     parser.add_argument("--damages", type=int, default=50, help="of each kind of file, in each way")
-    parser.add_argument("--only", nargs="*", choices=[*PARTS, "files"], default=[*PARTS, "files"])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep all files there (default: keep none)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
         made = recipes(folder)
-        rows, losses = [], []
-        for part in (part for part in PARTS if part in args.only):
-            number = args.runs if part == "kills" else args.others
-            for what, count in PARTS[part](made, folder / part, number, args.seed).items():
-                rows.append(count.row(what))
-                losses += count.losses
+        counts: dict[str, Count] = {}
+        if "kills" in args.only:
+            counts |= kill_runs(made, folder / "kills", args.runs, args.seed)
+        for part in (part for part in FAULTS if part in args.only):
+            counts |= inject(part, made, folder / part, args.others, args.seed)
+        rows = [count.row(what) for what, count in counts.items()]
+        losses = [loss for count in counts.values() for loss in count.losses]
         files = []
         if "files" in args.only:
             files = damage_files(made, folder / "files", args.damages, args.seed)

@@ -18,7 +18,7 @@ import tiny_videos
 import torch
 
 from ovformer.engine.checkpoint import read_weights
-from ovformer.engine.resume import last_checkpoint
+from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
 from ovformer.engine.stages import CLIP, VIDEO
 from ovformer.evaluation.vis_results import VisResultsWriter, merge_results, read_results
 
@@ -153,9 +153,13 @@ def lost(output: Path) -> list[str]:
     noted = witnessed(output)
     saved = [int(words.split()[1]) for kind, words in noted if kind == "checkpoint"]
     if saved:
-        content = read_weights(last_checkpoint(output))
-        if content["iteration"] < max(saved):
-            losses.append(f"{content['iteration']} instead of {max(saved)} is the last checkpoint")
+        try:
+            path = last_checkpoint(output)
+            found = read_weights(path)["iteration"] if path else -1
+            if found < max(saved):
+                losses.append(f"{found} instead of {max(saved)} is the last checkpoint")
+        except DamagedCheckpointError as error:
+            losses.append(str(error))
     done = max(saved, default=-1)
     lines = {int(words) for kind, words in noted if kind == "line" and int(words) <= done}
     if missing := lines - {line["iteration"] for line in curves(output)}:

@@ -31,7 +31,8 @@ ALLOWED = {
 }
 BEHIND_THE_DOOR = {"detectron2", "fvcore", "iopath", "yacs"}
 MODULES = sorted((ROOT / "ovformer").rglob("*.py"))
-SCRIPTS = [*ROOT.glob("*.py"), *(ROOT / "tools").glob("*.py")]
+SCRIPTS = [*ROOT.glob("*.py"), *(ROOT / "tools").rglob("*.py")]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def imported_modules(path: Path) -> list[str]:
@@ -76,7 +77,7 @@ def test_only_the_door_imports_detectron2(path: Path) -> None:
     assert not found, f"import these from ovformer.d2: {sorted(found)}"
 
 
-@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", MODULES + SCRIPTS + TESTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_grows_too_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
 

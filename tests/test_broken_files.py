@@ -63,7 +63,9 @@ def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None: 
     run_here(tiny_run, "--eval-only", *SKIP)
     whole = json.loads(results.read_text())
     assert not results.with_name("broken.json").exists()
-    break_files(tiny_run.root / "shapes" / "val", "002.png")
+    image = tiny_run.root / "shapes" / "val" / "002.png"
+    content = image.read_bytes()
+    break_files(image.parent, image.name)
     with pytest.raises(SampleError, match=r"shapes_val, image id 2: .*002\.png"):
         run_here(tiny_run, "--eval-only")
     run_here(tiny_run, "--eval-only", *SKIP)
@@ -72,6 +74,10 @@ def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None: 
     assert "shapes_val, image id 2: " in message and "002.png" in message
     log = (tiny_run.output / "log.txt").read_text()
     assert "1 image(s) or video(s) could not be loaded and have no predictions" in log
+    image.write_bytes(content)
+    run_here(tiny_run, "--eval-only")
+    assert json.loads(results.read_text()) == whole
+    assert not results.with_name("broken.json").exists()
 
 
 @pytest.fixture

@@ -85,6 +85,11 @@ def test_safetensors(tmp_path: Path) -> None:
     with replacing(tmp_path / "x.safetensors") as temporary:
         save_file({"x": torch.zeros(2)}, temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    path = tmp_path / "folder" / "x.safetensors"
+    with pytest.raises(OSError) as caught, replacing(path) as temporary:
+        temporary.parent.rmdir()
+        save_file({"x": torch.zeros(2)}, temporary)  # raises an error of its own
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
 
 
 def test_damaged_files_are_kept(tmp_path: Path) -> None:

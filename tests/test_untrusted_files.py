@@ -13,6 +13,7 @@ import torch
 from mini_videos import MiniVideos, mini_videos_fixture  # noqa: F401
 from PIL import Image
 from tiny_clip import make_clip
+from tiny_shapes import ROOT
 from torch import nn
 
 from ovformer.config import get_ovformer_cfg
@@ -187,6 +188,26 @@ def test_hostile_metadata_of_weights(metadata: object, tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.ones(1)}, "metadata": metadata}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="x.pth: .*(metadata are none|names another file)"):
         load_pretrained(None, tmp_path / "x.pth")
+
+
+OTHERS = {"class_names": 5, "iteration": "x", "metadata": None}
+
+
+@pytest.mark.parametrize("others", [OTHERS, {"class_names": [5, None], "metadata": "config"}])
+def test_hostile_entries_beside_weights(
+    others: dict, tmp_path: Path, load_tool, monkeypatch
+) -> None:
+    """Weights are loaded, and described by check_setup.py, whatever else their file holds."""
+    model = nn.Linear(1, 1)
+    model.VOCABULARY_KEYS = ["zs_weight"]
+    weights = {**model.state_dict(), "zs_weight": torch.tensor(1.0)}
+    torch.save({"model": weights, **others}, tmp_path / "x.pth")
+    checkpointer = Checkpointer(model, class_names=["cat"])
+    checkpointer.load(str(tmp_path / "x.pth"), checkpointables=[])
+    assert checkpointer.has_loaded_all
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    described = load_tool("setup_checks/model_files").inside(read_weights(tmp_path / "x.pth"))
+    assert described.startswith("3 arrays of") and "iterations" not in described
 
 
 @pytest.mark.parametrize(

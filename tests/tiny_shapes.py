@@ -5,7 +5,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from ovformer.d2 import setup_logger
 from ovformer.data.clip_features import ClipFeatureWriter
 from ovformer.data.dataset_spec import load_categories
-from ovformer.engine.cli import main
+from ovformer.engine import cli
 from ovformer.engine.stages import IMAGE, Stage
 from ovformer.modeling.text_classifier import save_text_classifier
 
@@ -183,7 +183,7 @@ def own_loggers() -> Iterator[None]:
 def run_here(run: TinyRun, *words: str, stage: Stage = IMAGE) -> None:
     """Run a script in this process, which saves the seconds that imports take."""
     with own_loggers():
-        main(stage, run.command(*words))
+        cli.main(stage, run.command(*words))
 
 
 def make_run(folder: Path) -> TinyRun:
@@ -206,3 +206,20 @@ def tiny_run_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun
     run = make_run(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(run.root))
     return run
+
+
+@pytest.fixture(name="refused")
+def refused_fixture(tiny_run: TinyRun, monkeypatch, capsys) -> Callable[..., str]:
+    """A function that runs a script, which must stop before a process is started, with a message.
+
+    Its arguments are words of the command line and the stage; it returns the message.
+    """
+
+    def refuse(*words: str, stage: Stage = IMAGE) -> str:
+        monkeypatch.setattr(cli, "launch", lambda *args, **kwargs: pytest.fail("it went on"))
+        with pytest.raises(SystemExit) as stop:
+            run_here(tiny_run, *words, stage=stage)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return refuse

@@ -11,7 +11,6 @@ lists of categories that are absent or not exhaustively annotated keep BURST's o
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_entries("split", [split], {"common": IDS, "uncommon": IDS})
     with naming(source):
         converted = convert(content, split)
-    target = Path(resolve_path(args.out))
+    target = resolve_path(args.out)
     write_json(target, converted)
     print(
         f"{target}: {len(converted['videos'])} videos, {len(converted['annotations'])} tracks, "

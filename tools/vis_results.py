@@ -11,7 +11,7 @@ extra [demo]: pip install 'ovformer[demo]'.
 
 import argparse
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         predictions = itertools.chain.from_iterable(entries for _, entries in checked)
     chosen = best_of_videos(predictions, args.score, args.top, args.videos)
     folder = args.out or results.parent / "visualization"
-    painter = Painter()
+    painter, folders = Painter(), folder_names(records.values())
     for number, predictions in tqdm(sorted(chosen.items()), unit="video"):
-        draw_video(records[number], predictions, names, painter, folder, args.fps)
+        frames = folder / folders[number]
+        draw_video(records[number], predictions, names, painter, frames, args.fps)
     print(f"{folder}: {len(chosen)} videos")
 
 
@@ -119,7 +120,7 @@ def draw_video(
     predictions: Sequence[dict],
     names: dict[int, str],
     painter: Painter,
-    folder: Path,
+    frames: Path,
     fps: float,
 ) -> None:
     """Write the frames of a video, and the film that they make.
@@ -129,24 +130,32 @@ def draw_video(
         predictions: what is drawn; their places in this list are their colours.
         names: category id -> name.
         painter: draws it.
-        folder: gets <video>.mp4 and <video>/<frame>.png.
+        frames: folder of the frames, as PNG; the film is beside it, with ``.mp4`` at its name.
         fps: frames per second of the film.
 
     Raises:
         FileNotFoundError: a frame is missing.
+        OSError: a frame can't be written.
         ValueError: a frame can't be decoded or has not the size of the predictions.
     """
     size = record["height"], record["width"]
-    name = folder_name(record)
-    frames = folder / name
     frames.mkdir(parents=True, exist_ok=True)
-    with FilmWriter(folder / f"{name}.mp4", fps) as film:
+    with FilmWriter(frames.with_name(f"{frames.name}.mp4"), fps) as film:
         for t, file_name in enumerate(record["file_names"]):
             frame = read_frame(record, t)
             check_frame_size(record, t, frame.shape[:2], size)
             drawn = painter(frame, seen_objects(predictions, names, t))
             film.write(drawn, t / fps)
-            cv2.imwrite(str(frames / f"{Path(file_name).stem}.png"), drawn[:, :, ::-1])
+            path = frames / f"{Path(file_name).stem}.png"
+            if not cv2.imwrite(str(path), drawn[:, :, ::-1]):
+                raise OSError(f"{path} can't be written: is there room on the disk?")
+
+
+def folder_names(records: Iterable[dict]) -> dict[int, str]:
+    """Return the name of each video's folder of frames, with its id where others have the same."""
+    names = {record["video_id"]: folder_name(record) for record in records}
+    count = Counter(names.values())
+    return {n: name if count[name] == 1 else f"{name}_video{n}" for n, name in names.items()}
 
 
 def folder_name(record: dict) -> str:

@@ -1,10 +1,12 @@
 """A look at an annotation file without reading it whole, which takes long for a large one."""
 
+import codecs
 import json
 import os
 import re
 from pathlib import Path
 
+from ovformer.data.json_file import naming
 from ovformer.data.lvis_json import image_name
 from ovformer.data.vis_json import frame_name
 
@@ -28,24 +30,26 @@ def peek(path: Path, image_folder: str | os.PathLike) -> str | None:
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is empty, or begins or ends as no JSON file does.
+        ValueError: it is empty, begins or ends as no JSON file does, or the name is no JSON text.
     """
     with path.open("rb") as file:
         start = file.read(PEEK)
         size = file.seek(0, 2)
         file.seek(max(0, size - PEEK))
         end = file.read()
+    start = start.removeprefix(codecs.BOM_UTF8)
     if start.lstrip()[:1] not in (b"{", b"[") or end.rstrip()[-1:] not in (b"}", b"]"):
         raise ValueError(
             f"{path}: not valid JSON, which begins and ends with brackets. The file has {size} "
             "bytes and is most likely truncated; download or generate it again."
         )
-    for text in (start.decode("utf-8", "replace"), end.decode("utf-8", "replace")):
-        if match := _FRAMES.search(text):
-            return os.path.join(image_folder, frame_name(_unquoted(match)))
-        for key, pattern in _IMAGE.items():
-            if match := pattern.search(text):
-                return os.path.join(image_folder, image_name({key: _unquoted(match)}))
+    with naming(path):
+        for text in (start.decode("utf-8", "replace"), end.decode("utf-8", "replace")):
+            if match := _FRAMES.search(text):
+                return os.path.join(image_folder, frame_name(_unquoted(match)))
+            for key, pattern in _IMAGE.items():
+                if match := pattern.search(text):
+                    return os.path.join(image_folder, image_name({key: _unquoted(match)}))
     return None
 
 

@@ -23,10 +23,9 @@ from ovformer.data.json_file import (
     read_json,
 )
 from ovformer.data.untrusted_masks import (
-    MAX_PIXELS,
+    check_num_pixels,
     check_polygons,
     find_fault,
-    is_frame_size,
     runs_to_rle,
 )
 
@@ -114,11 +113,7 @@ def _image_records(images: object, image_folder: Path) -> dict[int, dict]:
     for number, image in index_by_id("image", images, _IMAGE, _IMAGE_OPTIONS).items():
         if not (image.get("file_name") or image.get("coco_url")):
             raise ValueError(f"image {number} has no 'file_name' or 'coco_url'.")
-        if not is_frame_size([image["height"], image["width"]]):
-            raise ValueError(
-                f"image {number} has {image['height']} x {image['width']} pixels; "
-                f"at most {MAX_PIXELS} are allowed."
-            )
+        check_num_pixels(f"image {number}", image["height"], image["width"])
         file_name = os.path.join(image_folder, image_name(image))
         records[number] = {
             "file_name": file_name,

@@ -42,6 +42,12 @@ def is_frame_size(size: object) -> bool:
     )
 
 
+def check_num_pixels(what: str, height: int, width: int) -> None:
+    """Raise ValueError, which begins with ``what``, if no mask of so many pixels can be held."""
+    if not is_frame_size([height, width]):
+        raise ValueError(f"{what} has {height} x {width} pixels; at most {MAX_PIXELS} are allowed.")
+
+
 def find_fault(rles: Iterable[object]) -> Fault | None:
     """Look for a value that is no compressed RLE, or does not cover its frame exactly.
 
@@ -58,7 +64,9 @@ def find_fault(rles: Iterable[object]) -> Fault | None:
     places: dict[tuple, int] = {}
     known = None
     for index, rle in enumerate(rles):
-        size = rle.get("size") if isinstance(rle, dict) else rle
+        if not isinstance(rle, dict):
+            return Fault(index, f"expected an RLE with size [height, width], got {rle!r:.60}")
+        size = rle.get("size")
         if known is None or size != known:
             if not is_frame_size(size):
                 return Fault(index, f"expected an RLE with size [height, width], got {size!r:.60}")

@@ -30,10 +30,9 @@ from ovformer.data.json_file import (
     shown,
 )
 from ovformer.data.untrusted_masks import (
-    MAX_PIXELS,
+    check_num_pixels,
     check_polygons,
     find_fault,
-    is_frame_size,
     polygons_to_rle,
     runs_to_rle,
 )
@@ -197,11 +196,7 @@ def _check(content: dict) -> None:
         video["length"] = len(video["file_names"])
         if not video["length"]:
             raise ValueError(f"video {number} has no frame: its file_names are empty.")
-        if not is_frame_size([video["height"], video["width"]]):
-            raise ValueError(
-                f"video {number} has {video['height']} x {video['width']} pixels; "
-                f"at most {MAX_PIXELS} are allowed."
-            )
+        check_num_pixels(f"video {number}", video["height"], video["width"])
     if "cate_ori" in content:
         _renumber_lists(content)
     annotations = content.get("annotations")

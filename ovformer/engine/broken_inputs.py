@@ -15,6 +15,9 @@ from ovformer.d2 import DatasetEvaluator, comm, inference_on_dataset
 from ovformer.data.broken_samples import SampleError
 from ovformer.data.json_file import write_json
 
+# Beside the results, the messages of what has no predictions.
+BROKEN = "broken.json"
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +30,7 @@ def evaluate_what_loads(
         model: not wrapped.
         loader: batches of one sample, in which "broken" says that it could not be loaded.
         evaluator: scores the predictions.
-        folder: where ``broken.json`` goes, the list of what was left out; if that is nothing, none.
+        folder: where :data:`BROKEN` goes, the list of what was left out; if that is nothing, none.
 
     Returns:
         The scores, and how many samples were left out: ``{"broken": {"samples": number}}``.
@@ -37,9 +40,8 @@ def evaluate_what_loads(
     broken = [message for part in comm.gather(careful.broken) for message in part]
     if not comm.is_main_process():
         return scores
-    path = folder / "broken.json"
-    path.unlink(missing_ok=True)
     if broken:
+        path = folder / BROKEN
         write_json(path, broken)
         logger.warning(
             "%d image(s) or video(s) could not be loaded and have no predictions; the scores count "

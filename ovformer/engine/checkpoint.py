@@ -106,16 +106,19 @@ class Checkpointer(DetectionCheckpointer):
         write_text(Path(self.save_dir, LAST), last_filename_basename)
 
     def complete(self) -> None:
-        """Give the last checkpoint the final name, too, if it does not have it.
+        """Give the checkpoint that was loaded the final name, too, if it does not have it.
 
-        A training may have ended between saving its last iteration under one name and the other.
+        A training may have ended between saving its last iteration under one name and the other, or
+        before that was named in ``last_checkpoint``.
         """
-        last = Path(self.get_checkpoint_file())
-        if self.save_to_disk and last.name != FINAL:
+        last = Path(self._path)
+        if not self.save_to_disk:
+            return
+        if last.name != FINAL:
             self.logger.info("Copying %s to %s, which is missing", last, FINAL)
             with last.open("rb") as source:
                 write_atomically(last.with_name(FINAL), lambda file: copyfileobj(source, file))
-            self.tag_last_checkpoint(FINAL)
+        self.tag_last_checkpoint(FINAL)
 
     def remove_leftovers(self) -> None:
         """Remove what was being written when a training in this folder was killed."""
@@ -189,9 +192,17 @@ class Checkpointer(DetectionCheckpointer):
         self.has_loaded_all = not is_backbone
 
     def _report_vocabulary(
-        self, keys: Sequence[str], weights: Mapping[str, Tensor], names: list[str] | None
+        self, keys: Sequence[str], weights: Mapping[str, Tensor], names: object
     ) -> None:
-        """Say whose vocabulary is used; refuse to resume a training with another one."""
+        """Say whose vocabulary is used; refuse to resume a training with another one.
+
+        Args:
+            keys: of the model's state that hold the vocabulary.
+            weights: the file's.
+            names: its class names; whatever a file from elsewhere has in their place is left alone.
+        """
+        if not isinstance(names, list):
+            names = []
         if names and self.class_names and names != self.class_names:
             difference = _difference(names, self.class_names)
             if self._is_resuming:
@@ -202,12 +213,22 @@ class Checkpointer(DetectionCheckpointer):
                 )
             self.logger.info("%s was trained with another vocabulary: %s", self._path, difference)
         embeddings = [weights[key] for key in keys if key.endswith("zs_weight") and key in weights]
-        for embedding in embeddings:
+        for embedding in (matrix for matrix in embeddings if matrix.dim() == 2):
             self.logger.info(
                 "Vocabulary: that of the config, MODEL.MASK_FORMER.CLIP_TEXT_PATH. The text "
                 "embeddings of %d classes in the checkpoint are not loaded.",
                 embedding.shape[1] - 1,
             )
+
+
+def named_checkpoint(folder: Path) -> str | None:
+    """Return what ``last_checkpoint`` of a folder holds: a file's name, or anything if damaged.
+
+    Returns:
+        The text, perhaps empty; None where there is no such file.
+    """
+    file = folder / LAST
+    return file.read_bytes().decode("utf-8", "replace").strip() if file.is_file() else None
 
 
 def metadata_of(cfg: CfgNode) -> dict[str, Any]:

@@ -182,9 +182,8 @@ def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
 def be_deterministic(wanted: bool) -> None:
     """Take deterministic algorithms or not; PyTorch warns of operations that have none."""
     if wanted:
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS reads it when it starts
+        # cuBLAS reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted, warn_only=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ovformer.d2 import CfgNode, comm, inference_on_dataset, print_csv_format
-from ovformer.engine.broken_inputs import evaluate_what_loads
+from ovformer.engine.broken_inputs import BROKEN, evaluate_what_loads
 from ovformer.engine.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ def evaluate(
         evaluator = stage.build_evaluator(name, folder, resume)
         skip = {"skip": evaluator.finished} if stage.can_resume else {}
         loader = stage.build_test_loader(cfg, name, **skip)
+        if comm.is_main_process():
+            (folder / BROKEN).unlink(missing_ok=True)  # that of an evaluation before
         if cfg.DATALOADER.SKIP_BROKEN:
             scores = evaluate_what_loads(model, loader, evaluator, folder)
         else:

@@ -7,6 +7,7 @@ after the checkpoint that it goes on from.
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,16 @@ class MetricsWriter(HookBase):
         self._saved: dict[str, dict] = {}
 
     def before_train(self) -> None:
-        """Open the files, after what a training that is resumed had written is put in order."""
+        """Open the files, after what a training that is resumed had written is put in order.
+
+        Of another training's lines only those that a kill cut off are taken away, behind which the
+        first new one would be lost.
+        """
         if not comm.is_main_process():
             return
         path, start = Path(self._folder, "metrics.json"), self.trainer.start_iter
-        last_line = cut_metrics(path, start) if self.trainer.is_resumed else -1
+        last_line = cut_metrics(path, start if self.trainer.is_resumed else sys.maxsize)
+        last_line = last_line if self.trainer.is_resumed else -1
         self._last_write = max(self._last_write, last_line)
         is_last = start == self.trainer.max_iter
         if not (is_last and last_line >= start - 1):  # else all is written
@@ -117,7 +123,7 @@ def cut_metrics(path: Path, start: int) -> int:
 
     Args:
         path: ``metrics.json``; it need not exist.
-        start: the first iteration that will be trained again.
+        start: the first iteration whose lines, and those after it, are taken out.
 
     Returns:
         The last iteration that the file has now, -1 for none.

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ovformer.engine.checkpoint import write_atomically
+from ovformer.files import write_text
 
 _IDENTITY = ("image_id", "video_id", "file_name", "file_names")
 
@@ -56,4 +56,4 @@ def write_report(folder: str | Path, iteration: int, content: Mapping[str, Any])
         content: all that JSON can hold.
     """
     text = json.dumps({"iteration": iteration, **content}, indent=1, allow_nan=False)
-    write_atomically(report_path(folder, iteration), lambda file: file.write(text.encode()))
+    write_text(report_path(folder, iteration), text)

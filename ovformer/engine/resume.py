@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ovformer.d2 import comm
-from ovformer.engine.checkpoint import FINAL, LAST, Checkpointer, read_weights
+from ovformer.engine.checkpoint import (
+    FINAL,
+    LAST,
+    Checkpointer,
+    named_checkpoint,
+    read_weights,
+)
 from ovformer.files import move_aside, write_text
 
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
@@ -72,7 +78,7 @@ def last_checkpoint(folder: Path, allow_older: bool = False) -> Path | None:
     Raises:
         DamagedCheckpointError: the last one is not whole, or with ``allow_older`` none is.
     """
-    named = _named(folder)
+    named = named_or_newest(folder)
     if named is None or (reason := _damage(named)) is None:
         return named
     damaged, chosen = [_Damaged(named, reason)], None
@@ -100,15 +106,16 @@ def _decided_by_first_process(folder: Path, allow_older: bool) -> Path | None:
     return outcome
 
 
-def _named(folder: Path) -> Path | None:
-    """Return what ``last_checkpoint`` names, or ``last_checkpoint`` itself if that is no name.
+def named_or_newest(folder: Path) -> Path | None:
+    """Return the checkpoint that is to be gone on from, which may be damaged; None for none.
+
+    It is what ``last_checkpoint`` names, or ``last_checkpoint`` itself if that is no name.
 
     A kill between the first checkpoint and its naming leaves no such file: then the checkpoint with
     the most iterations counts as named.
     """
     file = folder / LAST
-    if file.is_file():
-        name = file.read_bytes().decode("utf-8", "replace").strip()
+    if (name := named_checkpoint(folder)) is not None:
         return folder / name if name and name.isprintable() else file
     found = _iterations(folder)
     newest = max(found, key=found.get, default=None)

@@ -26,8 +26,8 @@ import torch
 from ovformer import __version__
 from ovformer.d2 import BACKEND, CfgNode, MetadataCatalog, comm
 from ovformer.data.dataset_spec import known_counts
-from ovformer.engine.checkpoint import LAST
 from ovformer.engine.interruption import Interrupted
+from ovformer.engine.resume import named_or_newest
 from ovformer.files import sha256, write_atomically, write_text
 from ovformer.ops.ms_deform_attn import choose_kernel
 from ovformer.paths import resolve_path
@@ -116,7 +116,7 @@ def packages() -> str:
 
 def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """Return the content of run.json at the start."""
-    device, code = torch.device(cfg.MODEL.DEVICE), _own_code()
+    device, code, weights = torch.device(cfg.MODEL.DEVICE), _own_code(), _weights(cfg, args)
     paths, names = cfg.MODEL.MASK_FORMER, cfg.DATASETS.TEST
     keys = ["CLIP_TEXT_PATH", "CLIP_IMAGE_PATH"]
     if not args.eval_only:
@@ -128,7 +128,7 @@ def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path
         "started": _now(),
         "ended": None,
         "outcome": "running, or killed",
-        "repeat": _repeat_command(cfg, args, seed, folder),
+        "repeat": _repeat_command(cfg, args, seed, folder, weights),
         "host": socket.gethostname(),
         "processes": comm.get_world_size(),
         "seed": seed,
@@ -151,7 +151,7 @@ def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path
             for name, value in sorted(os.environ.items())
             if name in _VARIABLES or name.startswith(_PREFIX)
         },
-        "weights": _file(_weights(cfg, args)),
+        "weights": _file(weights),
         "files": {key: _file(paths[key]) for key in keys if paths[key]},
         "data": {
             name: {"annotations": _file(MetadataCatalog.get(name).get("json_file")), "images": None}
@@ -160,25 +160,25 @@ def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path
     }
 
 
-def _repeat_command(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path) -> str | None:
-    """Return the command that repeats the run, into another folder.
+def _repeat_command(
+    cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path, weights: str
+) -> str | None:
+    """Return the command that repeats the run, which starts with ``weights``, in another folder.
 
     That of a training is the command of its first start: None for those that resumed it.
     """
-    if args.resume and not args.eval_only and _weights(cfg, args) != cfg.MODEL.WEIGHTS:
+    if args.resume and not args.eval_only and weights != cfg.MODEL.WEIGHTS:
         return None
     words = ["python", args.command[0], "--config-file", str(folder.absolute() / "config.yaml")]
     words += ["--num-gpus", str(comm.get_world_size())] * (comm.get_world_size() > 1)
-    words += ["--eval-only", "MODEL.WEIGHTS", _weights(cfg, args)] * args.eval_only
+    words += ["--eval-only", "MODEL.WEIGHTS", weights] * args.eval_only
     return shlex.join([*words, "SEED", str(seed), "OUTPUT_DIR", f"{Path(cfg.OUTPUT_DIR)}-repeated"])
 
 
 def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
     """Return the path of the weights that the run starts with."""
-    last = Path(cfg.OUTPUT_DIR, LAST)
-    if args.resume and last.is_file():
-        return str(last.with_name(last.read_bytes().decode("utf-8", "replace").strip() or LAST))
-    return cfg.MODEL.WEIGHTS
+    path = named_or_newest(Path(cfg.OUTPUT_DIR)) if args.resume else None
+    return cfg.MODEL.WEIGHTS if path is None else str(path)
 
 
 def _file(path: str | None) -> dict[str, Any] | None:

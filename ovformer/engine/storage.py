@@ -1,12 +1,16 @@
 """What to say when a run can't write: which disk or folder, what is safe, and how to go on."""
 
 import errno
+import os
 from pathlib import Path
 from types import TracebackType
 
-# A full disk or quota, a file system that became read-only or fails, and missing rights.
-_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
-_ERRORS += (errno.ENOTDIR, errno.EISDIR)
+from ovformer.engine.checkpoint import named_checkpoint
+
+# A full disk or quota, a file system that became read-only.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Reading fails in these ways, too: they count in the output folder, and where no file is named.
+_OF_BOTH = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class StorageError(OSError):
@@ -30,7 +34,7 @@ class ExplainedStorage:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, OSError) and error.errno in _ERRORS:
+        if isinstance(error, OSError) and self._is_of_writing(error):
             what = error.filename or f"a file, probably in OUTPUT_DIR {self._folder}"
             raise StorageError(
                 error.errno,
@@ -38,15 +42,20 @@ class ExplainedStorage:
                 "folder writable; the same command with --resume then goes on",
             ) from error
 
+    def _is_of_writing(self, error: OSError) -> bool:
+        if error.errno in _OF_BOTH and isinstance(error.filename, str | bytes | os.PathLike):
+            path = Path(os.path.abspath(os.fsdecode(error.filename)))
+            return path.is_relative_to(os.path.abspath(self._folder))
+        return error.errno in _OF_WRITING + _OF_BOTH
+
 
 def safe(folder: Path) -> str:
     """Return sentences about what an output folder holds that is whole."""
-    tag = folder / "last_checkpoint"
-    name = tag.read_text(encoding="utf-8").strip() if tag.is_file() else ""
+    name = named_checkpoint(folder)
     sentences = [
         f"Safe: {folder / name}, the last whole checkpoint."
-        if name
-        else "No checkpoint had been saved yet."
+        if name and (folder / name).is_file()
+        else "No checkpoint has been saved yet, or last_checkpoint does not name it."
     ]
     if parts := sorted(folder.glob("inference/*/results.json.part*")):
         finished = ", ".join(map(str, parts))

@@ -218,7 +218,7 @@ class Trainer(TrainerBase):
         means = self._mean_over_processes(sums | others)
         self.is_interrupted = means.pop("is_interrupted") > 0
         data_time = means.pop("data_time")
-        self._count_broken(means.pop("broken", 0.0), len(batch))
+        self._count_broken(means.pop("broken"), len(batch))
         self._check_losses(means, batch, sums)
         norm = self._step_optimizer(batch, sums)
         self.storage.put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ovformer.d2 import DatasetEvaluator, MetadataCatalog, comm
 from ovformer.data.json_file import write_json
-from ovformer.evaluation.results_io import encode_masks
+from ovformer.ops.mask_rle import encode_masks
 
 MAX_DETECTIONS_PER_IMAGE = 300
 FREQUENCIES = ("r", "c", "f")

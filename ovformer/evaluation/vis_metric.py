@@ -28,6 +28,7 @@ from ovformer.evaluation.vis_scores import AREAS, IOU_THRESHOLDS, VisScores, cla
 
 MAX_PREDICTIONS = 100  # of one class in one video
 
+_NO_ID = np.iinfo(np.int64).min  # below every id, of any sign
 _RANGES = np.array(list(AREAS.values()), dtype=np.float64)
 # A perfect overlap passes a threshold of 1 whatever its rounding.
 _THRESHOLDS = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]
@@ -245,7 +246,7 @@ class VisMetric:
         # Rank among the predictions of one class in one video; lexsort's last key comes first.
         order = np.lexsort((-scores, videos, categories))
         pairs = np.stack([categories, videos])[:, order]
-        first = np.flatnonzero(np.diff(pairs, prepend=-1).any(axis=0))
+        first = np.flatnonzero(np.diff(pairs, prepend=_NO_ID).any(axis=0))
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
         order = np.lexsort((videos, -scores, categories))

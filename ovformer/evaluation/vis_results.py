@@ -365,8 +365,9 @@ def _parts(path: Path) -> list[Path]:
 def _read_part(part: Path) -> Iterator[tuple[int, list[dict]]]:
     with part.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            is_whole = line.endswith(b"\n")
             checksum, _, line = line.rstrip(b"\n").partition(b" ")
-            if checksum != b"%08x" % zlib.crc32(line):
+            if not is_whole or checksum != b"%08x" % zlib.crc32(line):
                 logger.warning("%s: line %d is cut off or damaged and not used.", part, number)
                 continue
             try:

@@ -36,6 +36,20 @@ def test_an_image_at_the_end_of_a_large_file(tmp_path: Path, monkeypatch) -> Non
     assert peek(path, tmp_path) == str(tmp_path / "1.png")
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """As by the reader of the whole file."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [{"file_name": "1.png"}]}), encoding="utf-8-sig")
+    assert peek(path, "folder") == "folder/1.png"
+
+
+def test_a_name_that_is_no_text_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(r'{"images": [{"file_name": "\x"}]}')
+    with pytest.raises(ValueError, match=r"a\.json: Invalid"):
+        peek(path, "folder")
+
+
 @pytest.mark.parametrize("text", ["", "  \n", '{"images": [{"file_na', "<html></html>", "\x00" * 9])
 def test_damaged_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"

@@ -39,6 +39,7 @@ HOSTILE_RLES = {
     "got '46'": {**GOOD, "size": "46"},
     "got None": {"counts": "9"},
     "got 5": 5,
+    r"got \[4, 6\]": [4, 6],  # as the size of the others
 }
 
 

@@ -64,6 +64,7 @@ class Script:
             started.append(process)
         for process in started:
             process.join(TIMEOUT)
+            process.kill()  # where it hangs; else pytest would wait for it at its end
         return started[0].exitcode
 
     def launched(

@@ -171,8 +171,9 @@ def test_a_failed_training_leaves_no_half_line(tmp_path: Path) -> None:
     assert [line["iteration"] for line in curves(tmp_path)] == [12, 19]
 
 
-def test_a_new_training_keeps_the_lines_of_the_old_one(tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text('{"iteration": 99}\n')
+@pytest.mark.parametrize("cut_off", ["", '{"itera'])
+def test_a_new_training_keeps_the_lines_of_the_old_one(tmp_path: Path, cut_off: str) -> None:
+    (tmp_path / "metrics.json").write_text('{"iteration": 99}\n' + cut_off)
     trainer = training(tmp_path, lambda *now: None, 7)
     trainer.resume_or_load("", resume=False)
     trainer.train()

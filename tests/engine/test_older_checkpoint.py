@@ -111,6 +111,17 @@ def test_a_training_that_ended_before_its_final_checkpoint(tmp_path: Path) -> No
         assert lines(tmp_path) == before
 
 
+def test_a_finished_training_that_is_not_named(tmp_path: Path) -> None:
+    """A copy left ``last_checkpoint`` out, or a kill came before it."""
+    train(tmp_path, 6)
+    for left_out in ([], ["model_final.pth"]):
+        for name in ("last_checkpoint", *left_out):
+            (tmp_path / name).unlink()
+        train(tmp_path, 6, resume=True)
+        assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+        assert read_weights(tmp_path / "model_final.pth")["iteration"] == 5
+
+
 def save(folder: Path, *names: str) -> None:
     """Save checkpoints whose iteration is that of their name, 7 for the final one."""
     checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(folder))
@@ -167,6 +178,15 @@ def test_no_name_of_a_checkpoint(tmp_path: Path, content: bytes) -> None:
         last_checkpoint(tmp_path)
     assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_5.pth"
     assert (tmp_path / "last_checkpoint").read_text() == "model_5.pth"
+
+
+def test_a_script_goes_on_from_the_newest_when_the_name_is_damaged(tiny_run: TinyRun) -> None:
+    opts = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()"]
+    run_here(tiny_run, *opts, "SOLVER.MAX_ITER", "2")
+    (tiny_run.output / "last_checkpoint").write_bytes(b"\xff\xfe")
+    run_here(tiny_run, "--resume", "--allow-older", *opts, "SOLVER.MAX_ITER", "4")
+    assert (tiny_run.output / "last_checkpoint").read_text() == "model_final.pth"
+    assert "2 iterations are done" in (tiny_run.output / "log.txt").read_text()
 
 
 def test_a_folder_without_last_checkpoint(tmp_path: Path, caplog) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
+from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKEND
 from ovformer.engine import run_record
 from ovformer.engine.cli import main
@@ -75,6 +77,15 @@ def test_each_start_has_one(tiny_run: TinyRun, monkeypatch) -> None:
     assert f"--eval-only MODEL.WEIGHTS {weights}" in third["repeat"]
     assert list(third["data"]) == ["shapes_val"] and third["data"]["shapes_val"]["images"] == 4
     assert fourth["outcome"].startswith("SampleError: ") and str(image) in fourth["outcome"]
+
+
+def test_the_weights_of_a_training_that_is_not_named(tmp_path: Path) -> None:
+    """Those that it is resumed from, also where ``last_checkpoint`` was left out."""
+    cfg = get_ovformer_cfg(None, ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "start.pth"])
+    assert run_record._weights(cfg, Namespace(resume=True)) == "start.pth"
+    (tmp_path / "model_0000003.pth").touch()
+    assert run_record._weights(cfg, Namespace(resume=True)) == str(tmp_path / "model_0000003.pth")
+    assert run_record._weights(cfg, Namespace(resume=False)) == "start.pth"
 
 
 def test_what_can_not_be_written_stops_no_run(tiny_run: TinyRun, caplog) -> None:

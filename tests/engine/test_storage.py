@@ -13,8 +13,8 @@ import torch
 from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import JSONWriter
-from ovformer.engine.checkpoint import write_atomically
-from ovformer.engine.storage import StorageError
+from ovformer.engine.storage import ExplainedStorage, StorageError
+from ovformer.files import write_atomically, write_text
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -106,3 +106,32 @@ def test_something_is_in_the_way(tiny_run: TinyRun) -> None:  # noqa: F811
         StorageError, match=r"model_0000003.pth: Is a directory. Safe: .*000001.pth"
     ):
         run_here(tiny_run, "DATASETS.TEST", "()")
+
+
+def test_a_file_that_can_not_be_read_is_not_one_to_write(tmp_path: Path) -> None:
+    """Only of what is in the output folder, missing rights are taken for those of writing."""
+    denied = errno.EACCES, os.strerror(errno.EACCES)
+    with pytest.raises(PermissionError, match="annotations.json"):
+        with ExplainedStorage(str(tmp_path / "output")):
+            raise PermissionError(*denied, str(tmp_path / "annotations.json"))
+    with pytest.raises(StorageError, match="Could not write .*log.txt"):
+        with ExplainedStorage(str(tmp_path / "other" / ".." / "output")):
+            raise PermissionError(*denied, str(tmp_path / "output" / "log.txt"))
+    with pytest.raises(StorageError, match="Could not write 5"):
+        with ExplainedStorage(str(tmp_path)):
+            raise PermissionError(*denied, 5)  # of an open file
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\0\0", b"model_gone.pth", b""])
+def test_the_error_of_a_full_disk_survives_a_damaged_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(StorageError, match="No space left.*does not name it"):
+        with ExplainedStorage(str(tmp_path)):
+            raise FULL
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "inference").touch()
+    with pytest.raises(StorageError, match="Could not write .*inference: File exists"):
+        with ExplainedStorage(str(tmp_path)):
+            write_text(tmp_path / "inference" / "results.json", "[]")

@@ -12,6 +12,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import Boxes, Instances, MetadataCatalog
+from ovformer.data.json_file import read_json
 from ovformer.evaluation import lvis_evaluator
 from ovformer.evaluation.lvis_evaluator import (
     LvisEvaluator,
@@ -19,7 +20,6 @@ from ovformer.evaluation.lvis_evaluator import (
     class_groups,
     lvis_scores,
 )
-from ovformer.evaluation.results_io import read_results
 
 SIDE = 40
 # The precision at 51 of the 101 recall thresholds, 0 to .5, where one of two objects is found.
@@ -205,7 +205,7 @@ def test_evaluator_writes_and_scores(evaluator) -> None:
     feed(evaluator)
     scores = evaluator.evaluate()["segm"]
     assert scores["AP"] == scores["AP_novel"] == pytest.approx(HALF)
-    results = read_results(evaluator.output_folder / "results.json")
+    results = read_json(evaluator.output_folder / "results.json")
     assert results == [{**FOUND, "score": 0.5}]
     written = json.loads((evaluator.output_folder / "scores.json").read_text())
     assert written["segm"]["AP_base"] is None
@@ -232,7 +232,7 @@ def test_results_are_written_before_scoring(evaluator, monkeypatch) -> None:
     feed(evaluator)
     with pytest.raises(MemoryError):
         evaluator.evaluate()
-    assert len(read_results(evaluator.output_folder / "results.json")) == 1
+    assert len(read_json(evaluator.output_folder / "results.json")) == 1
 
 
 def test_without_the_scorer_it_says_what_to_install(evaluator, monkeypatch, caplog) -> None:
@@ -240,4 +240,4 @@ def test_without_the_scorer_it_says_what_to_install(evaluator, monkeypatch, capl
     feed(evaluator)
     assert evaluator.evaluate() == {}
     assert "pip install 'ovformer[eval]'" in caplog.text
-    assert len(read_results(evaluator.output_folder / "results.json")) == 1
+    assert len(read_json(evaluator.output_folder / "results.json")) == 1

@@ -64,6 +64,18 @@ def test_equals_the_published_scorers(reference, scorer, evaluator, groups) -> N
     assert bool(scores.note) == (scorer == "burst")
 
 
+def test_negative_ids_are_ids(load) -> None:
+    mask = {"size": [2, 2], "counts": "04"}
+    ids = {"video_id": -1, "category_id": -1}
+    truth = {
+        "videos": [{"id": -1, "height": 2, "width": 2, "file_names": ["0.png"]}],
+        "categories": [{"id": -1, "name": "cat"}],
+        "annotations": [{"id": -1, **ids, "segmentations": [mask]}],
+    }
+    predictions = [{**ids, "score": s, "segmentations": [mask]} for s in (0.5, 0.9)]
+    assert score(load(truth), predictions).group()[0] == pytest.approx(1)
+
+
 def test_standard_protocol_lets_a_target_match_once(reference) -> None:
     truth = load_vis_json(reference("eval_small_gt.json"))
     predictions = list(read_results(reference("eval_small_dt.json")))

@@ -129,6 +129,23 @@ def test_what_is_damaged_counts_as_not_written(tmp_path: Path, caplog) -> None:
         assert {e["video_id"] for e in read_results(path)} == resumed.finished
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_line_without_its_end_counts_as_not_written(tmp_path: Path, rank: int) -> None:
+    """For all processes, whether they go on with that file or not."""
+    path = tmp_path / "results.json"
+    writer = VisResultsWriter(path)
+    writer.add(3, [entry(3)])
+    writer.add(4, [entry(4)])
+    writer.close()
+    part = path.with_name("results.json.part0")
+    part.write_bytes(part.read_bytes()[:-1])
+    resumed = VisResultsWriter(path, rank, resume=True)
+    assert resumed.finished == {3}
+    resumed.close()
+    merge_results(path)
+    assert [e["video_id"] for e in read_results(path)] == [3]
+
+
 def test_writer_starts_anew_without_resume(tmp_path) -> None:
     path = tmp_path / "results.json"
     first = VisResultsWriter(path)

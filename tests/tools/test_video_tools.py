@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -309,6 +310,22 @@ def test_drawn_results(
         + ["--out", str(tmp_path / "other")]
     )
     assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["video8", "video8.mp4"]
+
+
+def test_videos_whose_folders_have_one_name(load_tool: Callable, monkeypatch, tmp_path) -> None:
+    """One does not replace the frames of the other; and what is not written is an error."""
+    tool = load_tool("vis_results")
+    records = [
+        {"video_id": number, "file_names": [f"{name}/0.png"], "height": 4, "width": 6}
+        for number, name in enumerate(["a/frames", "b/frames", "c"])
+    ]
+    folders = tool.folder_names(records)
+    assert folders == {0: "frames_video0", 1: "frames_video1", 2: "c"}
+    monkeypatch.setattr(tool, "read_frame", lambda record, t: np.zeros((4, 6, 3), np.uint8))
+    monkeypatch.setattr(tool.cv2, "imwrite", lambda path, image: False)
+    monkeypatch.setattr(tool, "FilmWriter", lambda path, fps: MagicMock())
+    with pytest.raises(OSError, match=r"c/0\.png can't be written"):
+        tool.draw_video(records[2], [], {}, lambda frame, objects: frame, tmp_path / "c", 6)
 
 
 def test_drawn_annotations(mini_videos: MiniVideos, load_tool: Callable) -> None:

@@ -48,17 +48,17 @@ def weight_rows(cfg: CfgNode, network: nn.Module | None, resume: bool) -> Iterat
 
 
 def inside(content: Mapping[str, Any]) -> str:
-    """Return what a checkpoint holds, as text."""
+    """Return what a checkpoint holds, as text. What is not as ours write it is left out."""
     weights = content["model"].values()
     numbers = sum(math.prod(array.shape) for array in weights)
     parts = [f"{len(weights)} arrays of {numbers / 1e6:.2f} M numbers"]
-    if "iteration" in content:
+    if isinstance(content.get("iteration"), int):
         parts.append(f"after {content['iteration'] + 1} iterations")
     if "trainer" in content:
         parts.append("state of the training")
-    if content.get("class_names"):
-        parts.append(f"{len(content['class_names'])} class names")
-    if "config" in content.get("metadata", {}):
+    if isinstance(names := content.get("class_names"), list) and names:
+        parts.append(f"{len(names)} class names")
+    if isinstance(metadata := content.get("metadata"), Mapping) and "config" in metadata:
         parts.append("its config")
     return ", ".join(parts)
 

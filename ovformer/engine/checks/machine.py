@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ovformer.d2 import CfgNode
+from ovformer.engine.checkpoint import named_checkpoint
 from ovformer.engine.launch import is_torchrun
 
 # Numbers that an optimizer keeps for each parameter that is trained.
@@ -93,18 +94,12 @@ def output_errors(cfg: CfgNode) -> Iterator[str]:
 
 def output_warnings(cfg: CfgNode, resume: bool) -> Iterator[str]:
     """Yield that another training's files are in the folder of one that begins anew."""
-    if not resume and (name := last_checkpoint(cfg)):
+    if not resume and (name := named_checkpoint(Path(cfg.OUTPUT_DIR))):
         yield (
             f"OUTPUT_DIR: {cfg.OUTPUT_DIR!r} has checkpoints of another training, of which this "
             f"one will replace those of the same name. --resume goes on from {name}; or name "
             "another folder."
         )
-
-
-def last_checkpoint(cfg: CfgNode) -> str | None:
-    """Return the name of the checkpoint from which the output folder is resumed, if any."""
-    path = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
@@ -129,7 +124,7 @@ def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
 def num_checkpoints(cfg: CfgNode, resume: bool) -> int:
     """Return how many checkpoints a training will write: the periodic ones, which stay, and one."""
     period, number = cfg.SOLVER.CHECKPOINT_PERIOD, re.compile(r"model_(\d+)\.pth")
-    match = number.fullmatch(last_checkpoint(cfg) or "") if resume else None
+    match = number.fullmatch(named_checkpoint(Path(cfg.OUTPUT_DIR)) or "") if resume else None
     done = int(match[1]) + 1 if match else 0
     return max(0, cfg.SOLVER.MAX_ITER // period - done // period) + 1
 

@@ -14,6 +14,7 @@ from ovformer.engine.checks.machine import (
     checkpoint_bytes,
     existing_folder,
     num_checkpoints,
+    output_warnings,
     process_errors,
 )
 from ovformer.engine.checks.model import build_without_memory
@@ -51,6 +52,14 @@ def test_how_many_checkpoints(tmp_path: Path, last: str | None, resume: bool, co
         (tmp_path / "last_checkpoint").write_text(last)
     values = ["SOLVER.MAX_ITER", 100, "SOLVER.CHECKPOINT_PERIOD", 30, "OUTPUT_DIR", str(tmp_path)]
     assert num_checkpoints(get_ovformer_cfg(None, values), resume) == count
+
+
+def test_a_damaged_name_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    """With --allow-older, a training goes on from a checkpoint that is whole."""
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
+    cfg = get_ovformer_cfg(None, ["SOLVER.MAX_ITER", 100, "OUTPUT_DIR", str(tmp_path)])
+    assert num_checkpoints(cfg, True) == 1
+    assert "checkpoints of another training" in next(output_warnings(cfg, False))
 
 
 def test_the_folder_whose_disk_is_meant(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Small runs of the training scripts, with faults: what they are compared with, what they lost."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ import faulty_run
 import tiny_shapes
 import tiny_videos
 import torch
+from script_server import SERVER
 
 from ovformer.engine.checkpoint import read_weights
 from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
@@ -25,10 +25,6 @@ from ovformer.evaluation.vis_results import VisResultsWriter, merge_results, rea
 OPTS = ["SOLVER.MAX_ITER", "6", "SOLVER.DETERMINISTIC", "True"]
 # Values of metrics.json that differ from run to run.
 TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
-# Processes start fast from one that has imported everything and never runs a model.
-SERVER = multiprocessing.get_context("forkserver")
-# Not modules of the tests: until Python 3.14 it does not look for them where this process does.
-SERVER.set_forkserver_preload(["ovformer.engine.cli", "ovformer.engine.stages"])
 
 
 @dataclass

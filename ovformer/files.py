@@ -6,6 +6,7 @@ file as it was. Files that only grow, such as logs, are not written this way.
 """
 
 import csv
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp"
+# What file systems say that sync no folders, such as some on networks.
+_CAN_NOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 _CHUNK = 1 << 22  # bytes read at a time
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
 
@@ -49,7 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
         if (cause := _failed_write(error, temporary)) is not None:
             raise type(cause)(cause.errno, cause.strerror, str(path)) from error
         raise
-    _sync(path.parent)  # the new name, too
+    try:
+        _sync(path.parent)  # the new name, too
+    except OSError as error:
+        if error.errno not in _CAN_NOT_SYNC:
+            raise
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

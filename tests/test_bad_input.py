@@ -156,12 +156,13 @@ def test_everything_at_once(refused) -> None:
     message = refused(
         *("MODEL.WEIGHTS", "none.pth", "SOLVER.OPTIMIZER", "ADAM", "DATASETS.TEST", "('none',)"),
         *("SOLVER.BASELR", "1", "SOLVER.MAX_ITER", "many", "SOLVER.REFERENCE_WORLD_SIZE", "3"),
-        *("DATASETS.CUSTOM", "[{'name': 'mine'}]"),
+        *("DATASETS.CUSTOM", "[{'name': 'mine'}, {'name': 'yours'}]"),
     )
-    assert "7 thing(s) to mend" in message
+    assert "8 thing(s) to mend" in message
     for word in (
         *("none.pth", "'ADAM'", "unknown dataset 'none'", "'SOLVER.BASELR'", "got 'many'"),
         *("REFERENCE_WORLD_SIZE is 3", "DATASETS.CUSTOM[0]: expected name, annotations"),
+        "DATASETS.CUSTOM[1]: expected name, annotations",
     ):
         assert word in message
 

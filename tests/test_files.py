@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,23 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
         raise KeyError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_that_syncs_no_folders(tmp_path: Path, monkeypatch) -> None:
+    sync = os.fsync
+    code = errno.EINVAL
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        write_text(tmp_path / "file", "newer")
 
 
 def killed_while_writing(path: Path) -> None:

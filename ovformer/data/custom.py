@@ -25,13 +25,22 @@ def register_custom(entries: Sequence[Mapping]) -> None:
             working directory or the dataset root.
 
     Raises:
-        FileNotFoundError: the annotations or the folder are missing.
-        ValueError: an entry is not understood, or its name is taken.
+        FileNotFoundError: the annotations or the folder of the only faulty entry are missing.
+        ValueError: an entry is not understood, or its name is taken, or several are faulty: a line
+            for each. The others are registered.
     """
+    faults = []
     if not isinstance(entries, list | tuple):
         raise ValueError(f"{_KEY}: expected a list of data sets, got {shown(entries)}.")
     for number, entry in enumerate(entries):
-        register_dataset(_spec(number, entry))
+        try:
+            register_dataset(_spec(number, entry))
+        except (OSError, ValueError) as fault:
+            faults.append(fault)
+    if len(faults) > 1:
+        raise ValueError("\n".join(map(str, faults)))
+    if faults:
+        raise faults[0]
 
 
 def _spec(number: int, entry: Mapping) -> DatasetSpec:

@@ -74,7 +74,8 @@ def read_and_check(stage: Stage, args: argparse.Namespace) -> tuple[CfgNode, Fin
         ValueError: it can't be read at all.
     """
     cfg, unread = read_config(args.config_file, args.opts)
-    errors = [*map(str, unread), *caught(register_custom, cfg.DATASETS.CUSTOM)]
+    custom = "\n".join(caught(register_custom, cfg.DATASETS.CUSTOM))
+    errors = [*map(str, unread), *custom.splitlines()]
     processes, scaled = world_size(args.num_gpus, args.num_machines), cfg
     if processes > 0:
         try:

@@ -12,6 +12,7 @@ with the film, a timeline of each object and thumbnails. Ctrl-C keeps what was d
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.predictor.command_line import add_model_options, load_predictor, positive
+from ovformer.predictor.command_line import add_model_options, load_predictor, positive, seconds
 from ovformer.predictor.output_folder import Choice, Watch, predict_to_folder
 from ovformer.predictor.video_io import Frame, VideoSource
 
@@ -55,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add("--max-objects", type=positive, help="most objects (default: TEST.DETECTIONS_PER_IMAGE)")
     add("--stride", type=positive, default=1, metavar="N", help="look at one frame of N")
-    add("--every", type=float, default=0.0, metavar="SECONDS", help="look at a frame so often")
+    add("--every", type=seconds, default=0.0, metavar="SECONDS", help="look at a frame so often")
     add("--frames-out", action="store_true", help="also write each drawn frame as PNG")
     return parser
 
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> bool:
     """Do what the command line says; return whether it was not interrupted."""
     source = VideoSource(args.input)
+    path = Path(os.path.abspath(args.input))  # which has a name where "." has none
     predictor = load_predictor(args)
     choice = Choice(
         stride=args.stride,
@@ -78,8 +80,8 @@ def run(args: argparse.Namespace) -> bool:
         args.output,
         choice,
         Terminal(),
-        title=args.input.name,
-        stem=f"{args.input.stem}_objects",
+        title=path.name,
+        stem=f"{path.stem}_objects",
     )
     best = written.best
     for item in best.objects:

@@ -34,7 +34,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--clip-pretrained", default="", metavar="TAG", help="its weights, as MODEL.CLIP.PRETRAINED"
     )
-    add("--score-threshold", type=float, default=0.3, help="least score (default: %(default)s)")
+    add("--score-threshold", type=score, default=0.3, help="least score (default: %(default)s)")
     add(
         "--resize",
         type=positive,
@@ -47,6 +47,20 @@ def positive(text: str) -> int:
     """Return a number of the command line, which has to be 1 or more."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def score(text: str) -> float:
+    """Return a number of the command line, which has to be from 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Return a number of the command line, which has to be finite and 0 or more."""
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected 0 or more seconds, got {text}")
     return value
 
 

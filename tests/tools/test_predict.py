@@ -116,6 +116,7 @@ def test_pictures_and_folders(
     trained: Path,
     tmp_path: Path,
     capsys,
+    monkeypatch,
 ) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
@@ -126,6 +127,10 @@ def test_pictures_and_folders(
     assert code == 0 and len(list(VideoSource(tmp_path / "film" / "frames_objects.mp4"))) == 3
     videos = json.loads((tmp_path / "film" / "annotations.json").read_text())["videos"]
     assert videos[0]["file_names"] == ["0.png", "1.png", "2.png"]
+
+    monkeypatch.chdir(folder)  # which is the film's name then, too
+    run(tool, capsys, ".", *common, "--output", tmp_path / "here")
+    assert (tmp_path / "here" / "frames_objects.mp4").is_file()
 
     out = tmp_path / "picture"
     code, _, _ = run(tool, capsys, folder / "1.png", *common, "--output", out)
@@ -157,6 +162,8 @@ def test_what_can_not_be_done(
         ([film, *end, "--vocabulary", "words.txt"], "no file words.txt"),
         ([film, *end, "--config-file", "none.yaml"], "none.yaml does not exist"),
         ([film, *end, "--stride", "0"], "expected 1 or more, got 0"),
+        ([film, *end, "--every", "-1"], "expected 0 or more seconds, got -1"),
+        ([film, *end, "--score-threshold", "30"], "expected a number from 0 to 1, got 30"),
         ([film, "--weights", trained, "--output", text], "File exists"),
     ):
         code, _, error = run(tool, capsys, *words)

@@ -84,9 +84,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     # Through the whole model once: what is wrong with it, or with its CLIP model, is seen now.
     predictor.predict(np.zeros((64, 64, 3), np.uint8))
     limits = Limits(upload_mb=args.max_upload_mb, frames=args.max_frames)
-    service = PredictionService(
-        predictor, folder / "results", limits, per_frame=args.model == "image"
-    )
+    service = PredictionService(predictor, folder / "results", limits)
     serve(make_page(service, words, args.score_threshold), service, args.host, args.port)
 
 

@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> bool:
         every=args.every,
         score_threshold=args.score_threshold,
         max_objects=args.max_objects,
-        per_frame=args.model == "image",
         frames_out=args.frames_out,
     )
     written = predict_to_folder(

@@ -6,7 +6,20 @@ know it: training and evaluation on data sets need no video files, no drawing an
 changes.
 """
 
-from ovformer.predictor.predictions import FrameResult, ObjectInFrame, VideoObject, VideoResult
+from ovformer.predictor.predictions import (
+    FrameResult,
+    FramesResult,
+    ObjectInFrame,
+    VideoObject,
+    VideoResult,
+)
 from ovformer.predictor.video_predictor import VideoPredictor
 
-__all__ = ["FrameResult", "ObjectInFrame", "VideoObject", "VideoPredictor", "VideoResult"]
+__all__ = [
+    "FrameResult",
+    "FramesResult",
+    "ObjectInFrame",
+    "VideoObject",
+    "VideoPredictor",
+    "VideoResult",
+]

@@ -17,7 +17,12 @@ import numpy as np
 
 from ovformer.files import write_atomically, write_text
 from ovformer.predictor.painter import Painter, scale_for
-from ovformer.predictor.predictions import VideoResult, annotations, evaluation_results
+from ovformer.predictor.predictions import (
+    FramesResult,
+    VideoResult,
+    annotations,
+    evaluation_results,
+)
 from ovformer.predictor.result_page import Thumbnails, page
 from ovformer.predictor.video_io import FilmWriter, Frame, VideoSource, thinned
 from ovformer.predictor.video_predictor import VideoPredictor
@@ -32,8 +37,8 @@ class Choice:
         every: seconds; the first frame that comes after each multiple of it, 0 for all.
         max_frames: how many, at most; a note says when some were left out.
         score_threshold: least score of what is shown.
-        max_objects: most objects; None for TEST.DETECTIONS_PER_IMAGE of the config.
-        per_frame: each frame is an image of its own, as it is for a model that tracks nothing.
+        max_objects: most objects, in each frame where nothing is tracked; None for
+            TEST.DETECTIONS_PER_IMAGE of the config.
         frames_out: also write each drawn frame, as ``frames/<number>.png``.
     """
 
@@ -42,7 +47,6 @@ class Choice:
     max_frames: int | None = None
     score_threshold: float = 0.3
     max_objects: int | None = None
-    per_frame: bool = False
     frames_out: bool = False
 
     def frames(self, source: VideoSource) -> Iterator[Frame]:
@@ -81,7 +85,7 @@ class Written:
         is_stopped: whether it was stopped before the end.
     """
 
-    best: VideoResult
+    best: VideoResult | FramesResult
     media: str
     thumbnails: dict[int, str]
     notes: list[str]
@@ -149,11 +153,11 @@ def predict_to_folder(
     count = len(result.times)
     names = source.file_names
     names = [names[n] if names else f"frame{n:06d}" for n in looked_at.numbers[:count]]
-    per_frame = source.is_still or choice.per_frame
-    # Of an image model, predict() has taken the most objects of each frame.
-    best = result.best(choice.score_threshold, None if per_frame else choice.max_objects)
-    write_json(output / "results.json", evaluation_results(result, per_frame))
-    write_json(output / "annotations.json", annotations(best, names, per_frame))
+    if source.is_still:
+        result = result.by_frame()
+    best = result.best(choice.score_threshold, choice.max_objects)
+    write_json(output / "results.json", evaluation_results(result))
+    write_json(output / "annotations.json", annotations(best, names))
     media = stem + (".png" if source.is_still else ".mp4")
     with watch.stopping() as is_stopped:
         frames = watch.bar(_Taken(choice.frames(source), count, is_stopped), count, "drawing")
@@ -168,7 +172,7 @@ def predict_to_folder(
 
 
 def draw(
-    frames: Iterable[Frame], result: VideoResult, media: Path, frames_out: bool
+    frames: Iterable[Frame], result: VideoResult | FramesResult, media: Path, frames_out: bool
 ) -> dict[int, str]:
     """Draw objects on frames; write the film or the picture, frames and thumbnails.
 

@@ -66,21 +66,17 @@ class _Visit(Watch):
 class PredictionService:
     """Predicts what visitors send, one at a time."""
 
-    def __init__(
-        self, predictor: VideoPredictor, folder: Path, limits: Limits, *, per_frame: bool = False
-    ) -> None:
+    def __init__(self, predictor: VideoPredictor, folder: Path, limits: Limits) -> None:
         """Store the settings.
 
         Args:
             predictor: its vocabulary is changed by each prediction.
             folder: where results are written, each to a folder whose name can't be guessed.
             limits: for each visitor.
-            per_frame: see :class:`Choice`.
         """
         self.predictor = predictor
         self.folder = folder
         self.limits = limits
-        self._per_frame = per_frame
         self._visits: dict[str, _Visit] = {}
 
     def find(
@@ -123,7 +119,7 @@ class PredictionService:
                 self.predictor,
                 source,
                 output,
-                replace(choice, max_frames=self.limits.frames, per_frame=self._per_frame),
+                replace(choice, max_frames=self.limits.frames),
                 visit,
                 title=name,
                 stem="objects",

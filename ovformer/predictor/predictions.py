@@ -3,9 +3,10 @@
 Legend: T frames, N objects, H W pixels of the original frames.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,71 @@ class VideoResult:
             if areas[t] and (rle := item.segmentations[t])
         ]
 
+    def by_frame(self) -> "FramesResult":
+        """Return the same as what is found in each frame by itself."""
+        frames = [self.in_frame(t) for t in range(len(self.times))]
+        return FramesResult(self.names, self.size, self.times, frames)
+
+    def listed(self, count: int) -> "VideoResult":
+        """Return the first ``count`` objects."""
+        return VideoResult(self.names, self.size, self.times, self.objects[:count])
+
+
+@dataclass(frozen=True)
+class FramesResult:
+    """What is found in frames that are looked at one by one, such as pictures: nothing is tracked.
+
+    Attributes:
+        names: the vocabulary.
+        size: H and W.
+        times: of the T frames, in seconds.
+        frames: the objects of each frame, highest score first.
+    """
+
+    names: Sequence[str]
+    size: tuple[int, int]
+    times: Sequence[float]
+    frames: Sequence[Sequence[ObjectInFrame]]
+
+    @cached_property
+    def objects(self) -> list[ObjectInFrame]:
+        """Those of all frames, highest score first."""
+        return sorted(chain.from_iterable(self.frames), key=lambda item: -item.score)
+
+    def best(
+        self, score_threshold: float = 0.0, max_objects: int | None = None, max_iou: float = 0.7
+    ) -> "FramesResult":
+        """Do in each frame what :meth:`VideoResult.best` does, and number what is left."""
+        kept = []
+        for objects in self.frames:
+            sure = [item for item in objects if item.score >= score_threshold]
+            kept.append(without_overlaps(sure, max_iou)[:max_objects])
+        objects = replace(self, frames=kept).objects
+        numbers = {id(item): number for number, item in enumerate(objects)}
+        frames = [[replace(item, track_id=numbers[id(item)]) for item in row] for row in kept]
+        return replace(self, frames=frames)
+
+    def in_frame(self, t: int) -> Sequence[ObjectInFrame]:
+        """Return the objects that are seen in frame ``t``."""
+        return self.frames[t]
+
+    def by_frame(self) -> "FramesResult":
+        """Return itself."""
+        return self
+
+    def listed(self, count: int) -> VideoResult:
+        """Return the best ``count`` objects as those of a video, each of which is seen once."""
+        empty = coco_mask.encode(np.zeros(self.size, np.uint8, order="F"))
+        seen = [(t, item) for t, objects in enumerate(self.frames) for item in objects]
+        seen = sorted(seen, key=lambda pair: -pair[1].score)[:count]
+        count = len(self.times)
+        tubes = [[item.rle if t == own else empty for t in range(count)] for own, item in seen]
+        listed = [
+            VideoObject(item.track_id, item.label, item.name, item.score, tube)
+            for (_, item), tube in zip(seen, tubes, strict=True)
+        ]
+        return VideoResult(self.names, self.size, self.times, listed)
+
 
 def object_in_frame(
     track_id: int | None, label: int, name: str, score: float, rle: dict[str, Any]
@@ -160,14 +226,13 @@ def categories(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
 
 
-def evaluation_results(result: VideoResult, per_frame: bool) -> list[dict[str, Any]]:
+def evaluation_results(result: VideoResult | FramesResult) -> list[dict[str, Any]]:
     """Return objects as entries of a results.json, as evaluations write it.
 
     Args:
-        result: of a video, whose id is 1.
-        per_frame: write the entries of images instead: each frame is one, with ids from 1.
+        result: of a video, whose id is 1; or of frames, each of which is an image, with ids from 1.
     """
-    if not per_frame:
+    if isinstance(result, VideoResult):
         return [
             {
                 "video_id": 1,
@@ -179,47 +244,66 @@ def evaluation_results(result: VideoResult, per_frame: bool) -> list[dict[str, A
         ]
     return [
         {
-            "image_id": t + 1,
+            "image_id": number,
             "category_id": item.label + 1,
-            "bbox": coco_mask.toBbox(item.segmentations[t]).tolist(),
+            "bbox": coco_mask.toBbox(item.rle).tolist(),
             "score": item.score,
-            "segmentation": item.segmentations[t],
+            "segmentation": item.rle,
         }
-        for item, areas in zip(result.objects, result.areas, strict=True)
-        for t in np.flatnonzero(areas).tolist()
+        for number, objects in enumerate(result.frames, start=1)
+        for item in objects
     ]
 
 
-def annotations(result: VideoResult, file_names: Sequence[str], per_frame: bool) -> dict[str, Any]:
+def annotations(result: VideoResult | FramesResult, file_names: Sequence[str]) -> dict[str, Any]:
     """Return objects as an annotation file of YouTube-VIS, or of COCO.
 
     Args:
-        result: with one object for each thing, see :meth:`VideoResult.best`.
+        result: with one object for each thing, see :meth:`VideoResult.best`; of frames, COCO's
+            format is written, in which each of them is an image.
         file_names: of the T frames.
-        per_frame: write COCO's format, in which each frame is an image.
     """
     height, width = result.size
     size = {"height": height, "width": width}
-    found: list[dict[str, Any]] = []
-    content = {"categories": categories(result.names), "annotations": found}
-    for item, areas in zip(result.objects, result.areas.tolist(), strict=True):
-        tube = [rle if area else None for rle, area in zip(item.segmentations, areas, strict=True)]
-        boxes = [rle and coco_mask.toBbox(rle).tolist() for rle in tube]
-        common = {"category_id": item.label + 1, "iscrowd": 0, "score": item.score}
-        if per_frame:
-            found += [
-                {"image_id": t + 1, "segmentation": rle, "bbox": box, "area": area, **common}
-                for t, (rle, box, area) in enumerate(zip(tube, boxes, areas, strict=True))
-                if rle
-            ]
-        else:
-            areas_or_none = [area or None for area in areas]
-            own = {"segmentations": tube, "bboxes": boxes, "areas": areas_or_none}
-            found.append({"video_id": 1, **own, **size, **common})
+    if isinstance(result, VideoResult):
+        video = {"id": 1, "file_names": list(file_names), "length": len(result.times), **size}
+        content = {"videos": [video]}
+        found = [{**annotation, **size} for annotation in _video_annotations(result)]
+    else:
+        names = enumerate(file_names, start=1)
+        content = {"images": [{"id": n, "file_name": name, **size} for n, name in names]}
+        found = list(_image_annotations(result))
     for number, annotation in enumerate(found, start=1):
         annotation["id"] = number
-    if per_frame:
-        names = enumerate(file_names, start=1)
-        return {"images": [{"id": n, "file_name": name, **size} for n, name in names], **content}
-    video = {"id": 1, "file_names": list(file_names), "length": len(result.times), **size}
-    return {"videos": [video], **content}
+    return {"categories": categories(result.names), "annotations": found, **content}
+
+
+def _video_annotations(result: VideoResult) -> Iterator[dict[str, Any]]:
+    """Yield the annotations of a video but for their ids."""
+    for item, areas in zip(result.objects, result.areas.tolist(), strict=True):
+        tube = [rle if area else None for rle, area in zip(item.segmentations, areas, strict=True)]
+        yield {
+            "video_id": 1,
+            "segmentations": tube,
+            "bboxes": [rle and coco_mask.toBbox(rle).tolist() for rle in tube],
+            "areas": [area or None for area in areas],
+            **_common(item),
+        }
+
+
+def _image_annotations(result: FramesResult) -> Iterator[dict[str, Any]]:
+    """Yield the annotations of images but for their ids."""
+    for number, objects in enumerate(result.frames, start=1):
+        for item in objects:
+            yield {
+                "image_id": number,
+                "segmentation": item.rle,
+                "bbox": coco_mask.toBbox(item.rle).tolist(),
+                "area": int(coco_mask.area(item.rle)),
+                **_common(item),
+            }
+
+
+def _common(item: VideoObject | ObjectInFrame) -> dict[str, Any]:
+    """Return what annotations of videos and of images have alike."""
+    return {"category_id": item.label + 1, "iscrowd": 0, "score": item.score}

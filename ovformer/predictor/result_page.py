@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ovformer.predictor.painter import track_colour
-from ovformer.predictor.predictions import VideoResult
+from ovformer.predictor.predictions import FramesResult, VideoResult
 
 _THUMBNAIL = 120  # pixels of the longer side
 _ROWS = 200  # objects that are listed, the best ones
@@ -55,15 +55,16 @@ class Thumbnails:
         pictures: track id -> uint8 (h, w, 3), RGB.
     """
 
-    result: VideoResult
+    result: VideoResult | FramesResult
     pictures: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._frames = self.result.areas.argmax(1).tolist()
+        self._listed = self.result.listed(_ROWS)
+        self._frames = self._listed.areas.argmax(1).tolist()
 
     def look(self, t: int, image: np.ndarray) -> None:
         """Look at frame ``t``, uint8 (H, W, 3) RGB."""
-        for item, best in zip(self.result.objects[:_ROWS], self._frames, strict=False):
+        for item, best in zip(self._listed.objects, self._frames, strict=True):
             if best == t:
                 self.pictures[item.track_id] = _cut_out(image, item.segmentations[t])
 
@@ -71,7 +72,7 @@ class Thumbnails:
 def page(
     title: str,
     media: str,
-    result: VideoResult,
+    result: VideoResult | FramesResult,
     thumbnails: dict[int, str],
     notes: Sequence[str] = (),
     base: str = "",
@@ -94,7 +95,8 @@ def page(
     )
     seconds = _duration(result.times)
     rows = []
-    for item, areas in zip(result.objects[:_ROWS], result.areas, strict=False):
+    listed = result.listed(_ROWS)
+    for item, areas in zip(listed.objects, listed.areas, strict=True):
         colour = track_colour(item.track_id)
         image = thumbnails.get(item.track_id)
         picture = f'<img src="{escape(image)}" alt="{escape(item.name)}">' if image else ""

@@ -25,6 +25,7 @@ from ovformer.ops.mask_rle import encode_masks
 from ovformer.predictor.name_embedder import NameEmbedder
 from ovformer.predictor.predictions import (
     FrameResult,
+    FramesResult,
     ObjectInFrame,
     VideoObject,
     VideoResult,
@@ -181,7 +182,7 @@ class VideoPredictor:
         self.names = names
         return names
 
-    def predict(self, video: Any, max_objects: int | None = None) -> VideoResult:
+    def predict(self, video: Any, max_objects: int | None = None) -> VideoResult | FramesResult:
         """Find the objects of a whole video, as in evaluation.
 
         The scores are those of the whole video, so it has to end. A thing may be found under
@@ -190,6 +191,9 @@ class VideoPredictor:
         Args:
             video: see :func:`ovformer.predictor.video_io.frames_of`.
             max_objects: how many are returned; None for TEST.DETECTIONS_PER_IMAGE of the config.
+
+        Returns:
+            Tracked objects; of the image model, which tracks nothing, those of each frame.
 
         Raises:
             ValueError: there is no frame, or frames differ in size.
@@ -354,23 +358,16 @@ class VideoPredictor:
 
     def _predict_untracked(
         self, frames: Iterable[Frame], size: tuple[int, int], max_objects: int | None
-    ) -> VideoResult:
-        """Return the objects of all frames, each of which is in one frame only."""
-        found: list[tuple[int, ObjectInFrame]] = []
+    ) -> FramesResult:
+        """Return the objects of each frame by itself."""
+        found: list[list[ObjectInFrame]] = []
         times: list[float] = []
         limit = max_objects or self.model.detections_per_image
-        for t, frame in enumerate(self._stream_untracked(frames, limit, 0.0, 1.0)):
+        for frame in self._stream_untracked(frames, limit, 0.0, 1.0):
             _check_size(frame.number, frame.size, size)
             times.append(frame.time)
-            found += [(t, item) for item in frame.objects]
-        found.sort(key=lambda pair: -pair[1].score)
-        empty = encode_masks(torch.zeros(1, *size, dtype=torch.bool))[0]
-        objects = []
-        for number, (t, item) in enumerate(found):
-            tube = [empty] * len(times)
-            tube[t] = item.rle
-            objects.append(VideoObject(number, item.label, item.name, item.score, tube))
-        return VideoResult(self.names, size, times, objects)
+            found.append(frame.objects)
+        return FramesResult(self.names, size, times, found)
 
     @torch.no_grad()
     def _stream_untracked(

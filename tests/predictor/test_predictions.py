@@ -1,14 +1,19 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from video_fixture import encode
 
 from ovformer.predictor.predictions import (
+    FramesResult,
     VideoObject,
     VideoResult,
     annotations,
     evaluation_results,
+    object_in_frame,
 )
+from ovformer.predictor.result_page import page
 
 
 def tube(*boxes: tuple[int, int, int, int] | None) -> list[dict]:
@@ -46,7 +51,7 @@ def test_one_name_for_each_thing(result) -> None:
 def test_annotations_of_a_video_and_of_images(result, tmp_path) -> None:
     best = result.best()
     files = ["a.png", "b.png", "c.png"]
-    video = annotations(best, files, per_frame=False)
+    video = annotations(best, files)
     assert video["videos"] == [
         {"id": 1, "file_names": files, "length": 3, "height": 20, "width": 30}
     ]
@@ -56,23 +61,42 @@ def test_annotations_of_a_video_and_of_images(result, tmp_path) -> None:
     assert first["segmentations"][2] is None
 
     coco = COCO()
-    coco.dataset = annotations(best, files, per_frame=True)
+    coco.dataset = annotations(best.by_frame(), files)
     coco.createIndex()
     assert [len(coco.getAnnIds(imgIds=n)) for n in (1, 2, 3)] == [1, 2, 1]
     assert [a["category_id"] for a in coco.loadAnns(coco.getAnnIds(imgIds=2))] == [2, 3]
-    found = coco.loadRes(evaluation_results(result, per_frame=True))
+    found = coco.loadRes(evaluation_results(result.by_frame()))
     assert len(found.getAnnIds()) == 6  # "cat" counts here
     assert coco.annToMask(coco.anns[1]).sum() == coco.anns[1]["area"] == 30
 
 
-def test_many_objects_of_single_frames_take_no_long_time() -> None:
-    """As the image model gives them: each in one frame."""
-    empty = tube(None)[0]
-    objects = []
-    for number in range(400):
-        segmentations = [empty] * 50
-        segmentations[number % 50] = tube((number % 10, number // 50, 4, 4))[0]
-        objects.append(VideoObject(number, 0, "x", 1 - number / 400, segmentations))
-    result = VideoResult(["x"], (20, 30), [t / 10 for t in range(50)], objects)
-    assert len(result.best(max_iou=0.99).objects) == 400
-    assert len(result.best(max_iou=0.5).objects) < 400
+def test_frames_by_themselves(result) -> None:
+    """One name for each thing in each frame; numbers are those of the best first."""
+    frames = result.by_frame()
+    assert frames.by_frame() is frames
+    assert [item.name for item in frames.objects] == ["dog"] * 2 + ["cat"] * 2 + ["ball"] * 2
+    best = frames.best()
+    seen = [[(item.track_id, item.name) for item in best.in_frame(t)] for t in range(3)]
+    assert seen == [[(0, "dog")], [(1, "dog"), (2, "ball")], [(3, "ball")]]
+    counts = [len(best.in_frame(t)) for t in range(3)]
+    assert counts == [1, 2, 1] and [len(o) for o in frames.best(max_objects=1).frames] == [1, 1, 1]
+    assert not frames.best(score_threshold=0.95).objects
+    listed = best.listed(3)
+    assert [item.track_id for item in listed.objects] == [0, 1, 2]
+    assert listed.areas.tolist() == [[30, 0, 0], [0, 30, 0], [0, 32, 0]]
+
+
+def test_a_long_film_of_frames_by_themselves_takes_little_memory() -> None:
+    """100 objects in each of 2,000 frames, as the image model gives them."""
+    rles = [tube((n % 10, n // 10, 4, 4))[0] for n in range(100)]
+    objects = [object_in_frame(None, 0, "x", 1 - n / 100, rle) for n, rle in enumerate(rles)]
+    times = [t / 10 for t in range(2000)]
+    tracemalloc.start()
+    result = FramesResult(["x"], (20, 30), times, [objects] * len(times))
+    best = result.best(score_threshold=0.9)
+    found = annotations(best, [""] * len(times))["annotations"]
+    page("film", "film.mp4", best, {})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == len(best.objects) > 2000
+    assert peak < 100e6  # a number for each object and frame would take 3,200 MB

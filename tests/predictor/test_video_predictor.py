@@ -9,7 +9,6 @@ import torch
 import yaml
 from PIL import Image
 from predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
-from pycocotools import mask as coco_mask
 
 from ovformer.d2 import build_model
 from ovformer.d2 import transforms as T
@@ -198,10 +197,12 @@ def test_images_and_the_image_model(trained, predictor, make_frames, tmp_path) -
     result = image.predict(frame)
     expected_scores = expected.scores.tolist()[: len(result.objects)]
     assert [o.score for o in result.objects] == pytest.approx(expected_scores, abs=1e-6)
-    masks = [coco_mask.decode(o.segmentations[0]).astype(bool) for o in result.objects]
+    masks = [item.mask for item in result.objects]
     seen = expected[expected.pred_masks.flatten(1).any(1)]
     np.testing.assert_array_equal(masks, seen.pred_masks.numpy())
-    assert len(image.predict([frame, frame]).objects) == 2 * len(result.objects)
+    twice = image.predict([frame, frame])
+    assert len(twice.objects) == 2 * len(result.objects)
+    assert twice.in_frame(0) == twice.in_frame(1) == result.in_frame(0)
     path = tmp_path / "one.png"
     Image.fromarray(frame).save(path)
     for same in (path, str(path), Image.fromarray(frame), [frame]):

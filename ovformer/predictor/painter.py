@@ -24,6 +24,7 @@ COLOURS = (
     "#c2185b",
     "#6d4c41",
 ) + ("#3949ab", "#5c7a14", "#b8860b", "#455a64", "#7b1fa2", "#00695c", "#ad3b28", "#1a237e")
+OPACITY = 0.25  # of masks: an object's own colours stay visible
 _LONGEST_NAME = 40  # letters that are drawn
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ class Painter:
             "color_lookup": self._sv.ColorLookup.TRACK,
         }
         self._annotators = [
-            self._sv.MaskAnnotator(opacity=0.45, **lookup),
-            self._sv.PolygonAnnotator(thickness=1, **lookup),
+            self._sv.MaskAnnotator(opacity=OPACITY, **lookup),
+            self._sv.PolygonAnnotator(thickness=2, **lookup),
         ]
         self._lookup = lookup
 

@@ -9,7 +9,7 @@ from ovformer.predictor.result_page import Thumbnails, page
 
 pytest.importorskip("supervision", reason="needs the extra [demo]")
 
-from ovformer.predictor.painter import COLOURS, Painter, font_for, scale_for, track_colour
+from ovformer.predictor.painter import COLOURS, OPACITY, Painter, font_for, scale_for, track_colour
 
 
 def square(size: tuple[int, int] = (100, 120)) -> dict:
@@ -31,7 +31,8 @@ def test_a_track_keeps_its_colour() -> None:
             drawn.setdefault(track, []).append(image[60, 60].tolist())
     assert drawn[0][0] == drawn[0][1] == drawn[len(COLOURS)][0] != drawn[1][0]
     expected = [int(track_colour(1)[i : i + 2], 16) for i in (1, 3, 5)]
-    np.testing.assert_allclose(drawn[1][0], 0.45 * np.array(expected) + 0.55 * 128, atol=2)
+    wanted = OPACITY * np.array(expected) + (1 - OPACITY) * 128
+    np.testing.assert_allclose(drawn[1][0], wanted, atol=2)
     assert (frame == 128).all()
 
 

@@ -198,11 +198,12 @@ def test_the_page_has_the_film_and_a_row_for_each_object(tried_film, tmp_path) -
     found = {"categories": truth["categories"], "annotations": [annotation]}
     (tmp_path / "annotations.json").write_text(json.dumps(as_text(found)))
     (tmp_path / "film_objects.mp4").write_bytes(b"film")
+    (tmp_path / "poster.jpg").write_bytes(b"poster")
     (tmp_path / "others").mkdir()
     found["categories"] = [{"id": 2, "name": "red circle"}]
     (tmp_path / "others" / "annotations.json").write_text(json.dumps(found))
     page = tried_film.film_section(tmp_path, tmp_path / "others", tmp_path / "truth.json")
-    assert "data:video/mp4;base64,ZmlsbQ==" in page
+    assert "data:video/mp4;base64,ZmlsbQ==" in page and "data:image/jpeg;base64,cG9zdGVy" in page
     assert (
         "<td>blue &lt;ring&gt;<td class=right>blue &lt;ring&gt; 0.40<td class=wrong>red circle 0.40"
         in page

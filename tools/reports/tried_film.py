@@ -23,7 +23,8 @@ def film_section(folder: Path, others: Path, truth: Path) -> str:
         truth: annotations of the film in the format of YouTube-VIS.
 
     Raises:
-        ValueError: the folder has no film, or several.
+        FileNotFoundError: the folder has no picture to show first.
+        ValueError: it has no film, or several.
     """
     there = read_json(truth)
     found = [read_json(path / "annotations.json") for path in (folder, others)]
@@ -37,9 +38,13 @@ def film_section(folder: Path, others: Path, truth: Path) -> str:
     films = sorted(folder.glob("*_objects.mp4"))
     if len(films) != 1:
         raise ValueError(f"{folder}: expected the film of one prediction, found {len(films)}.")
-    data = base64.b64encode(films[0].read_bytes()).decode("ascii")
+    film, poster = (
+        base64.b64encode(path.read_bytes()).decode("ascii")
+        for path in (films[0], folder / "poster.jpg")
+    )
     return (
-        f"<video controls loop muted src='data:video/mp4;base64,{data}'></video>"
+        f"<video controls loop muted poster='data:image/jpeg;base64,{poster}' "
+        f"src='data:video/mp4;base64,{film}'></video>"
         f"<table><tr><th>in the film{''.join(title)}{''.join(lines)}"
         f"<tr><td>right / found / there{''.join(counts)}</table>"
     )

@@ -4,8 +4,8 @@
     python tools/export.py --weights model.pth --output model.onnx
 
 The file takes images of any size and any vocabulary, as text embeddings. It is read again and
-compared with the model at other sizes than those it was made with; where that fails, no file is
-left. What it takes and gives: docs/export.md. ONNX needs the extra [export]:
+compared with the model at other sizes than those it was made with; where that fails, nothing is
+written. What it takes and gives: docs/export.md. ONNX needs the extra [export]:
 pip install 'ovformer[export]'.
 """
 

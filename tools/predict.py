@@ -29,6 +29,7 @@ from ovformer.predictor.output_folder import Choice, Watch, predict_to_folder
 from ovformer.predictor.video_io import Frame, VideoSource
 
 INTERRUPTED = 130  # exit status, as shells have it
+LISTED = 200  # objects that are printed, the best ones; the page lists as many
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,8 +91,10 @@ def run(args: argparse.Namespace) -> bool:
         stem=f"{path.stem}_objects",
     )
     best = written.best
-    for item in best.objects:
+    for item in best.objects[:LISTED]:
         print(f"{item.score:.2f}  {item.name}")
+    if len(best.objects) > LISTED:
+        print(f"... and {len(best.objects) - LISTED} more")
     print(f"{len(best.objects)} objects in {len(best.times)} frames: {args.output}/index.html")
     return not written.is_stopped
 

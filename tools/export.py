@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model",
         choices=list(ARCHITECTURES),
         help="image or video: a program of single images or frames (the same one); clip: of the "
-        "frames of a clip together (default: that of the config)",
+        "frames of a clip together (default: that of the config, with video in place of image)",
     )
     add("--config-file", type=Path, help="default: the config inside the weights or beside them")
     add(

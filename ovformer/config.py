@@ -305,8 +305,8 @@ def _add_video_keys(cfg: CfgNode) -> None:
 
 def _add_clip_keys(cfg: CfgNode) -> None:
     cfg.MODEL.CLIP = CfgNode()
-    # open_clip model name and pre-trained tag (published: OpenAI's ViT-B/32), or
-    # "local-dir:FOLDER" with the folder's open_clip_config.json and weights.
+    # open_clip model name and pre-trained tag or file (published: OpenAI's ViT-B/32); or
+    # "local-dir:FOLDER" with the folder's open_clip_config.json and weights; or "hf-hub:USER/NAME".
     cfg.MODEL.CLIP.NAME = "ViT-B-32-quickgelu"
     cfg.MODEL.CLIP.PRETRAINED = "openai"
     # Width D of CLIP's joint space, and side in pixels of the image that its image tower takes.

@@ -1,8 +1,9 @@
 """Files that are whole or not there. A leaf: every layer may use it.
 
 What is written goes to a temporary name, ``<name>.tmp``, is brought onto the disk, and then takes
-the place of the file in one step. A kill, a power cut or a full disk at any moment leaves the old
-file as it was. Files that only grow, such as logs, are not written this way.
+the place of the file in one step. A kill or a full disk at any moment leaves the old file as it
+was; so should a power cut, which was not tried. Files that only grow, such as logs, are not written
+this way.
 """
 
 import csv

@@ -114,7 +114,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_videos(root, family)
     add_partitions(root / "LVVIS" / "train")
     make_burst(root / "burst")
-    make_birds(folder / "birds")
+    make_birds(root / "birds")
     make_export(folder)
     (root / "metadata").mkdir(exist_ok=True)
     rng = np.random.default_rng(0)

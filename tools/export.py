@@ -4,8 +4,8 @@
     python tools/export.py --weights model.pth --output model.onnx
 
 The file takes images of any size and any vocabulary, as text embeddings. It is read again and
-compared with the model at other sizes than those it was made with; where that fails, no file is
-left. What it takes and gives: docs/export.md. ONNX needs the extra [export]:
+compared with the model at other sizes than those it was made with; where that fails, nothing is
+written. What it takes and gives: docs/export.md. ONNX needs the extra [export]:
 pip install 'ovformer[export]'.
 """
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model",
         choices=list(ARCHITECTURES),
         help="image or video: a program of single images or frames (the same one); clip: of the "
-        "frames of a clip together (default: that of the config)",
+        "frames of a clip together (default: that of the config, with video in place of image)",
     )
     add("--config-file", type=Path, help="default: the config inside the weights or beside them")
     add(

@@ -5,9 +5,10 @@
         --weights model.pth --output out/
 
 writes into the output folder: a film (or a picture) with the objects drawn, results.json in the
-format of evaluations, annotations.json in that of YouTube-VIS (of a picture: COCO), and index.html
-with the film, a timeline of each object and thumbnails. Ctrl-C keeps what was done. Needs the extra
-[demo]: pip install 'ovformer[demo]'. What happens with unusual input: docs/predict.md.
+format of evaluations, annotations.json in that of YouTube-VIS (of a picture, or with --model image:
+COCO), and index.html with the film, a timeline of each object and thumbnails. Ctrl-C keeps what was
+done. Needs the extra [demo]: pip install 'ovformer[demo]'. What happens with unusual input:
+docs/predict.md.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from ovformer.predictor.output_folder import Choice, Watch, predict_to_folder
 from ovformer.predictor.video_io import Frame, VideoSource
 
 INTERRUPTED = 130  # exit status, as shells have it
+LISTED = 200  # objects that are printed, the best ones; the page lists as many
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,9 +56,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("input", type=Path, help="video, picture, or folder of frames")
     add("--output", type=Path, required=True, help="folder")
     add_model_options(parser)
-    add("--max-objects", type=positive, help="most objects (default: TEST.DETECTIONS_PER_IMAGE)")
+    add(
+        "--max-objects",
+        type=positive,
+        metavar="N",
+        help="most objects in results.json, with --model image of each frame (default: "
+        "TEST.DETECTIONS_PER_IMAGE)",
+    )
     add("--stride", type=positive, default=1, metavar="N", help="look at one frame of N")
-    add("--every", type=seconds, default=0.0, metavar="SECONDS", help="look at a frame so often")
+    add("--every", type=seconds, default=0.0, metavar="SECONDS", help="look at one frame each time")
     add("--frames-out", action="store_true", help="also write each drawn frame as PNG")
     return parser
 
@@ -83,8 +91,10 @@ def run(args: argparse.Namespace) -> bool:
         stem=f"{path.stem}_objects",
     )
     best = written.best
-    for item in best.objects:
+    for item in best.objects[:LISTED]:
         print(f"{item.score:.2f}  {item.name}")
+    if len(best.objects) > LISTED:
+        print(f"... and {len(best.objects) - LISTED} more")
     print(f"{len(best.objects)} objects in {len(best.times)} frames: {args.output}/index.html")
     return not written.is_stopped
 

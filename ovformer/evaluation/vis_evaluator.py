@@ -91,9 +91,10 @@ class VisEvaluator(DatasetEvaluator):
         ground_truth = load_vis_json(self._annotation_file)
         if not ground_truth.get("annotations"):
             logger.info(
-                "%s: the labels of this data set are not public. Pack the predictions for its "
-                "server with: python tools/ytvis_json.py --results %s --dataset %s",
+                "%s: %s has no annotations, so nothing is scored. Where a server has them, pack "
+                "the predictions for it with: python tools/ytvis_json.py --results %s --dataset %s",
                 self._name,
+                self._annotation_file,
                 self._results,
                 self._name,
             )

@@ -28,7 +28,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "(default: that of the config, with video in place of image)",
     )
     add(
-        "--templates", nargs="+", metavar="PROMPT", help="with {} for the name, or simple, imagenet"
+        "--templates",
+        nargs="+",
+        metavar="PROMPT",
+        help="with {} for the name; or simple (7 prompts), imagenet (80) (default: those of the "
+        "training, or simple where they are not known)",
     )
     add("--clip", metavar="NAME", help="CLIP model, as MODEL.CLIP.NAME: open_clip's or local-dir:")
     add(

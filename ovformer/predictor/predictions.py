@@ -20,7 +20,8 @@ class ObjectInFrame:
     """An object in one frame.
 
     Attributes:
-        track_id: the same for an object in all frames; None where nothing is tracked.
+        track_id: the same for an object in all frames. Where nothing is tracked it is None, or the
+            number that :meth:`FramesResult.best` gives.
         label: its number in the vocabulary.
         name: its name in the vocabulary.
         score: 0 to 1.

@@ -190,7 +190,8 @@ class VideoPredictor:
 
         Args:
             video: see :func:`ovformer.predictor.video_io.frames_of`.
-            max_objects: how many are returned; None for TEST.DETECTIONS_PER_IMAGE of the config.
+            max_objects: how many are returned, by the image model of each frame; None for
+                TEST.DETECTIONS_PER_IMAGE of the config.
 
         Returns:
             Tracked objects; of the image model, which tracks nothing, those of each frame.
@@ -235,7 +236,8 @@ class VideoPredictor:
         """Yield what is found in each frame, as frames come, for as long as they come.
 
         Nothing of a frame is kept, so memory does not grow. A track has one name, the best by the
-        mean of its scores over the frames so far, which may change.
+        mean of its scores over the frames so far, which may change. The image model tracks nothing:
+        its scores are those of the frame, and ``window`` and ``memory`` change nothing.
 
         Args:
             video: see :func:`ovformer.predictor.video_io.frames_of`.

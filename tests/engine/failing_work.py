@@ -1,6 +1,7 @@
-"""Work of several processes of which one fails: ``torchrun failing_work.py MOMENT RANK``.
+"""Work of several processes of which one fails: ``torchrun failing_work.py HOW RANK OTHERS``.
 
-The moments are those in which the others wait for it, in all_reduce, or are busy for minutes.
+The others wait for it, in all_reduce, or are busy for minutes. Without torchrun the number of
+processes comes last.
 """
 
 import os

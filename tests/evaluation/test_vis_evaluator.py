@@ -74,6 +74,7 @@ def test_without_labels_it_says_where_results_go(
     evaluator = VisEvaluator("ytvis_2019_test", tmp_path)
     with caplog.at_level(logging.INFO):
         assert feed(evaluator, prediction(3, [truth(mini_videos, 1)])) == {}
+    assert "test.json has no annotations, so nothing is scored" in caplog.text
     assert f"tools/ytvis_json.py --results {tmp_path / 'results.json'}" in caplog.text
     assert len(json.loads((tmp_path / "results.json").read_text())) == 1
 

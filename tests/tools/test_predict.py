@@ -110,6 +110,21 @@ def test_options(tool, film: Path, trained: Path, tmp_path: Path, capsys) -> Non
         np.testing.assert_allclose(times, np.array(numbers) / 10, atol=0.002)
 
 
+def test_the_best_objects_are_listed(
+    tool, film: Path, trained: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """Those of single frames may be many thousands."""
+    monkeypatch.setattr(tool, "LISTED", 3)
+    words = ["--weights", trained, "--output", tmp_path, "--score-threshold", 0, "--model", "image"]
+    code, text, _ = run(tool, capsys, film, *words)
+    *listed, more, last = text.splitlines()
+    count = len(json.loads((tmp_path / "annotations.json").read_text())["annotations"])
+    assert code == 0 and last.startswith(f"{count} objects in 12 frames: ")
+    assert len(listed) == 3 < count and more == f"... and {count - 3} more"
+    scores = [float(line.split()[0]) for line in listed]
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_pictures_and_folders(
     tool,
     make_frames: Callable,

@@ -1,8 +1,9 @@
 """Masks from files, checked before pycocotools gets them.
 
 Its C code trusts what it is given: a run-length code (RLE) that does not cover its frame makes it
-read foreign memory or never end, and a point far away makes it write there. So all masks from files
-come through here: compressed and uncompressed RLEs, and polygons.
+read foreign memory or never end, and a point far away makes it write there. A run of no pixels
+after the first one ends its comparisons of masks too early. So all masks from files come through
+here: compressed and uncompressed RLEs, and polygons.
 """
 
 from collections.abc import Iterable, Sequence
@@ -50,6 +51,8 @@ def check_num_pixels(what: str, height: int, width: int) -> None:
 
 def find_fault(rles: Iterable[object]) -> Fault | None:
     """Look for a value that is no compressed RLE, or does not cover its frame exactly.
+
+    Nor may a run but the first have no pixels. pycocotools writes none of that kind.
 
     COCO's code writes a number as digits of 5 bits, lowest first, of which bit 5 says that another
     one follows and bit 4 of the last one is the sign; from the fourth run on it is the difference
@@ -115,6 +118,11 @@ def _find_faulty_counts(
     runs = _runs(_numbers(codes, last), first_run)
     if (negative := runs < 0).any():
         return Fault(text_of(negative), "it has a run of negative length")
+    empty = runs == 0
+    empty[first_run] = False
+    if empty.any():
+        reason = "it has a run of no pixels: pycocotools.mask.encode writes the mask without it"
+        return Fault(text_of(empty), reason)
     totals = np.add.reduceat(runs, first_run, dtype=np.int64)
     if (wrong := totals != heights * widths).any():
         index = int(wrong.argmax())
@@ -168,7 +176,7 @@ def _runs(values: np.ndarray, first_run: np.ndarray) -> np.ndarray:
 
 
 def runs_to_rle(size: object, counts: list) -> dict[str, Any]:
-    """Compress an RLE whose counts are a list.
+    """Compress an RLE whose counts are a list. Runs of no pixels are left out.
 
     Raises:
         ValueError: the counts are no whole numbers, or do not cover the frame of that size.
@@ -186,7 +194,21 @@ def runs_to_rle(size: object, counts: list) -> dict[str, Any]:
         raise ValueError(
             f"an RLE of {sum(counts)} pixels does not cover a frame of {height} x {width}"
         )
+    counts = _without_empty_runs(counts)
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def _without_empty_runs(counts: list[int]) -> list[int]:
+    """Return the runs of the same mask, of which at most the first has no pixels."""
+    runs = counts[:1]
+    joins = False  # whether the next run goes on with the last one of these
+    for count in counts[1:]:
+        if joins:
+            runs[-1] += count
+        elif count:
+            runs.append(count)
+        joins = not joins and not count
+    return runs
 
 
 def check_polygons(polygons: object, height: int, width: int) -> None:

@@ -30,6 +30,7 @@ HOSTILE_RLES = {
     "not the text": {"size": [4, 6], "counts": "é9"},
     "longer than any frame": {"size": [4, 6], "counts": "PPPPPP0"},
     "negative length": {"size": [4, 6], "counts": "9O"},
+    "a run of no pixels": {"size": [9, 9], "counts": "n10c0"},
     "24 pixels does not cover a frame of 5 x 6": {**GOOD, "size": [5, 6]},
     "of 0 pixels does not cover a frame of 1 x 1": {"size": [1, 1], "counts": "0"},
     r"height, width\], got \[0, 6\]": {"size": [0, 6], "counts": "0"},
@@ -84,6 +85,14 @@ def test_runs_of_any_length(lists: list[list[int]]) -> None:
 def test_hostile_runs(counts: list) -> None:
     with pytest.raises(ValueError, match="counts of an RLE|RLE of 9 pixels|RLE of 1099511627800 "):
         runs_to_rle([4, 6], counts)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=20).filter(any))
+def test_runs_of_no_pixels_are_left_out(counts: list[int]) -> None:
+    pixels = np.repeat(np.arange(len(counts)) % 2, counts).astype(np.uint8)
+    rle = runs_to_rle([len(pixels), 1], counts)
+    assert find_fault([rle]) is None
+    assert rle == coco_mask.encode(np.asfortranarray(pixels[:, None]))
 
 
 def test_frame_sizes() -> None:

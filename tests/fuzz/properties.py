@@ -134,8 +134,12 @@ def masks(draw: Draw, folder: Path) -> None:
         for rle in valid:
             _use(rle)
         if valid:
-            coco_mask.iou(valid, valid, [0] * len(valid))
-            coco_mask.merge(valid)
+            shown = [coco_mask.decode(rle).astype(bool) for rle in valid]
+            iou = coco_mask.iou(valid, valid, [0] * len(valid))
+            wanted = [[_share(a & b, a | b) for b in shown] for a in shown]
+            np.testing.assert_allclose(iou, wanted)
+            merged = coco_mask.decode(coco_mask.merge(valid))
+            np.testing.assert_array_equal(merged, np.any(shown, axis=0))
         runs = [draw(-1, 2 * size[0]) for _ in range(draw(0, 4))]
         runs.append(size[0] * size[1] - sum(runs))
         if (rle := _checked(lambda: runs_to_rle(size, runs))) is not None:
@@ -253,7 +257,7 @@ def _coordinate(draw: Draw) -> float:
 
 
 def _covers(rle: dict) -> bool:
-    """Read counts plainly, number by number, and tell whether they cover the frame."""
+    """Read counts plainly, number by number; tell whether they cover the frame, none in vain."""
     text, runs = rle["counts"], []
     if not text or not all(48 <= ord(character) <= 111 for character in text):
         return False
@@ -269,7 +273,12 @@ def _covers(rle: dict) -> bool:
             return False
         digits = []
     height, width = rle["size"]
-    return not digits and height > 0 and width > 0 and sum(runs) == height * width
+    fits = height > 0 and width > 0 and sum(runs) == height * width
+    return not digits and fits and 0 not in runs[1:]
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    return part.sum() / max(whole.sum(), 1)
 
 
 def _use(rle: dict) -> None:

@@ -123,8 +123,8 @@ def kill_after(processor_seconds: float) -> None:
 
 
 def fail_reading(suffixes: tuple[str, ...], number: int, witness: Witness) -> None:
-    """Have the system's answer be an error at the ``number``-th file that is opened for reading."""
-    left = [number]
+    """Have the ``number``-th file that is opened for reading be one that can't be read any more."""
+    left, broken = [number], []
 
     def audit(event: str, args: tuple) -> None:
         if event != "open" or not str(args[0]).endswith(suffixes):
@@ -133,7 +133,9 @@ def fail_reading(suffixes: tuple[str, ...], number: int, witness: Witness) -> No
             return
         left[0] -= 1
         if left[0] == 0:
+            broken.append(args[0])
             witness.note("unreadable", args[0])
+        if args[0] in broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO), args[0])
 
     sys.addaudithook(audit)

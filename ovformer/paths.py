@@ -23,7 +23,7 @@ def resolve_path(path: str | os.PathLike) -> Path:
         The resolved path. It is not checked for existence.
     """
     path = Path(os.path.expanduser(path))  # leaves ~ of an unknown user as it is
-    if path.is_absolute() or path.exists():
+    if path.is_absolute() or os.path.exists(path):  # unlike path.exists(), of names of any length
         return path
     parts = path.parts[1:] if path.parts[:1] == ("datasets",) else path.parts
     return dataset_root().joinpath(*parts)

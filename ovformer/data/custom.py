@@ -1,5 +1,6 @@
 """A user's own data sets, described in a config (``DATASETS.CUSTOM``) instead of in code."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 
@@ -73,7 +74,7 @@ def _spec(number: int, entry: Mapping) -> DatasetSpec:
             f'{place}: {annotations} has neither "videos" (the format of YouTube-VIS) nor "images" '
             f"(COCO's); it holds {sorted(content)}."
         )
-    if not images.is_dir():
+    if not os.path.isdir(images):  # unlike images.is_dir(), of names of any length
         raise FileNotFoundError(f"{place}: images: no such folder: {images}.")
     table = str(annotations.with_suffix(""))
     is_video = "videos" in content

@@ -1,6 +1,7 @@
 """Reading and writing annotation files, and checks of what is in them."""
 
 import json
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def read_json(
         ValueError: the file is no valid JSON, for instance because its download was cut off, is
             nested too deeply, or a key is missing.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike path.is_file(), of names of any length
         raise FileNotFoundError(f"{path}: no such file. datasets/README.md says how to get it.")
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -243,17 +243,15 @@ def test_names_of_data_sets_are_names_of_folders(name: object, tmp_path: Path) -
         register_custom([entry])
 
 
-@pytest.mark.parametrize("path", ["x" * 9999 + ".json", "/" + "y/" * 9999 + ".json", "a\0.json"])
+@pytest.mark.parametrize("path", ["x" * 9999 + ".json", "/y" * 9999 + "/x.json", "a\0.json"])
 def test_paths_that_no_file_can_have(path: str, tmp_path: Path) -> None:
     """Not an error of the system's, which does not say where the path stands."""
     annotations = tmp_path / "x.json"
     annotations.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "a"}]}))
-    for entry in (
-        {"annotations": path, "images": "."},
-        {"annotations": annotations, "images": path},
-    ):
+    for pair in ((path, "."), (str(annotations), path)):
+        entry = {"name": "mine", **dict(zip(("annotations", "images"), pair, strict=True))}
         with pytest.raises(FileNotFoundError, match="no such f"):
-            register_custom([{"name": "mine", **{key: str(value) for key, value in entry.items()}}])
+            register_custom([entry])
 
 
 @pytest.mark.parametrize(

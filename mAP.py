@@ -17,7 +17,7 @@ from ovformer.data.dataset_spec import check_dataset_name, load_categories
 from ovformer.data.json_file import naming
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_metric import VisMetric, get_protocol
-from ovformer.evaluation.vis_results import find_results, read_results
+from ovformer.evaluation.vis_results import Oddities, find_results, read_results
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     try:
         _score(args)
-    except (FileNotFoundError, ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"mAP.py: {error}") from error
 
 
@@ -85,7 +85,9 @@ def _score(args: argparse.Namespace) -> None:
     groups = category_groups(
         ground_truth["categories"], spec.groups, load_categories(spec.categories)
     )
-    predictions = tqdm(read_results(results), desc=args.et, unit=" predictions")
+    oddities = Oddities(ground_truth)
+    predictions = oddities.watch(read_results(results))
+    predictions = tqdm(predictions, desc=args.et, unit=" predictions")
     name = "scores" if args.protocol == "standard" else f"scores_{args.protocol}"
     out = (args.out or results.parent) / name
     about = {"dataset": args.et, "results": str(results), "ground_truth": str(truth)}
@@ -106,6 +108,8 @@ def _score(args: argparse.Namespace) -> None:
             print(f"Note: {scores.note}.")
         print(scores.table())
         scores.write(out, **about)
+    for note in oddities.notes():
+        print(f"Note: {note}")
     print(f"Written to {out}.json and {out}.csv")
 
 

@@ -133,6 +133,8 @@ def _leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple
 
 def _unknown(key: str, known: Iterable[str]) -> str:
     """Say that a key is not known, and which ones are like it."""
+    if key.startswith("--"):
+        return f"{key!r} is no config key. Options that start with -- go before KEY VALUE pairs."
     if inside := [name for name in known if name.startswith(f"{key}.")]:
         return f"config key {key!r} is a section: expected keys inside it, as {inside[0]}."
     near = difflib.get_close_matches(key, known, n=3)

@@ -102,6 +102,7 @@ from ovformer.engine.stages import CLIP, IMAGE, STAGES, Stage
         (["SOLVER.BASE_LR", "fast"], ["SOLVER.BASE_LR: expected a number", "got 'fast'"]),
         (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR: expected above 0, got -0.1"]),
         (["SOLVER.BASE_LR", "0"], ["SOLVER.BASE_LR: expected above 0, got 0.0"]),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], ["CHECKPOINT_PERIOD: expected at least 1, got 0"]),
         (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR: expected above 0, got inf"]),
         (["SOLVER.WEIGHT_DECAY", "-1"], ["SOLVER.WEIGHT_DECAY: expected at least 0, got -1.0"]),
         (["SOLVER.MOMENTUM", "1.5"], ["MOMENTUM: expected at least 0 and at most 1, got 1.5"]),

@@ -323,6 +323,11 @@ def test_a_key_without_a_value() -> None:
         get_ovformer_cfg(None, ["SOLVER.BASE_LR"])
 
 
+def test_an_option_after_the_keys() -> None:
+    with pytest.raises(UnknownKeyError, match=r"'--num-gpus' is no config key\. Options .* before"):
+        get_ovformer_cfg(None, ["SEED", "1", "--num-gpus", "2"])
+
+
 def test_missing_file() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
         get_ovformer_cfg("nowhere.yaml")

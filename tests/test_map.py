@@ -66,6 +66,23 @@ def test_files(run, reference, tmp_path) -> None:
     assert rows[0]["APm"] == "" and len(rows) == 15
 
 
+def test_what_is_seldom_meant_is_told(run, tmp_path) -> None:
+    assert "joined" not in run()
+    path = tmp_path / "run" / "inference" / "lvvis_val" / "results.json"
+    results = json.loads(path.read_text())
+    ids = sorted({entry["video_id"] for entry in results})
+    path.write_text(json.dumps([e for e in results if e["video_id"] != ids[0]]))
+    assert "Note: no prediction for " in run()
+    path.write_text(json.dumps(results + results[:3]))
+    assert "Note: 3 predictions are there before, with the same score and masks" in run()
+
+
+def test_a_place_that_can_not_be_written_to(run, tmp_path) -> None:
+    path = tmp_path / "run" / "inference" / "lvvis_val" / "results.json"
+    with pytest.raises(SystemExit, match="results.json"):
+        run("--out", str(path / "scores"))
+
+
 def test_hota(run, tmp_path) -> None:
     pytest.importorskip("trackeval", reason="needs the extra [eval]")
     printed = run("--et", "burst_val", "--protocol", "hota", "--dt", str(_results(tmp_path)))

@@ -34,6 +34,7 @@ from ovformer.data.annotation_formats.youtube_vis import (
     write_frames,
 )
 from ovformer.data.json_file import write_json
+from ovformer.files import sha256
 from ovformer.predictor.command_line import positive
 from ovformer.predictor.video_io import VideoSource
 
@@ -97,9 +98,14 @@ def convert(args: argparse.Namespace) -> None:
     """Do what the command line says. Nothing is written before all annotations are read."""
     media = [Folder(path) for path in args.media]
     pairs: list[tuple[AnnotatedVideo, Export]] = []
-    exports, classes = [], {}
+    exports, classes, digests = [], {}, {}
     for path in args.exports:
         with opened_export(path) as (file, own):
+            if (first := digests.setdefault(sha256(path), path)) is not path:
+                raise ValueError(
+                    f"{path}: the same export as {first}: its videos would be there twice, with "
+                    "--val perhaps in both parts. Name it once."
+                )
             places = [own, *media] if own else media or [Folder(path.parent)]
             library = Library(places, frames_of)
             exports.append(Export(str(path), library, args.track_by, args.single_frames))

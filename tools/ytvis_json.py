@@ -24,7 +24,7 @@ from ovformer.d2 import MetadataCatalog
 from ovformer.data.custom import register_custom
 from ovformer.data.dataset_spec import check_dataset_name
 from ovformer.data.vis_json import category_groups, load_vis_json
-from ovformer.evaluation.vis_results import find_results, read_checked
+from ovformer.evaluation.vis_results import Oddities, find_results, read_checked
 from ovformer.files import replacing
 
 
@@ -117,7 +117,7 @@ def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict
         ValueError: a prediction has an unknown video or category, the wrong number of masks, masks
             of another size, a score that is no number, or is one too many.
     """
-    per_video = Counter()
+    per_video, oddities = Counter(), Oddities(videos)
     for video_id, entries in tqdm(read_checked(results, videos), unit=" videos"):
         per_video[video_id] += len(entries)
         if per_video[video_id] > max_per_video:
@@ -125,10 +125,9 @@ def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict
                 f"{results}: more than {max_per_video} predictions for video {video_id}. Evaluate "
                 "again with a smaller TEST.DETECTIONS_PER_IMAGE, or set --max-per-video."
             )
-        yield from entries
-    without = len(videos["videos"]) - len(per_video)
-    if without:
-        print(f"Note: no prediction for {without} of {len(videos['videos'])} videos.")
+        yield from oddities.watch(entries)
+    for note in oddities.notes():
+        print(f"Note: {note}")
 
 
 class _JsonZip:

@@ -110,7 +110,8 @@ def quick_faults(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Findin
     )
     network, errors = model.model_errors(cfg, stage)
     allow_older = getattr(args, "allow_older", False)
-    found.errors += [*errors, *model.weights_errors(cfg, network, resume, allow_older)]
+    wrong_weights = model.weights_errors(cfg, network, resume, allow_older, not eval_only)
+    found.errors += [*errors, *wrong_weights]
     if not eval_only:
         processes = world_size(args.num_gpus, args.num_machines)
         found.errors += values.batch_errors(cfg, processes)

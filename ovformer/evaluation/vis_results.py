@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -149,6 +149,36 @@ def read_checked(path: Path, ground_truth: Mapping) -> Iterator[tuple[int, list[
         with naming(path):
             checker.check(video_id, entries)
         yield video_id, entries
+
+
+class Oddities:
+    """Counts what is allowed in a results file, but lowers its scores and is seldom meant."""
+
+    def __init__(self, ground_truth: Mapping) -> None:
+        """Prepare, see :class:`ResultsChecker`."""
+        self._videos = {video["id"] for video in ground_truth["videos"]}
+        self._without = set(self._videos)
+        self._seen: set[int] = set()  # hashes, which are small
+        self._repeated = 0
+
+    def watch(self, predictions: Iterable[dict]) -> Iterator[dict]:
+        """Yield the same predictions, which are counted as they go by."""
+        for prediction in predictions:
+            self._without.discard(prediction["video_id"])
+            content = json.dumps([prediction[key] for key in FIELDS])
+            self._repeated += hash(content) in self._seen
+            self._seen.add(hash(content))
+            yield prediction
+
+    def notes(self) -> Iterator[str]:
+        """Yield sentences on what was counted."""
+        if self._without:
+            yield f"no prediction for {len(self._without)} of {len(self._videos)} videos."
+        if self._repeated:
+            yield (
+                f"{self._repeated} predictions are there before, with the same score and masks: "
+                "were files joined? An object counts once, so all but one are counted as wrong."
+            )
 
 
 class _CutOffError(ValueError):

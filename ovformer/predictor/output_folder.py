@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 from typing import Protocol
 
 import cv2
@@ -145,6 +146,8 @@ def predict_to_folder(
     """
     Painter()  # where supervision is missing, this fails now and not after the long work
     output.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=output):
+        pass  # the same for a folder that can't be written to
     with watch.stopping() as is_stopped:
         looked_at = _Taken(choice.frames(source), choice.max_frames, is_stopped)
         frames = watch.bar(looked_at, choice.expected(source), "looking")

@@ -76,7 +76,7 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: there are no weights or no config.
-        ValueError: they don't fit each other.
+        ValueError: they don't fit each other, or the device can't be used.
     """
     path = resolve_path(weights)
     if not path.is_file():
@@ -84,8 +84,7 @@ def load_pretrained(
     content = read_weights(path)
     metadata = _metadata(content, path)
     cfg = _config(config, path, metadata, opts)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = _empty_model(cfg, device, architecture)
+    model = _empty_model(cfg, _device(device), architecture)
     checkpointer = Checkpointer(model)
     checkpointer.load(str(path))
     if not checkpointer.has_loaded_all:
@@ -151,6 +150,18 @@ def _config(
             "weights were trained with: --config-file configs/..."
         )
     return cfg
+
+
+def _device(name: str | None) -> str:
+    """Return a device that can be used, without a name a GPU where there is one."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # as builds of PyTorch do
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device: {name!r} can't be used ({why}). Without a GPU: cpu") from error
+    return name
 
 
 def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Module:

@@ -104,6 +104,19 @@ def test_files_that_are_no_exports(tool, tmp_path: Path, capsys, content: str, m
     assert not (tmp_path / "out").exists()
 
 
+def test_the_same_export_twice(tool, tmp_path: Path, capsys) -> None:
+    """Its videos could be trained with and validated on."""
+    video = draw("one", 3, 0)
+    write_film(tmp_path, video)
+    (tmp_path / "a.xml").write_bytes(cvat_video(video))
+    (tmp_path / "a (1).xml").write_bytes(cvat_video(video))
+    exports = [str(tmp_path / name) for name in ("a.xml", "a (1).xml")]
+    with pytest.raises(SystemExit) as end:
+        tool.main([*exports, "--output", str(tmp_path / "out"), "--val", "0.5"])
+    assert end.value.code == 2 and not (tmp_path / "out").exists()
+    assert "a (1).xml: the same export as " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("option", "value"), [("--val", "1"), ("--val", "-0.1"), ("--every", "0")])
 def test_options_out_of_range(tool, option: str, value: str) -> None:
     with pytest.raises(SystemExit) as end:

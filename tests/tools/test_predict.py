@@ -40,7 +40,7 @@ def film(tmp_path_factory: pytest.TempPathFactory, make_frames) -> Path:
 def run(tool, capsys, *words: object) -> tuple[int, str, str]:
     """Exit status, output and errors of the tool."""
     with pytest.raises(SystemExit) as end:
-        tool.main([*map(str, words), "--device", "cpu"])
+        tool.main(["--device", "cpu", *map(str, words)])
     captured = capsys.readouterr()
     return end.value.code, captured.out, captured.err
 
@@ -180,9 +180,21 @@ def test_what_can_not_be_done(
         ([film, *end, "--every", "-1"], "expected 0 or more seconds, got -1"),
         ([film, *end, "--score-threshold", "30"], "expected a number from 0 to 1, got 30"),
         ([film, "--weights", trained, "--output", text], "File exists"),
+        ([film, *end, "--device", "nonsense"], "device: 'nonsense' can't be used"),
+        ([film, *end, "--device", "cuda:4711"], "device: 'cuda:4711' can't be used"),
     ):
         code, _, error = run(tool, capsys, *words)
         assert code == 2 and message in error and "Traceback" not in error
+
+
+def test_a_folder_that_can_not_be_written_to_is_noticed_before_the_work(
+    tool, film: Path, trained: Path, capsys
+) -> None:
+    folder = Path("/proc/self")  # where also root can't make a file
+    if not folder.is_dir():
+        pytest.skip("no /proc")
+    code, _, error = run(tool, capsys, film, "--weights", trained, "--output", folder)
+    assert code == 2 and str(folder) in error and "looking" not in error
 
 
 def test_no_space_left(tool, film: Path, trained: Path, tmp_path: Path, capsys) -> None:

@@ -123,7 +123,7 @@ def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
 
 def num_checkpoints(cfg: CfgNode, resume: bool) -> int:
     """Return how many checkpoints a training will write: the periodic ones, which stay, and one."""
-    period, number = cfg.SOLVER.CHECKPOINT_PERIOD, re.compile(r"model_(\d+)\.pth")
+    period, number = max(1, cfg.SOLVER.CHECKPOINT_PERIOD), re.compile(r"model_(\d+)\.pth")
     match = number.fullmatch(named_checkpoint(Path(cfg.OUTPUT_DIR)) or "") if resume else None
     done = int(match[1]) + 1 if match else 0
     return max(0, cfg.SOLVER.MAX_ITER // period - done // period) + 1

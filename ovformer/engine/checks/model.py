@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from ovformer.d2 import (
@@ -40,6 +41,9 @@ _BUILD_ERRORS = (
     ValueError,
     ZeroDivisionError,
 )
+# What a training that goes on can't change: the state of its optimizer and its iterations are of
+# these, though its weights would fit others.
+_FIXED = (("MODEL", "META_ARCHITECTURE"), ("SOLVER", "OPTIMIZER"))
 
 
 def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
@@ -171,7 +175,11 @@ def weights_path(cfg: CfgNode, resume: bool) -> str:
 
 
 def weights_errors(
-    cfg: CfgNode, model: nn.Module | None, resume: bool, allow_older: bool = False
+    cfg: CfgNode,
+    model: nn.Module | None,
+    resume: bool,
+    allow_older: bool = False,
+    is_training: bool = False,
 ) -> Iterator[str]:
     """Yield why a run can't begin with its weights.
 
@@ -181,6 +189,7 @@ def weights_errors(
             looked for.
         resume: go on from the last checkpoint of the output folder, if any.
         allow_older: a damaged last checkpoint is no fault: the run takes the one before it.
+        is_training: a run that goes on has to be of the same model and optimizer.
     """
     try:
         path = weights_path(cfg, resume)
@@ -192,8 +201,11 @@ def weights_errors(
         return
     if resolve_path(path).is_file():
         if model is not None:
+            dry_run = DryRun(model)
             try:
-                DryRun(model).load(path)
+                dry_run.load(path)
+                if is_training and path != cfg.MODEL.WEIGHTS:
+                    yield from _changes(cfg, path, dry_run.content.get("metadata"))
             except (OSError, ValueError) as error:
                 key = "MODEL.WEIGHTS" if path == cfg.MODEL.WEIGHTS else "--resume"
                 yield str(error) if "MODEL.WEIGHTS" in str(error) else f"{key}: {error}"
@@ -202,3 +214,26 @@ def weights_errors(
             f"MODEL.WEIGHTS: {path} not found. tools/convert-thirdparty-pretrained-model-to-d2.py "
             'makes the published backbones\' files; MODEL.WEIGHTS "" starts from random weights.'
         )
+
+
+def _changes(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
+    """Yield what a config has changed that a training can't go on with.
+
+    Args:
+        cfg: the config.
+        path: the last checkpoint.
+        metadata: what it says of its training; without it nothing is known to have changed.
+    """
+    text = metadata.get("config") if isinstance(metadata, dict) else None
+    try:
+        saved = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        return
+    for section, key in _FIXED:
+        values, now = saved.get(section) if isinstance(saved, dict) else None, cfg[section][key]
+        if isinstance(values, dict) and (value := values.get(key, now)) != now:
+            yield (
+                f"--resume: {path} is of a training with {section}.{key} {value}, now it is "
+                f"{now}. To begin a training with its weights: MODEL.WEIGHTS {path}, "
+                "another OUTPUT_DIR, no --resume."
+            )

@@ -9,7 +9,7 @@ from torch import nn
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec, build_model
-from ovformer.engine.checkpoint import read_weights
+from ovformer.engine.checkpoint import Checkpointer, metadata_of, read_weights
 from ovformer.engine.checks.model import DryRun, build_without_memory, weights_errors
 
 LEVELS = ("layer2", "layer3", "layer4", "layer5")
@@ -87,3 +87,38 @@ def test_what_is_fetched_is_not_looked_for(cfg) -> None:
     cfg.defrost()
     cfg.MODEL.WEIGHTS = "https://example.org/model.pth"
     assert not list(weights_errors(cfg, None, resume=False))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MODEL.META_ARCHITECTURE", "VideoOVFormer"), ("SOLVER.OPTIMIZER", "SGD")],
+)
+def test_a_training_goes_on_as_what_it_was(cfg, tmp_path: Path, key: str, value: str) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    checkpointer = Checkpointer(build_model(cfg), str(tmp_path), metadata=metadata_of(cfg))
+    checkpointer.save("model_final")
+    model = build_without_memory(cfg)
+    assert not list(weights_errors(cfg, model, resume=True, is_training=True))
+    cfg.merge_from_list([key, value])
+    assert not list(weights_errors(cfg, model, resume=True))  # an evaluation may
+    (error,) = weights_errors(cfg, model, resume=True, is_training=True)
+    assert "--resume: " in error and f"{key} " in error and f"now it is {value}." in error
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    assert not list(weights_errors(cfg, model, resume=False, is_training=True))
+
+
+@pytest.mark.parametrize(
+    "metadata", [[], {"config": 3}, {"config": "{"}, {"config": "7"}, {"config": "SOLVER: 1"}]
+)
+def test_a_training_that_does_not_say_what_it_was(cfg, tmp_path: Path, metadata) -> None:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    model = build_model(cfg)
+    content = {"model": model.state_dict(), "metadata": metadata}
+    torch.save(content, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    model = build_without_memory(cfg)
+    assert not list(weights_errors(cfg, model, resume=True, is_training=True))

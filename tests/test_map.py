@@ -74,7 +74,7 @@ def test_what_is_seldom_meant_is_told(run, tmp_path) -> None:
     path.write_text(json.dumps([e for e in results if e["video_id"] != ids[0]]))
     assert "Note: no prediction for " in run()
     path.write_text(json.dumps(results + results[:3]))
-    assert "Note: 3 predictions are there before, with the same score and masks" in run()
+    assert "Note: 3 predictions repeat earlier ones, with the same score and masks" in run()
 
 
 def test_a_place_that_can_not_be_written_to(run, tmp_path) -> None:

@@ -176,7 +176,7 @@ class Oddities:
             yield f"no prediction for {len(self._without)} of {len(self._videos)} videos."
         if self._repeated:
             yield (
-                f"{self._repeated} predictions are there before, with the same score and masks: "
+                f"{self._repeated} predictions repeat earlier ones, with the same score and masks: "
                 "were files joined? An object counts once, so all but one are counted as wrong."
             )
 

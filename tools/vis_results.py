@@ -26,6 +26,7 @@ from ovformer.data.dataset_spec import check_dataset_name, load_dataset
 from ovformer.data.video_reader import check_frame_size, read_frame
 from ovformer.data.vis_json import load_vis_json
 from ovformer.evaluation.vis_results import find_results, read_checked
+from ovformer.predictor.command_line import positive, score
 from ovformer.predictor.painter import Painter
 from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
 from ovformer.predictor.video_io import FilmWriter
@@ -74,10 +75,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--videos", type=int, nargs="+", metavar="ID", help="only these videos")
     parser.add_argument(
-        "--score", type=float, default=0.5, help="least score that is drawn (default: %(default)s)"
+        "--score", type=score, default=0.5, help="least score that is drawn (default: %(default)s)"
     )
     parser.add_argument(
-        "--top", type=int, default=20, help="most objects drawn in a video (default: %(default)s)"
+        "--top",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="most objects drawn in a video (default: %(default)s)",
     )
     parser.add_argument("--fps", type=float, default=6, help="of the mp4 (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder (default: visualization/ by the results)")

@@ -26,6 +26,7 @@ from ovformer.data.dataset_spec import check_dataset_name
 from ovformer.data.vis_json import category_groups, load_vis_json
 from ovformer.evaluation.vis_results import Oddities, find_results, read_checked
 from ovformer.files import replacing
+from ovformer.predictor.command_line import positive
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-per-video",
-        type=int,
+        type=positive,
         default=100,
         help="predictions of a video that the server takes (default: %(default)s)",
     )

@@ -90,6 +90,20 @@ def test_help(tool: str, load_tool: Callable, capsys: pytest.CaptureFixture) -> 
     assert "usage:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("vis_results", ["--score", "7"]),
+        ("vis_results", ["--top", "0"]),
+        ("ytvis_json", ["--max-per-video", "-5"]),
+    ],
+)
+def test_numbers_out_of_range(tool: str, words: list[str], load_tool: Callable, capsys) -> None:
+    with pytest.raises(SystemExit):
+        load_tool(tool).main(["--results", "output", "--dataset", "lvvis_val", *words])
+    assert f"got {words[1]}" in capsys.readouterr().err
+
+
 def test_novel_annotations_go(
     lvvis: Path, load_tool: Callable, capsys: pytest.CaptureFixture
 ) -> None:

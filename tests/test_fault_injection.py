@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.slow
 def test_nothing_is_lost() -> None:
     figures = fault_injection.main(
-        ["--runs", "5", "--others", "3", "--damages", "5", "--only", *PARTS]
+        ["--runs", "3", "--others", "3", "--damages", "3", "--only", *PARTS]
     )
     assert figures["losses"] == []
     for row in figures["runs"]:

@@ -177,10 +177,11 @@ class FramesResult:
         for objects in self.frames:
             sure = [item for item in objects if item.score >= score_threshold]
             kept.append(without_overlaps(sure, max_iou)[:max_objects])
-        objects = replace(self, frames=kept).objects
-        numbers = {id(item): number for number, item in enumerate(objects)}
-        frames = [[replace(item, track_id=numbers[id(item)]) for item in row] for row in kept]
-        return replace(self, frames=frames)
+        places = [(t, n) for t, objects in enumerate(kept) for n in range(len(objects))]
+        places.sort(key=lambda place: -kept[place[0]][place[1]].score)
+        for number, (t, n) in enumerate(places):
+            kept[t][n] = replace(kept[t][n], track_id=number)
+        return replace(self, frames=kept)
 
     def in_frame(self, t: int) -> Sequence[ObjectInFrame]:
         """Return the objects that are seen in frame ``t``."""

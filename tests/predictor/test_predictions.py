@@ -99,4 +99,5 @@ def test_a_long_film_of_frames_by_themselves_takes_little_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == len(best.objects) > 2000
+    assert sorted(item.track_id for item in best.objects) == list(range(len(found)))
     assert peak < 100e6  # a number for each object and frame would take 3,200 MB

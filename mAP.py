@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
-from ovformer.data.custom import register_custom
-from ovformer.data.dataset_spec import check_dataset_name, load_categories
-from ovformer.data.json_file import naming
-from ovformer.data.vis_json import category_groups, load_vis_json
-from ovformer.evaluation.vis_metric import VisMetric, get_protocol
-from ovformer.evaluation.vis_results import Oddities, find_results, read_results
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.catalog.dataset_spec import check_dataset_name, load_categories
+from ovformer.data.files.json_file import naming
+from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.evaluation.results_reader import Oddities, find_results, read_results
+from ovformer.evaluation.video_metric import VideoMetric, get_protocol
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,7 +100,7 @@ def _score(args: argparse.Namespace) -> None:
         print(hota_table(hota))
         write_hota(hota, out, **about)
     else:
-        metric = VisMetric(ground_truth, groups, get_protocol(args.protocol, spec.evaluator))
+        metric = VideoMetric(ground_truth, groups, get_protocol(args.protocol, spec.evaluator))
         with naming(results):
             metric.update(predictions)
         scores = metric.compute()

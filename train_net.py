@@ -17,8 +17,8 @@ On fewer or smaller GPUs, SOLVER.ACCUMULATION_STEPS keeps the batch, and with it
 is; SOLVER.REFERENCE_WORLD_SIZE instead scales batch, learning rate and length.
 """
 
-from ovformer.engine.cli import main
 from ovformer.engine.stages import IMAGE
+from ovformer.run import main
 
 if __name__ == "__main__":
     main(IMAGE)

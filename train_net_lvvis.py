@@ -12,8 +12,8 @@ Evaluation writes what train_net_video.py writes: of LV-VIS val the scores (AP, 
 LV-VIS test, which has no labels, results.json, which tools/ytvis_json.py packs for the server.
 """
 
-from ovformer.engine.cli import main
-from ovformer.engine.stages import CLIP
+from ovformer.engine.stages import CLIPS
+from ovformer.run import main
 
 if __name__ == "__main__":
-    main(CLIP)
+    main(CLIPS)

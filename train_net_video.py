@@ -12,8 +12,8 @@ set has labels; where it has none, tools/ytvis_json.py packs results.json for th
 scores a results.json again. Training writes what train_net.py writes.
 """
 
-from ovformer.engine.cli import main
-from ovformer.engine.stages import VIDEO
+from ovformer.engine.stages import FRAMES
+from ovformer.run import main
 
 if __name__ == "__main__":
-    main(VIDEO)
+    main(FRAMES)

@@ -16,6 +16,10 @@ hypothesis.settings.load_profile("ovformer")
 # One thread adds up in one order, so that trainings can be compared bit by bit; and models as small
 # as those of the tests are no slower. Set before torch is imported, and for all subprocesses.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Subprocesses import what tests import, from this checkout (pyproject.toml: pythonpath).
+ROOT = Path(__file__).parents[1]
+_FOLDERS = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools"), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOLDERS))
 
 import torch  # noqa: E402
 
@@ -24,12 +28,17 @@ with pytest.MonkeyPatch.context() as environment:
     if not torch.cuda.is_available():
         environment.setenv("TRITON_INTERPRET", "1")
     import ovformer.ops.ms_deform_attn_triton  # noqa: E402, F401
-from tiny_shapes import own_loggers  # noqa: E402
-
 from ovformer.d2 import BACKEND  # noqa: E402
+from support.loggers import own_loggers  # noqa: E402
 
-REFERENCE = Path(__file__).parent / "reference"
-TOOLS = Path(__file__).parents[1] / "tools"
+REFERENCE = ROOT / "tests/reference"
+TOOLS = ROOT / "tools"
+
+# Modules of fixtures.
+pytest_plugins = [
+    f"support.{name}"
+    for name in ("lvis_fixture", "mini_videos", "predictor_fixture", "tiny_shapes", "video_fixture")
+]
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from damaged_files import DAMAGES, damage_files
-from fault_runs import Count, Recipe, finish, lost, recipes, witnessed
+from support.damaged_files import DAMAGES, damage_files
+from support.fault_runs import Count, Recipe, finish, lost, recipes, witnessed
 
 
 def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:

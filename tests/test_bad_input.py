@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny_shapes import TinyRun, refused_fixture, run_here, tiny_run_fixture  # noqa: F401
 
-from ovformer.engine import cli
-from ovformer.engine.stages import CLIP, IMAGE, STAGES, Stage
+from ovformer import run as training_script
+from ovformer.engine.stages import CLIPS, IMAGE, STAGES, Stage
+from support.tiny_shapes import TinyRun, run_here
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_full_disk(refused, tiny_run: TinyRun, monkeypatch) -> None:
 
 def test_what_is_allowed_and_hardly_meant(tiny_run: TinyRun, monkeypatch, caplog) -> None:
     """Room for some checkpoints only, another training's files, a schedule that is cut off."""
-    monkeypatch.setattr(cli, "launch", lambda *args, **kwargs: None)
+    monkeypatch.setattr(training_script, "launch", lambda *args, **kwargs: None)
     tiny_run.output.mkdir()
     (tiny_run.output / "last_checkpoint").write_text("model_final.pth")
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5_000_000))
@@ -251,7 +251,7 @@ def test_no_processes(refused) -> None:
 
 def test_no_config_file(capsys) -> None:
     with pytest.raises(SystemExit):
-        cli.main(IMAGE, ["--eval-only"])
+        training_script.main(IMAGE, ["--eval-only"])
     assert "--config-file is missing" in capsys.readouterr().err
 
 
@@ -272,7 +272,7 @@ def test_the_command_line_says_it_without_a_traceback(tiny_run: TinyRun) -> None
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize(("stage", "name"), [(IMAGE, "OVFormerVideo"), (CLIP, "OVFormer")])
+@pytest.mark.parametrize(("stage", "name"), [(IMAGE, "OVFormerVideo"), (CLIPS, "OVFormer")])
 def test_a_model_of_another_script(refused, stage: Stage, name: str) -> None:
     message = refused("MODEL.META_ARCHITECTURE", name, stage=stage)
     right = next(other for other in STAGES if other.meta_architecture == name)

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_videos
 import torch
-from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
-from tiny_videos import DETECTIONS, VideoRun
 
-from ovformer.data.broken_samples import SampleError
-from ovformer.engine.stages import CLIP
+from ovformer.data.samples.broken_samples import SampleError
+from ovformer.engine.stages import CLIPS
+from support import tiny_videos
+from support.tiny_shapes import TinyRun, run_here
+from support.tiny_videos import DETECTIONS, VideoRun
 
 SKIP = ["DATALOADER.SKIP_BROKEN", "True"]
 # A share of the few draws of these trainings says little.
@@ -28,8 +28,8 @@ def lines(run: TinyRun | VideoRun) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> None:  # noqa: F811
-    monkeypatch.setattr("ovformer.engine.cli.WRITE_PERIOD", 1)
+def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> None:
+    monkeypatch.setattr("ovformer.run.WRITE_PERIOD", 1)
     opts = ["DATASETS.TEST", "()", *MANY]
     folder = tiny_run.root / "shapes" / "train"
     break_files(folder, "001.png", "002.png")
@@ -51,14 +51,14 @@ def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> N
         assert torch.equal(again["model"][name], value), name
 
 
-def test_without_the_key_the_first_one_ends_a_training(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_without_the_key_the_first_one_ends_a_training(tiny_run: TinyRun) -> None:
     break_files(tiny_run.root / "shapes" / "train", *(f"00{n}.png" for n in range(1, 9)))
     with pytest.raises(SampleError, match=r"shapes_train, image id \d: .*train.00\d\.png: the im"):
         run_here(tiny_run, "DATASETS.TEST", "()")
     assert "broken_samples" not in (tiny_run.output / "metrics.json").read_text()
 
 
-def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None:  # noqa: F811
+def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None:
     results = tiny_run.output / "inference" / "shapes_val" / "results.json"
     run_here(tiny_run, "--eval-only", *SKIP)
     whole = json.loads(results.read_text())
@@ -83,7 +83,7 @@ def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None: 
 @pytest.fixture
 def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
-    return tiny_videos.make_run(tmp_path, CLIP)
+    return tiny_videos.make_run(tmp_path, CLIPS)
 
 
 @pytest.mark.slow

@@ -16,11 +16,11 @@ from ovformer.config import (
     read_config,
 )
 from ovformer.d2 import CfgNode
-from ovformer.data.dataset_spec import check_class_count
-from ovformer.engine.checks.model import build_without_memory
-from ovformer.engine.checks.values import value_errors
-from ovformer.engine.stages import CLIP, STAGES, VIDEO
-from ovformer.engine.validate import quick_faults
+from ovformer.data.catalog.dataset_spec import check_class_count
+from ovformer.engine.stages import CLIPS, FRAMES, STAGES
+from ovformer.preflight.check_config import quick_faults
+from ovformer.preflight.model import build_without_memory
+from ovformer.preflight.values import value_errors
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -130,7 +130,7 @@ def test_builds_without_memory_and_lacks_nothing_but_files(
     args = Namespace(eval_only=not cfg.DATASETS.TRAIN, resume=False, num_gpus=1, num_machines=1)
     model = build_without_memory(cfg)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    monkeypatch.setattr("ovformer.engine.checks.model.build_without_memory", lambda cfg: model)
+    monkeypatch.setattr("ovformer.preflight.model.build_without_memory", lambda cfg: model)
     found = quick_faults(cfg, stage, args)
     allowed = [*NO_FILES, *NO_GPU]
     assert not [e for e in found.errors if not any(re.fullmatch(a, e, re.S) for a in allowed)]
@@ -186,7 +186,7 @@ def test_data_sets_of_a_video_config_fit_its_classes(folder: str) -> None:
     cfg = get_ovformer_cfg(str(ROOT / "configs" / folder / "ovformer_R50_bs8.yaml"))
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     check_class_count(names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS")
-    assert {VIDEO.evaluator_type(name) for name in cfg.DATASETS.TEST} <= {"vis", "burst"}
+    assert {FRAMES.evaluator_type(name) for name in cfg.DATASETS.TEST} <= {"vis", "burst"}
 
 
 @pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])
@@ -215,10 +215,10 @@ def test_published_values_of_clips(reference, tmp_path: Path, name: str) -> None
 def test_clip_configs_are_of_stage_3() -> None:
     for path in (ROOT / "configs").rglob("video_*.yaml"):
         cfg = get_ovformer_cfg(str(path))
-        assert cfg.MODEL.META_ARCHITECTURE == CLIP.meta_architecture
+        assert cfg.MODEL.META_ARCHITECTURE == CLIPS.meta_architecture
         names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
         check_class_count(names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS")
-        assert {CLIP.evaluator_type(name) for name in cfg.DATASETS.TEST} == {"vis"}
+        assert {CLIPS.evaluator_type(name) for name in cfg.DATASETS.TEST} == {"vis"}
 
 
 def test_the_recipe_for_a_small_gpu_changes_no_result() -> None:

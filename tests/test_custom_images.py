@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
+from support.tiny_shapes import TinyRun, run_here
 
 
 def test_evaluation_of_images(tiny_run: TinyRun, capfd: pytest.CaptureFixture) -> None:

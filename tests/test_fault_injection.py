@@ -2,8 +2,9 @@
 
 import os
 
-import fault_injection
 import pytest
+
+import fault_injection
 
 
 @pytest.mark.slow

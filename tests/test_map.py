@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from video_fixture import make_video_set  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import mAP  # noqa: E402

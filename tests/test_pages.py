@@ -15,20 +15,20 @@ import pytest
 import timm
 import torch
 import yaml
-from annotation_exports import cvat_video, draw, write_film, zip_of
-from lvis_fixture import make_lvis
-from mini_videos import draw_frames, make_videos
-from page_commands import ROOT, Command, commands, python_blocks
-from script_server import run_script
-from tiny_clip import make_clip
-from video_fixture import encode
-from video_models import TINY
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
-from ovformer.data.dataset_spec import load_categories
+from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.data.files.video_files import FilmWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
-from ovformer.predictor.video_io import FilmWriter
+from support.annotation_exports import cvat_video, draw, write_film, zip_of
+from support.lvis_fixture import make_lvis
+from support.mini_videos import draw_frames, make_videos
+from support.page_commands import ROOT, Command, commands, python_blocks
+from support.script_server import run_script
+from support.tiny_clip import make_clip
+from support.video_fixture import encode
+from support.video_models import TINY
 
 CLIP_DIM = 512  # as the published text classifiers have it
 TINY_CLIP = ["--clip", "local-dir:clip", "--pretrained", ""]

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from page_commands import PAGES, ROOT, Command, commands
 
 from ovformer.config import get_ovformer_cfg
+from support.page_commands import PAGES, ROOT, Command, commands
 
 COMMANDS = [c for c in commands() if c.script]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_shapes import CLIP_DIM, FILES, ROOT, TinyRun, make_run, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.d2 import BACKEND, DatasetCatalog, MetadataCatalog
-from ovformer.data.clip_features import ClipFeatureStore, ClipFeatureWriter
-from ovformer.data.dataset_spec import register_dataset
-from ovformer.data.datasets import shapes
+from ovformer.data.catalog.dataset_spec import register_dataset
+from ovformer.data.catalog.datasets import shapes
+from ovformer.data.files.image_embeddings import ClipFeatureWriter, ImageEmbeddingStore
 from ovformer.predictor.pretrained import load_pretrained
+from support.tiny_shapes import CLIP_DIM, FILES, ROOT, TinyRun, make_run, run_here
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:
     """Of different sizes; the CLIP features are those of all images together."""
     register_dataset(replace(shapes.SPECS[0], name="shapes_other"))
     folder = tiny_run.root / "shapes"
-    stores = [ClipFeatureStore.open(folder / f"clip_{split}.safetensors") for split in FILES]
+    stores = [ImageEmbeddingStore.open(folder / f"clip_{split}.safetensors") for split in FILES]
     with ClipFeatureWriter(folder / "clip_all.safetensors", {}) as writer:
         for store in stores:
             writer.add(store.keys, torch.stack([store.get(key) for key in store.keys]))

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_shapes
 import torch
-from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
-from mini_videos import CATEGORIES, VIDEOS
-from tiny_clip import make_clip
-from tiny_shapes import CLIP_DIM, ROOT
-from tiny_videos import DETECTIONS, VideoRun, make_run
 
-from ovformer.data.clip_features import ClipFeatureWriter
-from ovformer.data.dataset_spec import load_categories, load_dataset
-from ovformer.engine.stages import CLIP, IMAGE
+from ovformer.data.catalog.dataset_spec import load_categories, load_dataset
+from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.engine.stages import CLIPS, IMAGE
+from support import tiny_shapes
+from support.lvis_fixture import MiniLvis
+from support.mini_videos import CATEGORIES, VIDEOS
+from support.tiny_clip import make_clip
+from support.tiny_shapes import CLIP_DIM, ROOT
+from support.tiny_videos import DETECTIONS, VideoRun, make_run
 
 TRAIN_ONLY = ("DATASETS.TEST", "()")
 VOCABULARY = ("class_embed.zs_weight", "criterion.")
@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> VideoRun:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(folder / "data sets"))
-        run = make_run(folder, CLIP)
+        run = make_run(folder, CLIPS)
     process = run.script()
     assert process.returncode == 0, process.stderr
     (folder / "stdout").write_text(process.stdout)
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> VideoRun:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
     """A fresh data set and output folder."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
-    return make_run(tmp_path, CLIP)
+    return make_run(tmp_path, CLIPS)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -168,7 +168,7 @@ def test_from_the_files_of_the_data_set(run: VideoRun) -> None:
     assert {entry["video_id"] for entry in run.results("lvvis_test")} == {0, 1, 2}
 
 
-def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:  # noqa: F811
+def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:
     store = run.data.root / "metadata" / "both.safetensors"
     with ClipFeatureWriter(store, {}) as writer:
         for record in (*load_dataset("lvvis_train"), *load_dataset("lvis_v1_train")):
@@ -190,7 +190,7 @@ def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:  # 
 
 def test_features_stored_and_computed_are_the_same(
     run: VideoRun,
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     tmp_path: Path,
     load_tool: Callable,
 ) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mini_videos import VIDEOS
-from tiny_shapes import ROOT
-from tiny_videos import DETECTIONS, VideoRun, make_run
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.evaluation import vis_evaluator
+from ovformer.evaluation import video_evaluator
+from support.mini_videos import VIDEOS
+from support.tiny_shapes import ROOT
+from support.tiny_videos import DETECTIONS, VideoRun, make_run
 
 spec = importlib.util.spec_from_file_location("mAP", ROOT / "mAP.py")
 mAP = importlib.util.module_from_spec(spec)
@@ -32,13 +32,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
 def predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of the videos that the model ran on, in this process."""
     ids = []
-    original = vis_evaluator.VisEvaluator.process
+    original = video_evaluator.VideoEvaluator.process
 
     def process(self, inputs, outputs):
         ids.extend(record["video_id"] for record in inputs)
         return original(self, inputs, outputs)
 
-    monkeypatch.setattr(vis_evaluator.VisEvaluator, "process", process)
+    monkeypatch.setattr(video_evaluator.VideoEvaluator, "process", process)
     return ids
 
 
@@ -118,14 +118,14 @@ def test_a_plain_run_forgets_what_a_crashed_one_finished(
     assert len(run.results()) == DETECTIONS * 3
 
 
-@pytest.mark.parametrize("step", ["merge_results", "VisMetric"])
+@pytest.mark.parametrize("step", ["merge_results", "VideoMetric"])
 def test_all_videos_finished_but_not_scored(
     run: VideoRun, predicted: list[int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     run.here("--eval-only")
     expected, scores = run.results(), run.scores()
     with monkeypatch.context() as patch:
-        patch.setattr(vis_evaluator, step, lambda *_: 1 / 0)
+        patch.setattr(video_evaluator, step, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.here("--eval-only")
     predicted.clear()

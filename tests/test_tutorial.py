@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from annotation_exports import check_equal, cvat_video, draw, write_film, zip_of
-from predictor_fixture import make_cfg
-from tiny_clip import make_clip
 
 from ovformer.d2 import build_model
-from ovformer.predictor.video_io import VideoSource
+from ovformer.data.files.video_files import VideoSource
+from support.annotation_exports import check_equal, cvat_video, draw, write_film, zip_of
+from support.predictor_fixture import make_cfg
+from support.tiny_clip import make_clip
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tutorial.md"

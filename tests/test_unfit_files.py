@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_clip import make_clip
-from tiny_shapes import CLIP_DIM, TinyRun, refused_fixture, run_here, tiny_run_fixture  # noqa: F401
 
+from ovformer import run as training_script
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog, MetadataCatalog, build_model
-from ovformer.data.dataset_spec import load_categories
-from ovformer.engine import cli
-from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
+from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.modeling.language.text_classifier import load_text_classifier, save_text_classifier
+from support.tiny_clip import make_clip
+from support.tiny_shapes import CLIP_DIM, TinyRun, run_here
 
 
 def test_clip_model_of_other_sizes(refused, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_names_in_another_order(refused, tiny_run: TinyRun) -> None:
 
 
 def test_other_names_are_allowed(tiny_run: TinyRun, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(cli, "launch", lambda *args, **kwargs: None)
+    monkeypatch.setattr(training_script, "launch", lambda *args, **kwargs: None)
     path = tiny_run.root / "shapes" / "classifier.safetensors"
     classifier = load_text_classifier(path)
     meta = {"clip": "RN50", "pretrained": "openai"}

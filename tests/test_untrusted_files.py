@@ -10,26 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mini_videos import MiniVideos, mini_videos_fixture  # noqa: F401
 from PIL import Image
-from tiny_clip import make_clip
-from tiny_shapes import ROOT
 from torch import nn
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DetectionCheckpointer
-from ovformer.data.clip_features import ClipFeatureStore
-from ovformer.data.custom import register_custom
-from ovformer.data.image_mapper import read_rgb
-from ovformer.data.json_file import read_json
-from ovformer.data.vis_json import read_vis_json
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.files import video_files
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore
+from ovformer.data.files.json_file import read_json
+from ovformer.data.files.video_files import read_picture
+from ovformer.data.files.vis_json import read_vis_json
+from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.evaluation import vis_results
-from ovformer.modeling.clip_encoder import ClipEncoder
-from ovformer.modeling.text_classifier import load_text_classifier
-from ovformer.predictor import video_io
+from ovformer.evaluation import results_reader, results_writer
+from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.text_classifier import load_text_classifier
 from ovformer.predictor.pretrained import load_pretrained
-from ovformer.predictor.video_io import read_picture
+from ovformer.preflight import setup_model
+from support.mini_videos import MiniVideos
+from support.tiny_clip import make_clip
 
 
 class Attack:
@@ -77,7 +77,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "the same, .pkl": ("x.pkl", lambda path: Checkpointer(nn.Linear(1, 1)).load(str(path))),
     "the predictor": ("x.pth", lambda path: load_pretrained(None, path)),
-    "features": ("x.pkl", ClipFeatureStore.open),
+    "features": ("x.pkl", ImageEmbeddingStore.open),
     "text classifier": ("x.npy", load_text_classifier),
     "CLIP's folder": ("x.bin", clip_folder),
     "CLIP's weights": ("x.pt", lambda path: ClipEncoder.from_pretrained("RN50", str(path))),
@@ -205,8 +205,7 @@ def test_hostile_entries_beside_weights(
     checkpointer = Checkpointer(model, class_names=["cat"])
     checkpointer.load(str(tmp_path / "x.pth"), checkpointables=[])
     assert checkpointer.has_loaded_all
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    described = load_tool("setup_checks/model_files").inside(read_weights(tmp_path / "x.pth"))
+    described = setup_model.inside(read_weights(tmp_path / "x.pth"))
     assert described.startswith("3 arrays of") and "iterations" not in described
 
 
@@ -312,18 +311,18 @@ def test_drawn_videos_stay_in_their_folder(mini_videos: MiniVideos, load_tool) -
 
 def test_a_file_of_results_is_not_read_on_behind_a_fault(tmp_path: Path, monkeypatch) -> None:
     """A file of any length would be read into memory, in vain."""
-    monkeypatch.setattr(vis_results, "_CHUNK", 1000)
+    monkeypatch.setattr(results_reader, "_CHUNK", 1000)
     path = tmp_path / "results.json"
     path.write_text('[{"video_id": oops' + " " * 10**6)
     reads = []
-    plain = vis_results._decode
-    monkeypatch.setattr(vis_results, "_decode", lambda *a: reads.append(len(a[0])) or plain(*a))
+    plain = results_reader._decode
+    monkeypatch.setattr(results_reader, "_decode", lambda *a: reads.append(len(a[0])) or plain(*a))
     with pytest.raises(ValueError, match="results.json: prediction 0 is not valid JSON"):
-        list(vis_results.read_results(path))
+        list(results_reader.read_results(path))
     assert reads == [1000]
     path.write_text('[{"video_id": "' + " " * 10**6)
     with pytest.raises(ValueError, match="results.json: prediction 0 is cut off"):
-        list(vis_results.read_results(path))
+        list(results_reader.read_results(path))
     assert len(reads) < 15  # twice as much each time
 
 
@@ -346,27 +345,27 @@ def test_results_of_any_shape(text: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"results.json: prediction 0 .*{reason}"):
-        list(vis_results.read_results(path))
+        list(results_reader.read_results(path))
     path.write_text("[]", encoding="utf-8-sig")
-    assert list(vis_results.read_results(path)) == []
+    assert list(results_reader.read_results(path)) == []
 
 
 def test_a_foreign_part_of_results(tmp_path: Path) -> None:
     line = b'{"a"'
     (tmp_path / "results.json.part0").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
     with pytest.raises(ValueError, match="part0, line 1: .*evaluate without --resume"):
-        vis_results.VisResultsWriter(tmp_path / "results.json", resume=True)
+        results_writer.ResultsWriter(tmp_path / "results.json", resume=True)
 
 
 def test_videos(tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs the extra [demo]")
     path = tmp_path / "a:b.mp4"
-    with video_io.FilmWriter(path, 10) as film:
+    with video_files.FilmWriter(path, 10) as film:
         film.write(np.zeros((32, 32, 3), np.uint8), 0)
-    assert len(list(video_io.VideoSource(path))) == 1
+    assert len(list(video_files.VideoSource(path))) == 1
     with pytest.raises(ValueError, match="a:b.mp4: a frame of 32 x 32 pixels .* at most 1000"):
-        video_io.VideoSource(path, max_pixels=1000)
+        video_files.VideoSource(path, max_pixels=1000)
     listed = tmp_path / "list.mp4"
     listed.write_text(f"ffconcat version 1.0\nfile '{path}'\n")
     with pytest.raises((ValueError, av.error.FFmpegError)):
-        list(video_io.VideoSource(listed))
+        list(video_files.VideoSource(listed))

@@ -30,7 +30,7 @@ import ovformer.data
 import ovformer.modeling  # noqa: F401  (both register what configs name)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, build_model
-from ovformer.modeling.text_classifier import save_text_classifier
+from ovformer.modeling.language.text_classifier import save_text_classifier
 from ovformer.paths import resolve_path
 
 TASKS = ("parameter", "flop", "activation", "structure")

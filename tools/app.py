@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ovformer.arguments import positive_int
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.data.vocabulary import names_a_file
-from ovformer.predictor.browser_page import import_gradio, make_page, serve
-from ovformer.predictor.command_line import add_model_options, load_predictor, positive
-from ovformer.predictor.painter import Painter
-from ovformer.predictor.prediction_service import Limits, PredictionService
+from ovformer.data.catalog.vocabulary import names_a_file
+from ovformer.demo.browser_page import import_gradio, make_page, serve
+from ovformer.demo.painter import Painter
+from ovformer.demo.prediction_service import Limits, PredictionService
+from ovformer.predictor.model_options import add_model_options, load_predictor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,14 +57,14 @@ def make_parser() -> argparse.ArgumentParser:
     limits = Limits()
     add(
         "--max-upload-mb",
-        type=positive,
+        type=positive_int,
         default=limits.upload_mb,
         metavar="N",
         help="megabytes of a file, at most (default: %(default)s)",
     )
     add(
         "--max-frames",
-        type=positive,
+        type=positive_int,
         default=limits.frames,
         metavar="N",
         help="frames that are looked at, the rest is left out (default: %(default)s)",

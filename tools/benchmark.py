@@ -6,9 +6,9 @@
     python tools/benchmark.py train-step
     python tools/benchmark.py eval
 
-Each benchmark is a module of tools/benchmarks with ``add_arguments(parser)`` and ``run(args)``,
-which returns the figures; its docstring says what is compared. Timings are only worth something on
-a machine with nothing else to do: the load is printed with them.
+Each benchmark is a module of tools/ovformer_tools/benchmarks with ``add_arguments(parser)`` and
+``run(args)``, which returns the figures; its docstring says what is compared. Timings are only
+worth something on a machine with nothing else to do: the load is printed with them.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention_ops, train_step, video_inference, video_scoring
-from benchmarks.measure import describe_machine, format_table, format_value
 from ovformer.files import write_text
+from ovformer_tools.benchmarks import attention_ops, train_step, video_inference, video_scoring
+from ovformer_tools.benchmarks.measure import describe_machine, format_table, format_value
 
 BENCHMARKS = {
     "ops": attention_ops,

@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Build a text classifier: CLIP's embeddings of class names, with the names inside the file.
 
-    python tools/build_text_classifier.py --vocabulary ovformer/data/categories/lvis_v1.json \
+    python tools/build_text_classifier.py \
+        --vocabulary ovformer/data/catalog/categories/lvis_v1.json \
         --output datasets/metadata/lvis_v1.safetensors
     python tools/build_text_classifier.py --names "red circle" "blue ring" --output two.safetensors
-    python tools/build_text_classifier.py --vocabulary ovformer/data/categories/lvis_v1.json \
+    python tools/build_text_classifier.py \
+        --vocabulary ovformer/data/catalog/categories/lvis_v1.json \
         --from-npy fg_bg_5_10_lvis_ens.npy --output datasets/metadata/lvis_v1.safetensors
 
 The last one computes nothing: it adds names to a published classifier. The output is for
@@ -19,10 +21,10 @@ from pathlib import Path
 import torch
 
 from ovformer.config import get_ovformer_cfg
-from ovformer.data.vocabulary import read_vocabulary
-from ovformer.modeling.clip_encoder import ClipEncoder
-from ovformer.modeling.prompts import expand_templates
-from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
+from ovformer.data.catalog.vocabulary import read_vocabulary
+from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.prompts import expand_templates
+from ovformer.modeling.language.text_classifier import load_text_classifier, save_text_classifier
 
 
 def main(argv: Sequence[str] | None = None) -> None:

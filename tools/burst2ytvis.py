@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from ovformer.data.json_file import (
+from ovformer.data.files.json_file import (
     IDS,
     LIST,
     OBJECT,
@@ -28,7 +28,7 @@ from ovformer.data.json_file import (
     shown,
     write_json,
 )
-from ovformer.data.untrusted_masks import find_fault
+from ovformer.data.files.untrusted_masks import find_fault
 from ovformer.paths import resolve_path
 
 SEQUENCE = {

@@ -29,19 +29,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
-        from setup_checks import environment
-        from setup_checks.table import Row, Table
+        from ovformer.preflight import setup_environment
+        from ovformer.preflight.setup_table import Row, Table
     except ModuleNotFoundError as error:  # the package "packaging", which many others need
         parser.exit(1, f"{parser.prog}: {error.name} is missing: pip install -e . (INSTALL.md)\n")
     logging.getLogger("ovformer").setLevel(logging.ERROR)  # the table says it
     table = Table(is_printed=not args.json)
-    table.add("Environment", environment.package_rows())
+    table.add("Environment", setup_environment.package_rows())
     try:
-        table.add("PyTorch and OVFormer", environment.import_rows())
+        table.add("PyTorch and OVFormer", setup_environment.import_rows())
     except (ImportError, OSError, ValueError) as error:
         table.add("", [Row("bad", "import", f"{type(error).__name__}: {error}")])
     else:
-        table.add("Devices", environment.device_rows())
+        table.add("Devices", setup_environment.device_rows())
         if args.config_file:
             try:
                 check_config(args, table)
@@ -77,12 +77,12 @@ def check_config(args: argparse.Namespace, table) -> None:
         ValueError: it can't be read.
     """
     from ovformer.config import read_config
-    from ovformer.engine.checks.model import model_errors
     from ovformer.engine.stages import STAGES
-    from ovformer.engine.validate import read_and_check, slow_faults
-    from setup_checks.data_sets import data_rows
-    from setup_checks.model_files import disk_rows, vocabulary_rows, weight_rows
-    from setup_checks.table import Row
+    from ovformer.preflight.check_config import read_and_check, slow_faults
+    from ovformer.preflight.model import model_errors
+    from ovformer.preflight.setup_data import data_rows
+    from ovformer.preflight.setup_model import disk_rows, vocabulary_rows, weight_rows
+    from ovformer.preflight.setup_table import Row
 
     name = read_config(args.config_file, args.opts)[0].MODEL.META_ARCHITECTURE
     by_model = {stage.meta_architecture: stage.script for stage in STAGES}

@@ -20,12 +20,13 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ovformer.data.annotation_formats.coco_frames import read_coco
-from ovformer.data.annotation_formats.cvat import read_cvat
-from ovformer.data.annotation_formats.label_studio import read_label_studio
-from ovformer.data.annotation_formats.media import Folder, Library, opened_export
-from ovformer.data.annotation_formats.tracks import AnnotatedVideo, Export
-from ovformer.data.annotation_formats.youtube_vis import (
+from ovformer.arguments import positive_int
+from ovformer.data.exports.coco_frames import read_coco
+from ovformer.data.exports.cvat import read_cvat
+from ovformer.data.exports.label_studio import read_label_studio
+from ovformer.data.exports.media import Folder, Library, opened_export
+from ovformer.data.exports.tracks import AnnotatedVideo, Export
+from ovformer.data.exports.youtube_vis import (
     check_boxes,
     convert_video,
     folder_names,
@@ -33,10 +34,9 @@ from ovformer.data.annotation_formats.youtube_vis import (
     split_videos,
     write_frames,
 )
-from ovformer.data.json_file import write_json
+from ovformer.data.files.json_file import write_json
+from ovformer.data.files.video_files import VideoSource
 from ovformer.files import sha256
-from ovformer.predictor.command_line import positive
-from ovformer.predictor.video_io import VideoSource
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--val", type=part, default=0.0, metavar="PART", help="part of the videos for validation")
     add("--seed", type=int, default=0, help="of the choice of these videos (default: %(default)s)")
-    add("--every", type=positive, default=1, metavar="N", help="keep one frame of N")
+    add("--every", type=positive_int, default=1, metavar="N", help="keep one frame of N")
     add(
         "--boxes-as-masks",
         action="store_true",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.predictor.exported_network import ExportError, check_target, export
+from ovformer.export.exported_network import ExportError, check_target, export
 from ovformer.predictor.pretrained import ARCHITECTURES, load_pretrained
 
 # Graphs are of float32 and not compiled, whatever the training's config says.

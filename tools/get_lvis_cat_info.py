@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovformer.data.category_counts import count_categories
-from ovformer.data.json_file import naming, read_json, write_json
+from ovformer.data.catalog.category_counts import count_categories
+from ovformer.data.files.json_file import naming, read_json, write_json
 from ovformer.paths import dataset_root, resolve_path
 
 

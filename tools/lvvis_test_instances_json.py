@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ovformer.data.image_files import IMAGE_ERRORS
-from ovformer.data.json_file import TEXT, index_by_id, naming, read_json, write_json
+from ovformer.data.files.image_files import IMAGE_ERRORS
+from ovformer.data.files.json_file import TEXT, index_by_id, naming, read_json, write_json
 from ovformer.paths import resolve_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png")

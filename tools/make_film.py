@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from make_shapes import track_annotations
-from ovformer.data.json_file import write_json
-from ovformer.data.shape_scenes import (
+from ovformer.arguments import positive_int
+from ovformer.data.files.json_file import write_json
+from ovformer.data.files.video_files import FilmWriter
+from ovformer.files import write_text
+from ovformer.predictor.predictions import categories
+from ovformer_tools.shape_scenes import (
     CATEGORY_NAMES,
     NOVEL_NAMES,
     Film,
     ShapeObject,
     draw_film,
 )
-from ovformer.files import write_text
-from ovformer.predictor.command_line import positive
-from ovformer.predictor.predictions import categories
-from ovformer.predictor.video_io import FilmWriter
 
 WIDTH, HEIGHT = 384, 288
 RADII = (30.0, 56.0)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Draw the film and write what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the .mp4 file")
-    parser.add_argument("--frames", type=positive, default=60)
+    parser.add_argument("--frames", type=positive_int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 

@@ -20,12 +20,12 @@ from html import escape
 from pathlib import Path
 
 from ovformer.d2 import MetadataCatalog
-from ovformer.data.json_file import read_json
-from ovformer.data.untrusted_masks import find_fault
+from ovformer.data.files.json_file import read_json
+from ovformer.data.files.untrusted_masks import find_fault
 from ovformer.files import write_text
-from reports.films import draw_films
-from reports.images import draw_losses, draw_predictions
-from reports.tried_film import film_section
+from ovformer_tools.reports.films import draw_films
+from ovformer_tools.reports.images import draw_losses, draw_predictions
+from ovformer_tools.reports.tried_film import film_section
 
 # Titles of the two models on videos.
 ZERO_SHOT, CLIPS = "zero-shot", "clip-trained"

@@ -17,8 +17,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ovformer.data.json_file import write_json
-from ovformer.data.shape_scenes import (
+from ovformer.data.files.json_file import write_json
+from ovformer.paths import dataset_root
+from ovformer_tools.shape_scenes import (
     BASE_INDICES,
     CATEGORY_NAMES,
     NOVEL_NAMES,
@@ -27,7 +28,6 @@ from ovformer.data.shape_scenes import (
     draw_film,
     draw_scene,
 )
-from ovformer.paths import dataset_root
 
 MAX_OBJECTS = 5
 # Annotation files, under the names that the registered data sets expect.

@@ -22,11 +22,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ovformer.arguments import positive_int, seconds
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.predictor.command_line import add_model_options, load_predictor, positive, seconds
-from ovformer.predictor.output_folder import Choice, Watch, predict_to_folder
-from ovformer.predictor.video_io import Frame, VideoSource
+from ovformer.data.files.video_files import Frame, VideoSource
+from ovformer.demo.output_folder import Choice, Watch, predict_to_folder
+from ovformer.predictor.model_options import add_model_options, load_predictor
 
 INTERRUPTED = 130  # exit status, as shells have it
 LISTED = 200  # objects that are printed, the best ones; the page lists as many
@@ -58,12 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add(
         "--max-objects",
-        type=positive,
+        type=positive_int,
         metavar="N",
         help="most objects in results.json, with --model image of each frame (default: "
         "TEST.DETECTIONS_PER_IMAGE)",
     )
-    add("--stride", type=positive, default=1, metavar="N", help="look at one frame of N")
+    add("--stride", type=positive_int, default=1, metavar="N", help="look at one frame of N")
     add("--every", type=seconds, default=0.0, metavar="SECONDS", help="look at one frame each time")
     add("--frames-out", action="store_true", help="also write each drawn frame as PNG")
     return parser

@@ -24,8 +24,8 @@ from tqdm import tqdm
 import ovformer.modeling  # noqa: F401  (registers the backbones)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BoxMode, CfgNode, MetadataCatalog, build_backbone
-from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_mapper import read_rgb
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.files import write_atomically
 
 # Side of a crop relative to the larger side of the object's box.

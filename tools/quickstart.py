@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from ovformer.data.dataset_spec import load_categories
+from ovformer.data.catalog.dataset_spec import load_categories
 from ovformer.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovformer.data.json_file import WHOLE, check_entries, index_by_id, naming, read_json, write_json
+from ovformer.data.files.json_file import (
+    WHOLE,
+    check_entries,
+    index_by_id,
+    naming,
+    read_json,
+    write_json,
+)
 from ovformer.paths import resolve_path
 
 

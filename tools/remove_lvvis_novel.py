@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovformer.data.json_file import (
+from ovformer.data.files.json_file import (
     TEXT,
     WHOLE,
     check_entries,

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import InferenceSampler, comm
-from ovformer.data.clip_features import ClipFeatureWriter, clip_image, clip_key
-from ovformer.data.custom import register_custom
-from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_files import check_images_exist, image_entries
-from ovformer.data.image_mapper import read_rgb
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image, clip_key
+from ovformer.data.files.image_files import check_images_exist, image_entries
+from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.launch import launch
-from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import ClipEncoder
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 

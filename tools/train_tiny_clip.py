@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from torchvision.transforms import Normalize
 from tqdm import tqdm
 
-from ovformer.data.clip_features import clip_image
-from ovformer.data.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES, draw_scene
+from ovformer.data.files.image_embeddings import clip_image
 from ovformer.files import replacing
-from ovformer.modeling.clip_encoder import LOCAL_PREFIX, ClipEncoder
+from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX, ClipEncoder
+from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES, draw_scene
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/quickstart/tiny_clip.json"
 TEMPLATES = ("{}", "a {}", "a picture of a {}", "there is a {}")

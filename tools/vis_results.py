@@ -19,17 +19,17 @@ import cv2
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ovformer.arguments import positive_int, unit_float
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
-from ovformer.data.custom import register_custom
-from ovformer.data.dataset_spec import check_dataset_name, load_dataset
-from ovformer.data.video_reader import check_frame_size, read_frame
-from ovformer.data.vis_json import load_vis_json
-from ovformer.evaluation.vis_results import find_results, read_checked
-from ovformer.predictor.command_line import positive, score
-from ovformer.predictor.painter import Painter
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.catalog.dataset_spec import check_dataset_name, load_dataset
+from ovformer.data.files.video_files import FilmWriter
+from ovformer.data.files.vis_json import load_vis_json
+from ovformer.data.samples.video_reader import check_frame_size, read_frame
+from ovformer.demo.painter import Painter
+from ovformer.evaluation.results_reader import find_results, read_checked
 from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
-from ovformer.predictor.video_io import FilmWriter
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,11 +75,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--videos", type=int, nargs="+", metavar="ID", help="only these videos")
     parser.add_argument(
-        "--score", type=score, default=0.5, help="least score that is drawn (default: %(default)s)"
+        "--score",
+        type=unit_float,
+        default=0.5,
+        help="least score that is drawn (default: %(default)s)",
     )
     parser.add_argument(
         "--top",
-        type=positive,
+        type=positive_int,
         default=20,
         metavar="N",
         help="most objects drawn in a video (default: %(default)s)",

@@ -19,14 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ovformer.arguments import positive_int
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
-from ovformer.data.custom import register_custom
-from ovformer.data.dataset_spec import check_dataset_name
-from ovformer.data.vis_json import category_groups, load_vis_json
-from ovformer.evaluation.vis_results import Oddities, find_results, read_checked
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.catalog.dataset_spec import check_dataset_name
+from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.evaluation.results_reader import Oddities, find_results, read_checked
 from ovformer.files import replacing
-from ovformer.predictor.command_line import positive
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-per-video",
-        type=positive,
+        type=positive_int,
         default=100,
         help="predictions of a video that the server takes (default: %(default)s)",
     )
@@ -87,7 +87,7 @@ def pack(
 
     Args:
         results: the results file.
-        videos: from :func:`ovformer.data.vis_json.load_vis_json`.
+        videos: from :func:`ovformer.data.files.vis_json.load_vis_json`.
         groups: name of a .zip -> its category ids.
         folder: where they are written; what is there is replaced only if all is well.
         max_per_video: more predictions of a video are an error.

@@ -1,8 +1,8 @@
 """Data: which data sets there are, how they are read, and the batches that the model gets.
 
-Importing this package registers every data set of :mod:`ovformer.data.datasets` in detectron2's
-catalogs. No data set is read until it is asked for, so ``$DETECTRON2_DATASETS`` may be set before
-or after the import.
+Importing this package registers every data set of :mod:`ovformer.data.catalog.datasets` in
+detectron2's catalogs. No data set is read until it is asked for, so ``$DETECTRON2_DATASETS`` may be
+set before or after the import.
 
 The dataset dict
 ----------------
@@ -97,6 +97,6 @@ The prediction dict of an image is ``{"instances": Instances}`` with pred_masks 
 N ints, contiguous, "segmentations": N lists of T compressed RLEs}``.
 """
 
-from ovformer.data.datasets import register_all
+from ovformer.data.catalog.datasets import register_all
 
 register_all()

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from ovformer.d2 import DatasetEvaluator, comm, inference_on_dataset
-from ovformer.data.broken_samples import SampleError
-from ovformer.data.json_file import write_json
+from ovformer.data.files.json_file import write_json
+from ovformer.data.samples.broken_samples import SampleError
 
 # Beside the results, the messages of what has no predictions.
 BROKEN = "broken.json"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ovformer.d2 import CfgNode, DetectionCheckpointer
 from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
 from ovformer.files import write_atomically, write_text
-from ovformer.modeling.text_classifier import load_text_classifier
+from ovformer.modeling.language.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
 # Names (regular expressions) that a checkpoint may lack, or have without the model: constants, and

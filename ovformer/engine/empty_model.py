@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ovformer.d2 import CfgNode, build_model
-from ovformer.modeling.text_classifier import save_text_classifier
+from ovformer.modeling.language.text_classifier import save_text_classifier
 
 
 def build_empty_model(cfg: CfgNode, device: str) -> nn.Module:

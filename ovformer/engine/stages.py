@@ -6,12 +6,12 @@ from pathlib import Path
 
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.d2 import CfgNode, DatasetEvaluator, MetadataCatalog
-from ovformer.data.clip_augmentation import clip_input_errors
-from ovformer.data.image_mapper import image_input_errors
-from ovformer.data.loaders import build_test_loader, build_train_loader
-from ovformer.data.video_loaders import build_video_test_loader, build_video_train_loader
+from ovformer.data.loading.loaders import build_test_loader, build_train_loader
+from ovformer.data.loading.video_loaders import build_video_test_loader, build_video_train_loader
+from ovformer.data.samples.clip_augmentation import clip_input_errors
+from ovformer.data.samples.image_mapper import image_input_errors
 from ovformer.evaluation.lvis_evaluator import LvisEvaluator
-from ovformer.evaluation.vis_evaluator import VisEvaluator
+from ovformer.evaluation.video_evaluator import VideoEvaluator
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,21 @@ class Stage:
 
 
 IMAGE = Stage(
-    "train_net.py",
-    "OVFormer",
-    build_train_loader,
-    build_test_loader,
-    {"lvis": LvisEvaluator},
-    image_input_errors,
+    script="train_net.py",
+    meta_architecture="OVFormer",
+    build_train_loader=build_train_loader,
+    build_test_loader=build_test_loader,
+    evaluators={"lvis": LvisEvaluator},
+    input_errors=image_input_errors,
 )
-VIDEO = Stage(
-    "train_net_video.py",
-    "OVFormerVideo",
-    build_video_train_loader,
-    build_video_test_loader,
-    {"vis": VisEvaluator, "burst": VisEvaluator},
-    clip_input_errors,
+FRAMES = Stage(
+    script="train_net_video.py",
+    meta_architecture="OVFormerVideo",
+    build_train_loader=build_video_train_loader,
+    build_test_loader=build_video_test_loader,
+    evaluators={"vis": VideoEvaluator, "burst": VideoEvaluator},
+    input_errors=clip_input_errors,
     can_resume=True,
 )
-CLIP = replace(VIDEO, script="train_net_lvvis.py", meta_architecture="VideoOVFormer")
-STAGES = (IMAGE, VIDEO, CLIP)
+CLIPS = replace(FRAMES, script="train_net_lvvis.py", meta_architecture="VideoOVFormer")
+STAGES = (IMAGE, FRAMES, CLIPS)

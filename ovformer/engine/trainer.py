@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
-from ovformer.data.broken_samples import BrokenTally
+from ovformer.data.samples.broken_samples import BrokenTally
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
 from ovformer.engine.nonfinite import part_of_process, plain, report_path, write_report

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ovformer.data.json_file import write_json
-from ovformer.evaluation.vis_results import ResultsChecker
+from ovformer.data.files.json_file import write_json
+from ovformer.evaluation.results_reader import ResultsChecker
 from ovformer.files import write_csv
 
 try:
@@ -53,7 +53,7 @@ def burst_hota(
     """Score results with TrackEval, as the official BURST benchmark does.
 
     Args:
-        ground_truth: from :func:`ovformer.data.vis_json.load_vis_json`. Where it has "cate_ori",
+        ground_truth: from :func:`.load_vis_json`. Where it has "cate_ori",
             TAO's categories in the order of "categories", TrackEval gets those; otherwise its own.
         predictions: entries of results.json.
         groups: name of a group -> its category ids.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ovformer.d2 import DatasetEvaluator, MetadataCatalog, comm
-from ovformer.data.json_file import write_json
+from ovformer.data.files.json_file import write_json
 from ovformer.ops.mask_rle import encode_masks
 
 MAX_DETECTIONS_PER_IMAGE = 300

@@ -1,21 +1,5 @@
 """The network. Importing this package registers its parts: backbones, heads, meta-architectures."""
 
-from ovformer.modeling import (
-    backbone,
-    head,
-    ovformer_model,
-    ovformer_model_video,
-    pixel_decoder,
-    query_decoder,
-    video_ovformer_model,
-)
+from ovformer.modeling import backbone, decoders, meta_arch
 
-__all__ = [
-    "backbone",
-    "head",
-    "ovformer_model",
-    "ovformer_model_video",
-    "pixel_decoder",
-    "query_decoder",
-    "video_ovformer_model",
-]
+__all__ = ["backbone", "decoders", "meta_arch"]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, MetadataCatalog
-from ovformer.data.custom import register_custom
+from ovformer.data.catalog.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, read_weights
 from ovformer.engine.empty_model import build_empty_model
-from ovformer.modeling.text_classifier import load_text_classifier
+from ovformer.modeling.language.text_classifier import load_text_classifier
 from ovformer.paths import resolve_path
 
 # What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.

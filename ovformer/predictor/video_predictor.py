@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
-from ovformer.data.clip_features import clip_image
-from ovformer.data.image_mapper import to_tensor
-from ovformer.data.vocabulary import clean_name, parse_vocabulary
-from ovformer.modeling.ovformer_model_video import OVFormerVideo
-from ovformer.modeling.running_tracks import FrameTracks, RunningTracks
-from ovformer.modeling.tracking import QueryTracker
+from ovformer.data.catalog.vocabulary import clean_name, parse_vocabulary
+from ovformer.data.files.image_embeddings import clip_image
+from ovformer.data.files.video_files import Frame, frames_of
+from ovformer.data.samples.image_mapper import to_tensor
+from ovformer.modeling.language.name_embedder import NameEmbedder
+from ovformer.modeling.meta_arch.frame_model import OVFormerVideo
+from ovformer.modeling.tracks.running_tracks import FrameTracks, RunningTracks
+from ovformer.modeling.tracks.tracking import QueryTracker
 from ovformer.ops.mask_resize import restore_masks
 from ovformer.ops.mask_rle import encode_masks
-from ovformer.predictor.name_embedder import NameEmbedder
 from ovformer.predictor.predictions import (
     FrameResult,
     FramesResult,
@@ -33,7 +34,6 @@ from ovformer.predictor.predictions import (
     without_overlaps,
 )
 from ovformer.predictor.pretrained import load_pretrained
-from ovformer.predictor.video_io import Frame, frames_of
 
 # The vocabulary that stands for the names and embeddings inside the weights.
 FROM_CHECKPOINT = "checkpoint"
@@ -150,7 +150,7 @@ class VideoPredictor:
         """Change the words. The model stays loaded.
 
         Args:
-            vocabulary: see :func:`ovformer.data.vocabulary.parse_vocabulary`; "checkpoint" stands
+            vocabulary: see :func:`.parse_vocabulary`; "checkpoint" stands
                 for the names inside the weights, with the embeddings that are there.
 
         Returns:
@@ -189,7 +189,7 @@ class VideoPredictor:
         several names: :meth:`VideoResult.best` keeps the best one.
 
         Args:
-            video: see :func:`ovformer.predictor.video_io.frames_of`.
+            video: see :func:`ovformer.data.files.video_files.frames_of`.
             max_objects: how many are returned, by the image model of each frame; None for
                 TEST.DETECTIONS_PER_IMAGE of the config.
 
@@ -240,7 +240,7 @@ class VideoPredictor:
         its scores are those of the frame, and ``window`` and ``memory`` change nothing.
 
         Args:
-            video: see :func:`ovformer.predictor.video_io.frames_of`.
+            video: see :func:`ovformer.data.files.video_files.frames_of`.
             window: frames that go through the network together. The results of a frame come when
                 its window is full, or the video ends. None for 1, or for a model of clips for
                 MODEL.MASK_FORMER.TEST.CLIP_LENGTH.

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each process found."""
     folder = tmp_path_factory.mktemp("two_processes")
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("two_processes.py")), folder],
+        [sys.executable, "-W", "ignore", "-m", "support.two_processes", folder],
         # Without this, a machine with a GPU would want one for each process.
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,

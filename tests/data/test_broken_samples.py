@@ -2,7 +2,7 @@
 
 import pytest
 
-from ovformer.data.broken_samples import ALWAYS_ALLOWED, BrokenTally, SampleError
+from ovformer.data.samples.broken_samples import ALWAYS_ALLOWED, BrokenTally, SampleError
 
 
 def test_each_message_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

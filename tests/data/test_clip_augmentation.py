@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
-from ovformer.data.clip_augmentation import ClipAugmentation, clip_augmentation, pseudo_augmentation
+from ovformer.data.samples.clip_augmentation import (
+    ClipAugmentation,
+    clip_augmentation,
+    pseudo_augmentation,
+)
 
 COLOURS = ["brightness", "contrast", "saturation"]
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lvis_fixture import MiniLvis
-from mini_videos import make_videos
 from PIL import Image
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode
-from ovformer.data.clip_features import ClipFeatureWriter, clip_image
-from ovformer.data.clip_mapper import ClipMapper
-from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.image_mapper import read_rgb
-from ovformer.data.training_sets import load_training_sets
-from ovformer.data.video_loaders import build_video_train_loader
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image
+from ovformer.data.loading.training_sets import load_training_sets
+from ovformer.data.loading.video_loaders import build_video_train_loader
+from ovformer.data.samples.clip_mapper import ClipMapper
+from ovformer.data.samples.image_mapper import read_rgb
+from support.lvis_fixture import MiniLvis
+from support.mini_videos import make_videos
 
 
 def config(*opts: object) -> CfgNode:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lvis_fixture import compressed_rle, rectangle
-from mini_videos import MiniVideos
 from PIL import Image
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.data.custom import register_custom
-from ovformer.data.dataset_spec import check_class_count
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.catalog.dataset_spec import check_class_count
+from support.lvis_fixture import compressed_rle, rectangle
+from support.mini_videos import MiniVideos
 
 ROOT = Path(__file__).parents[2]
 

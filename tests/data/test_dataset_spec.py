@@ -6,20 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from lvis_fixture import MiniLvis
 
-import ovformer.data.datasets
+import ovformer.data.catalog.datasets
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.data import dataset_spec
-from ovformer.data.dataset_spec import (
+from ovformer.data.catalog import dataset_spec
+from ovformer.data.catalog.dataset_spec import (
     CATEGORY_FOLDER,
     check_class_count,
     load_categories,
     load_dataset,
     register_dataset,
 )
-from ovformer.data.datasets import register_all
-from ovformer.data.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES
+from ovformer.data.catalog.datasets import register_all
+from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES
+from support.lvis_fixture import MiniLvis
 
 README = Path(__file__).parents[2] / "datasets" / "README.md"
 OURS = ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val", "shapes_train", "shapes_val")
@@ -164,7 +164,7 @@ def test_the_readmes_example_adds_a_data_set(
     for name in tables:
         (tmp_path / "categories" / name).symlink_to(CATEGORY_FOLDER / name)
     monkeypatch.setattr(dataset_spec, "CATEGORY_FOLDER", tmp_path / "categories")
-    package = ovformer.data.datasets
+    package = ovformer.data.catalog.datasets
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "code")])
 
     mini_lvis.content["categories"] = [{"id": 7, "name": "wren"}]
@@ -185,7 +185,7 @@ def test_the_readmes_example_adds_a_data_set(
         with pytest.raises(FileNotFoundError, match="https://birds.example.org"):
             load_dataset("birds_val")
     finally:
-        sys.modules.pop("ovformer.data.datasets.birds", None)
+        sys.modules.pop("ovformer.data.catalog.datasets.birds", None)
         for name in ("birds_train", "birds_val"):
             DatasetCatalog.pop(name, None)
             MetadataCatalog.pop(name, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovformer.data.frame_sampling import sample_frames
+from ovformer.data.samples.frame_sampling import sample_frames
 
 
 @given(

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
 from PIL import Image
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog
 from ovformer.d2 import transforms as T
-from ovformer.data.augmentation import EXTRA_AUGMENTATIONS, train_augmentations
-from ovformer.data.clip_features import ClipFeatureWriter, clip_image
-from ovformer.data.image_mapper import ImageMapper, read_rgb, transform_mask
+from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image
+from ovformer.data.samples.augmentation import EXTRA_AUGMENTATIONS, train_augmentations
+from ovformer.data.samples.image_mapper import ImageMapper, read_rgb, transform_mask
+from support.lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
 
 
 def mapper(**changes: object) -> ImageMapper:

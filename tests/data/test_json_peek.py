@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ovformer.data import json_peek
-from ovformer.data.json_peek import peek
+from ovformer.data.files import json_peek
+from ovformer.data.files.json_peek import peek
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lvis_fixture import MiniLvis, corners
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import (
@@ -22,11 +21,12 @@ from ovformer.d2 import (
     TrainingSampler,
     comm,
 )
-from ovformer.data import loaders
-from ovformer.data.broken_samples import SampleError
-from ovformer.data.clip_features import ClipFeatureWriter
-from ovformer.data.loaders import StreamSampler, build_test_loader, build_train_loader
-from ovformer.data.training_sets import TRAIN_SAMPLERS
+from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.loading import loaders
+from ovformer.data.loading.loaders import StreamSampler, build_test_loader, build_train_loader
+from ovformer.data.loading.training_sets import TRAIN_SAMPLERS
+from ovformer.data.samples.broken_samples import SampleError
+from support.lvis_fixture import MiniLvis, corners
 
 
 def config(*opts: object) -> CfgNode:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lvis_fixture import CATEGORIES, MiniLvis, compressed_rle
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import BoxMode, DatasetCatalog
-from ovformer.data.lvis_json import read_lvis_json
+from ovformer.data.files.lvis_json import read_lvis_json
+from support.lvis_fixture import CATEGORIES, MiniLvis, compressed_rle
 
 
 def mask_of(annotation: dict, record: dict) -> np.ndarray:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lvis_fixture import MiniLvis
-from mini_videos import MiniVideos
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog, TrainingSampler, comm
-from ovformer.data.custom import register_custom
-from ovformer.data.dataset_spec import load_categories
-from ovformer.data.loaders import build_train_loader
-from ovformer.data.training_sets import RatioSampler, build_sampler, load_training_sets
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.data.loading.loaders import build_train_loader
+from ovformer.data.loading.training_sets import RatioSampler, build_sampler, load_training_sets
+from support.lvis_fixture import MiniLvis
+from support.mini_videos import MiniVideos
 
 
 def config(*names: str, **options: object) -> CfgNode:

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lvis_fixture import compressed_rle, uncompressed_rle
 from pycocotools import mask as coco_mask
 
-from ovformer.data.untrusted_masks import (
+from ovformer.data.files.untrusted_masks import (
     MAX_PIXELS,
     check_polygons,
     find_fault,
@@ -19,6 +18,7 @@ from ovformer.data.untrusted_masks import (
     polygons_to_rle,
     runs_to_rle,
 )
+from support.lvis_fixture import compressed_rle, uncompressed_rle
 
 RUNS = [9, 2, 2, 2, 2, 2, 5]
 GOOD = coco_mask.frPyObjects({"size": [4, 6], "counts": RUNS}, 4, 6)

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mini_videos import VIDEOS, MiniVideos
 from PIL import Image
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, comm
 from ovformer.d2 import transforms as T
-from ovformer.data import training_sets
-from ovformer.data.clip_features import ClipFeatureWriter
-from ovformer.data.clip_mapper import ClipMapper, clip_instances
-from ovformer.data.dataset_spec import load_dataset
-from ovformer.data.video_loaders import build_video_test_loader, build_video_train_loader
-from ovformer.data.video_reader import ReadAhead
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.loading import training_sets
+from ovformer.data.loading.video_loaders import build_video_test_loader, build_video_train_loader
+from ovformer.data.samples.clip_mapper import ClipMapper, clip_instances
+from ovformer.data.samples.video_reader import ReadAhead
+from support.mini_videos import VIDEOS, MiniVideos
 
 
 def config(*opts: object) -> CfgNode:

@@ -8,8 +8,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.data.dataset_spec import load_categories
-from ovformer.data.vis_json import category_groups, load_vis_json, read_vis_json, to_rle
+from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.data.files.vis_json import category_groups, load_vis_json, read_vis_json, to_rle
 
 SQUARE = np.zeros((4, 6), dtype=np.uint8)
 SQUARE[1:3, 2:5] = 1

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from ovformer.data.dataset_spec import load_categories
-from ovformer.data.vocabulary import parse_vocabulary, table_names
+from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.data.catalog.vocabulary import parse_vocabulary, table_names
 
 
 def test_words() -> None:

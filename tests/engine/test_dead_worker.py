@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
-from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
-from ovformer.data.image_mapper import ImageMapper
+from ovformer.data.samples.image_mapper import ImageMapper
+from support.tiny_shapes import TinyRun, run_here
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def deadly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("option", [[], ["--eval-only"]], ids=["training", "evaluation"])
 def test_a_killed_worker(
-    tiny_run: TinyRun,  # noqa: F811
+    tiny_run: TinyRun,
     deadly: None,
     option: list[str],
 ) -> None:

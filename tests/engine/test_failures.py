@@ -5,9 +5,10 @@ import subprocess
 import sys
 import time
 
-import failing_work
 import pytest
-from tiny_shapes import ROOT
+
+from support import failing_work
+from support.tiny_shapes import ROOT
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import noisy_trainer
 from torch.utils.data import DataLoader, Dataset
 
 from ovformer.d2 import hooks
-from ovformer.data.loaders import _init_worker
+from ovformer.data.loading.loaders import _init_worker
 from ovformer.engine import interruption as module
 from ovformer.engine.interruption import SIGNALS, Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.trainer import Trainer
+from support.small_training import noisy_trainer
 
 FORK = multiprocessing.get_context("fork")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import noisy_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ovformer.d2 import hooks
 from ovformer.engine.hooks import PeriodicCheckpoint
 from ovformer.engine.metrics import MetricsWriter, cut_metrics
 from ovformer.engine.trainer import Trainer
+from support.small_training import noisy_trainer
 
 LENGTH = 50
 # The first is written seven iterations later, the second one at once.

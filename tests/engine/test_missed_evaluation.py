@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import noisy_trainer
 
 from ovformer.d2 import hooks
 from ovformer.engine.checkpoint import read_weights
@@ -14,6 +13,7 @@ from ovformer.engine.hooks import Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.trainer import Trainer
+from support.small_training import noisy_trainer
 
 LENGTH, EVERY = 12, 4
 

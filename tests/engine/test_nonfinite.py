@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import Regression, image_batches, make_trainer
 from torch import Tensor
 
 from ovformer.d2 import comm
 from ovformer.engine.hooks import PeriodicCheckpoint
 from ovformer.engine.launch import launch
 from ovformer.engine.trainer import Trainer
+from support.small_training import Regression, image_batches, make_trainer
 
 BAD_ITERATION = 3
 WAYS = {

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import noisy_trainer
-from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.engine.checkpoint import Checkpointer, read_weights
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
 from ovformer.engine.trainer import Trainer
+from support.small_training import noisy_trainer
+from support.tiny_shapes import TinyRun, run_here
 
 LAST = "model_0000005.pth"
 

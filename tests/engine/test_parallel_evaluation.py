@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_shapes
-import tiny_videos
 import torch
-from mini_videos import VIDEOS
-from started_script import Script
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
-from ovformer.engine.stages import CLIP, VIDEO, Stage
+from ovformer.engine.stages import CLIPS, FRAMES, Stage
+from support import tiny_shapes, tiny_videos
+from support.mini_videos import VIDEOS
+from support.started_script import Script
 
 pytestmark = pytest.mark.slow
 FILES = ("results.json", "scores.json")
@@ -51,7 +50,7 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[2] == found[1] and found[4] == found[1]
 
 
-@pytest.mark.parametrize("stage", [VIDEO, CLIP])
+@pytest.mark.parametrize("stage", [FRAMES, CLIPS])
 def test_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
     """Three videos: of two processes one has two of them, of four one has none."""
     assert len(VIDEOS) == 3

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_shapes
-import tiny_videos
 import torch
-from started_script import Script
 
-from ovformer.engine.stages import CLIP
+from ovformer.engine.stages import CLIPS
+from support import tiny_shapes, tiny_videos
+from support.started_script import Script
 
 pytestmark = pytest.mark.slow
 OPTS = ["SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
@@ -29,7 +28,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Script]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("clip")
         patch.setenv("DETECTRON2_DATASETS", str(folder / "data sets"))
-        clip = tiny_videos.make_run(folder, CLIP)
+        clip = tiny_videos.make_run(folder, CLIPS)
     words = ["train_net.py", "--config-file", str(image.config)]
     return {
         "image": Script(words, image.root, OPTS),

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_shapes import TinyRun, run_here, tiny_run_fixture  # noqa: F401
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKEND
 from ovformer.engine import run_record
-from ovformer.engine.cli import main
 from ovformer.engine.run_record import code_state, packages
 from ovformer.engine.stages import IMAGE
 from ovformer.files import sha256
+from ovformer.run import main
+from support.tiny_shapes import TinyRun, run_here
 
 SHORT = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import Regression, image_batches, make_trainer, noisy_trainer
 from torch import Tensor, nn
 
 from ovformer.d2 import EventStorage, HookBase, JSONWriter, hooks
@@ -16,6 +15,7 @@ from ovformer.engine.trainer import (
     random_state,
     set_random_state,
 )
+from support.small_training import Regression, image_batches, make_trainer, noisy_trainer
 
 
 class Constant(nn.Module):

@@ -6,10 +6,11 @@ With the real models and losses; images and clips have different numbers of inst
 import subprocess
 import sys
 
-import one_step
 import pytest
 import torch
-from tiny_shapes import TinyRun, make_run
+
+from support import one_step
+from support.tiny_shapes import TinyRun, make_run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Stage and norm of the class loss, and how many instances the targets of the whole batch have:

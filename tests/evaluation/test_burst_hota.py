@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovformer.data.vis_json import load_vis_json
-from ovformer.evaluation.vis_metric import VisMetric
+from ovformer.data.files.vis_json import load_vis_json
+from ovformer.evaluation.video_metric import VideoMetric
 
 trackeval = pytest.importorskip("trackeval", reason="needs the extra [eval]")
 from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota  # noqa: E402
@@ -125,7 +125,7 @@ def test_track_ap_equals_our_average_precision(make_video_set, tmp_path) -> None
         path = tmp_path / "truth.json"
         path.write_text(json.dumps(truth))
         loaded = load_vis_json(path)
-        metric = VisMetric(loaded)
+        metric = VideoMetric(loaded)
         metric.update(predictions)
         found = burst_hota(loaded, predictions)["AP"]["all"]
         assert found == pytest.approx(metric.compute().group()[0], abs=1e-12)

@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import Boxes, Instances, MetadataCatalog
-from ovformer.data.json_file import read_json
+from ovformer.data.files.json_file import read_json
 from ovformer.evaluation import lvis_evaluator
 from ovformer.evaluation.lvis_evaluator import (
     LvisEvaluator,

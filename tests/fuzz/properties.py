@@ -20,20 +20,20 @@ from pycocotools import mask as coco_mask
 
 from ovformer.config import UnknownKeyError, get_ovformer_cfg
 from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
-from ovformer.data.category_counts import count_categories
-from ovformer.data.custom import register_custom
-from ovformer.data.json_file import naming, read_json
-from ovformer.data.lvis_json import read_lvis_json
-from ovformer.data.untrusted_masks import (
+from ovformer.data.catalog.category_counts import count_categories
+from ovformer.data.catalog.custom import register_custom
+from ovformer.data.files.json_file import naming, read_json
+from ovformer.data.files.lvis_json import read_lvis_json
+from ovformer.data.files.untrusted_masks import (
     MAX_PIXELS,
     check_polygons,
     find_fault,
     polygons_to_rle,
     runs_to_rle,
 )
-from ovformer.data.vis_json import load_vis_json, read_vis_json
-from ovformer.evaluation.vis_metric import VisMetric
-from ovformer.evaluation.vis_results import read_checked, read_results
+from ovformer.data.files.vis_json import load_vis_json, read_vis_json
+from ovformer.evaluation.results_reader import read_checked, read_results
+from ovformer.evaluation.video_metric import VideoMetric
 
 TABLE = [{"id": 2, "name": "cat"}, {"id": 9, "name": "cow"}]
 RUNS = {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]}
@@ -107,7 +107,7 @@ def video_annotations(draw: Draw, folder: Path) -> None:
     truth = _refused_or(path, lambda: load_vis_json(path))
     if truth is not None:
         if truth.get("annotations") is not None:
-            VisMetric(truth).compute().table()
+            VideoMetric(truth).compute().table()
         _refused_or(path, lambda: read_vis_json(path, folder, TABLE))
 
 
@@ -115,7 +115,7 @@ def results(draw: Draw, folder: Path) -> None:
     """Read results and score them."""
     truth = _truth(folder)
     path = _write(folder / "results.json", damaged(RESULTS, draw))
-    metric = VisMetric(truth)
+    metric = VideoMetric(truth)
     _refused_or(path, _naming(path, lambda: metric.update(read_results(path))))
     metric.compute()
     _refused_or(path, lambda: list(read_checked(path, truth)))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from video_models import CLIP_DIM, CLIPS, TINY, build_video_model, training_batch
+
+from support.video_models import CLIP_DIM, CLIPS, TINY, build_video_model, training_batch
 
 SIZES = {
     **TINY,

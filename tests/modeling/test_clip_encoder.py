@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import ClipEncoder
 
 PREPROCESS = {"size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.25, 0.2]}
 CONFIG = {

@@ -9,18 +9,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from recorded_numbers import (
+from torch.nn import functional as F
+
+from ovformer.d2 import BitMasks, Instances
+from ovformer.modeling.tracks.postprocess import class_scores, select_top
+from support.recorded_numbers import (
     assert_same,
     assert_same_losses,
     assert_same_outputs,
     assert_same_tubes,
     gradient_difference,
 )
-from torch.nn import functional as F
-from video_models import CLIPS, RECORDED, build_video_model
-
-from ovformer.d2 import BitMasks, Instances
-from ovformer.modeling.postprocess import class_scores, select_top
+from support.video_models import CLIPS, RECORDED, build_video_model
 
 CLASSES = 100
 CLIP_LENGTHS = (5, 5, 2)

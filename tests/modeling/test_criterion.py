@@ -4,10 +4,10 @@ from torch.nn import functional as F
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import point_sample
-from ovformer.modeling import criterion as criterion_module
-from ovformer.modeling.criterion import SetCriterion, build_criterion
-from ovformer.modeling.losses import dice_loss, mask_bce_loss
-from ovformer.modeling.matcher import HungarianMatcher
+from ovformer.modeling.objective import criterion as criterion_module
+from ovformer.modeling.objective.criterion import SetCriterion, build_criterion
+from ovformer.modeling.objective.losses import dice_loss, mask_bce_loss
+from ovformer.modeling.objective.matcher import HungarianMatcher
 
 CLASSES, QUERIES = 5, 6
 LOSSES = ["loss_ce", "loss_object_ce", "loss_mask", "loss_dice"]

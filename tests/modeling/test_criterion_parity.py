@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ovformer.modeling.criterion import SetCriterion
-from ovformer.modeling.matcher import HungarianMatcher
+from ovformer.modeling.objective.criterion import SetCriterion
+from ovformer.modeling.objective.matcher import HungarianMatcher
 
 LOSSES = ("loss_ce", "loss_object_ce", "loss_mask", "loss_dice")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovformer.modeling.deformable_encoder import MSDeformAttn, MSDeformAttnEncoder
+from ovformer.modeling.decoders.deformable_encoder import MSDeformAttn, MSDeformAttnEncoder
 
 
 def test_the_module_gives_the_recorded_output(reference, fill_weights) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ovformer.config import get_ovformer_cfg
-from ovformer.modeling.embedding_alignment import UnifiedEmbeddingAlignment
+from ovformer.modeling.decoders.embedding_alignment import UnifiedEmbeddingAlignment
 
 
 def build(classes=5, width=16, **arguments):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from video_models import TINY, build_video_model
 
 from ovformer.config import get_ovformer_cfg
-from ovformer.modeling.execution import Execution
+from ovformer.modeling.meta_arch.execution import Execution
+from support.video_models import TINY, build_video_model
 
 WORDS = {
     "MODEL.CHANNELS_LAST": "sometimes",
@@ -95,7 +95,7 @@ def test_half_precision_inference(build, record, pixel_decoder) -> None:
 
 
 def test_places_are_float32_under_autocast(build, monkeypatch) -> None:
-    import ovformer.modeling.deformable_encoder as encoder
+    import ovformer.modeling.decoders.deformable_encoder as encoder
 
     decoder = build(
         **{"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION": "autocast"}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
-from ovformer.modeling.federated_loss import (
+from ovformer.modeling.objective.federated_loss import (
     class_draw_weights,
     federated_class_loss,
     freq_weight_from_config,

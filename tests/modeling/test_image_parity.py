@@ -8,7 +8,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from recorded_numbers import (
+
+import ovformer.modeling  # noqa: F401  (registers)
+from ovformer.config import get_ovformer_cfg
+from ovformer.d2 import BitMasks, Instances, build_model
+from ovformer.modeling.tracks.postprocess import predict_instances
+from support.recorded_numbers import (
     LAYERS,
     TOLERANCE,
     assert_same,
@@ -16,11 +21,6 @@ from recorded_numbers import (
     assert_same_outputs,
     gradient_difference,
 )
-
-import ovformer.modeling  # noqa: F401  (registers)
-from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import BitMasks, Instances, build_model
-from ovformer.modeling.postprocess import predict_instances
 
 CLASSES, QUERIES = 100, 20
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch.nn import functional as F
 
-from ovformer.modeling import mask_store
-from ovformer.modeling.mask_store import MaskSizes, MaskStore, SpillFile, encode_tubes
+from ovformer.modeling.tracks import mask_store
+from ovformer.modeling.tracks.mask_store import MaskSizes, MaskStore, SpillFile, encode_tubes
 from ovformer.ops.mask_resize import restore_masks
 from ovformer.ops.mask_rle import encode_masks
 

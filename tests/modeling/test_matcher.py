@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.d2 import point_sample
-from ovformer.modeling.losses import pairwise_dice, pairwise_mask_bce
-from ovformer.modeling.matcher import HungarianMatcher, class_cost
+from ovformer.modeling.objective.losses import pairwise_dice, pairwise_mask_bce
+from ovformer.modeling.objective.matcher import HungarianMatcher, class_cost
 
 CLASSES = 5
 

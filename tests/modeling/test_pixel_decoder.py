@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovformer.d2 import ShapeSpec
-from ovformer.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from ovformer.modeling.decoders.pixel_decoder import MSDeformAttnPixelDecoder
 
 STRIDES = {"layer2": 4, "layer3": 8, "layer4": 16, "layer5": 32}
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ovformer.modeling import position_encoding
-from ovformer.modeling.position_encoding import (
+from ovformer.modeling.decoders import position_encoding
+from ovformer.modeling.decoders.position_encoding import (
     clip_position_encoding,
     reference_points,
     sine_position_encoding,

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from ovformer.d2 import BitMasks, sem_seg_postprocess
-from ovformer.modeling import postprocess
-from ovformer.modeling.postprocess import (
+from ovformer.modeling.tracks import postprocess
+from ovformer.modeling.tracks.postprocess import (
     class_scores,
     mask_boxes,
     mean_mask_probability,

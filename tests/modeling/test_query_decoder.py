@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovformer.modeling.embedding_alignment import UnifiedEmbeddingAlignment
-from ovformer.modeling.query_decoder import (
+from ovformer.modeling.decoders.embedding_alignment import UnifiedEmbeddingAlignment
+from ovformer.modeling.decoders.query_decoder import (
     MultiScaleMaskedTransformerDecoder,
     VideoMultiScaleMaskedTransformerDecoder,
     attention_mask,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovformer.modeling.text_classifier import load_text_classifier, save_text_classifier
+from ovformer.modeling.language.text_classifier import load_text_classifier, save_text_classifier
 
 WEIGHTS = torch.tensor([[1.0, 0.0, 2.0], [0.0, -1.0, 0.5]])
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from ovformer.modeling.mask_store import MaskSizes, encode_tubes
-from ovformer.modeling.postprocess import class_scores
-from ovformer.modeling.tracking import ClipTracks, QueryTracker, VideoTracks
+from ovformer.modeling.tracks.mask_store import MaskSizes, encode_tubes
+from ovformer.modeling.tracks.postprocess import class_scores
+from ovformer.modeling.tracks.tracking import ClipTracks, QueryTracker, VideoTracks
 
 CPU = torch.device("cpu")
 # Largest difference of a score. Measured: 2e-7.
@@ -239,7 +239,7 @@ def test_the_file_is_closed_at_the_end() -> None:
 MEASURE = """
 import resource
 import torch
-from ovformer.modeling.tracking import VideoTracks
+from ovformer.modeling.tracks.tracking import VideoTracks
 
 torch.set_num_threads(1)
 masks = torch.full((100, 90, 160), -3.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ovformer.modeling.transformer_layers import MLP, MultiheadAttention
+from ovformer.modeling.decoders.transformer_layers import MLP, MultiheadAttention
 
 WIDTH, HEADS, BATCH, QUERIES, TOKENS = 24, 4, 2, 5, 7
 

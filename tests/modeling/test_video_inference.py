@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from video_models import (
+
+from ovformer.modeling.meta_arch import video_inference
+from ovformer.modeling.meta_arch.video_inference import windows
+from support.video_models import (
     CLIP_DIM,
     CLIPS,
     TINY,
@@ -20,9 +23,6 @@ from video_models import (
     build_video_model,
     video,
 )
-
-from ovformer.modeling import video_inference
-from ovformer.modeling.video_inference import windows
 
 TESTS = Path(__file__).parents[1]
 MODELS = {"frames": {}, "clips": CLIPS}
@@ -241,7 +241,7 @@ MEASURE = """
 import re, sys, tempfile
 from pathlib import Path
 import torch
-from video_models import CLIPS, TINY, build_video_model
+from support.video_models import CLIPS, TINY, build_video_model
 
 torch.set_num_threads(1)
 num_frames, kind = int(sys.argv[1]), sys.argv[2]

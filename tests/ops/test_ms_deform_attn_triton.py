@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def test_rows_of_several_programs(queries, channels, kernel) -> None:
 def test_the_programs_compile_for_a_gpu(tmp_path) -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    line = [sys.executable, str(Path(__file__).with_name("compile_triton.py")), "90"]
+    line = [sys.executable, "-m", "support.compile_triton", "90"]
     run = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(run.stdout.splitlines()) == 8

@@ -3,8 +3,8 @@ import tracemalloc
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
-from video_fixture import encode
 
+from ovformer.demo.result_page import page
 from ovformer.predictor.predictions import (
     FramesResult,
     VideoObject,
@@ -13,7 +13,7 @@ from ovformer.predictor.predictions import (
     evaluation_results,
     object_in_frame,
 )
-from ovformer.predictor.result_page import page
+from support.video_fixture import encode
 
 
 def tube(*boxes: tuple[int, int, int, int] | None) -> list[dict]:

@@ -8,14 +8,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
 
 from ovformer.d2 import build_model
 from ovformer.d2 import transforms as T
-from ovformer.data.augmentation import evaluation_augmentations
-from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.data.files.video_files import Frame
+from ovformer.data.samples.augmentation import evaluation_augmentations
+from ovformer.modeling.language.clip_encoder import ClipEncoder
 from ovformer.predictor import VideoPredictor
-from ovformer.predictor.video_io import Frame
+from support.predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
 
 TEXT_EMBEDDINGS = "sem_seg_head.predictor.class_embed.zs_weight"
 

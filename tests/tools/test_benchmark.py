@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from video_models import TINY
+
+from support.video_models import TINY
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SMALL = ["--size", "60", "90", "--repeats", "1", "--device", "cpu", "--frames", "3"]
@@ -197,7 +198,7 @@ def test_ops_refuses_a_kernel_that_is_wrong(benchmark, monkeypatch) -> None:
 
 @pytest.mark.parametrize("before", [None, "torch"])
 def test_a_forced_kernel_is_put_back(benchmark, monkeypatch, before) -> None:
-    measure = sys.modules["benchmarks.measure"]
+    measure = sys.modules["ovformer_tools.benchmarks.measure"]
     monkeypatch.delenv(measure.KERNEL_VARIABLE, raising=False)
     if before:
         monkeypatch.setenv(measure.KERNEL_VARIABLE, before)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovformer.data.vocabulary import read_vocabulary
-from ovformer.modeling.clip_encoder import ClipEncoder
-from ovformer.modeling.prompts import expand_templates
-from ovformer.modeling.text_classifier import load_text_classifier
+from ovformer.data.catalog.vocabulary import read_vocabulary
+from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.prompts import expand_templates
+from ovformer.modeling.language.text_classifier import load_text_classifier
 
 CONFIG = {
     "embed_dim": 16,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_shapes import ROOT, TinyRun, own_loggers, tiny_run_fixture  # noqa: F401
-from tiny_videos import make_run
 
 from ovformer.d2 import BACKEND
-from ovformer.engine.stages import CLIP
+from ovformer.engine.stages import CLIPS
+from support.loggers import own_loggers
+from support.tiny_shapes import ROOT, TinyRun
+from support.tiny_videos import make_run
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_clip_is_loaded_when_it_is_asked_for(check, tiny_run: TinyRun, monkeypat
     def refuse(*_: object) -> None:
         raise OSError("no network")
 
-    name = "ovformer.engine.checks.vocabulary.ClipEncoder.from_pretrained"
+    name = "ovformer.preflight.vocabulary.ClipEncoder.from_pretrained"
     monkeypatch.setattr(name, refuse)
     words = ["--json", "MODEL.MASK_FORMER.CLIP_IMAGE_PATH", ""]
     status, output = check(*tiny_run.command(*words))
@@ -162,7 +163,7 @@ def test_nothing_to_check(load_tool, monkeypatch, capsys, words: list[str], said
 @pytest.mark.slow
 def test_videos(check, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
-    run = make_run(tmp_path, CLIP)
+    run = make_run(tmp_path, CLIPS)
     status, output = check(*run.command("--decode"))
     assert status == 0, output
     assert "3 videos with 10 frames" in output and "fits the whole model" in output

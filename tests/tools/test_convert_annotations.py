@@ -6,7 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from annotation_exports import (
+
+from ovformer.data.files.vis_json import load_vis_json
+from support.annotation_exports import (
     check_equal,
     coco,
     cvat_images,
@@ -20,8 +22,6 @@ from annotation_exports import (
     write_frames,
     zip_of,
 )
-
-from ovformer.data.vis_json import load_vis_json
 
 
 @pytest.fixture

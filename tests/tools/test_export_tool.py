@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from predictor_fixture import save_trained
+
+from support.predictor_fixture import save_trained
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from lvis_fixture import CATEGORIES, MiniLvis, mini_lvis  # noqa: F401
 
 from ovformer.d2 import DatasetCatalog
+from support.lvis_fixture import CATEGORIES, MiniLvis
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -25,7 +25,7 @@ TOOL_MODULES = [remove_lvis_rare, get_lvis_cat_info]
 
 
 def test_rare_annotations_go_and_all_else_stays(
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     capsys: pytest.CaptureFixture,
 ) -> None:
     target = mini_lvis.root / "lvis" / "lvis_v1_train_norare.json"
@@ -39,7 +39,7 @@ def test_rare_annotations_go_and_all_else_stays(
     assert {a["category_id"] for record in records for a in record["annotations"]} == {0, 2}
 
 
-def test_out_names_another_file(mini_lvis: MiniLvis, tmp_path: Path) -> None:  # noqa: F811
+def test_out_names_another_file(mini_lvis: MiniLvis, tmp_path: Path) -> None:
     source = mini_lvis.write("mine.json")
     remove_lvis_rare.main(["--ann", str(source), "--out", str(tmp_path / "new" / "out.json")])
     assert len(json.loads((tmp_path / "new" / "out.json").read_text())["annotations"]) == 5
@@ -47,7 +47,7 @@ def test_out_names_another_file(mini_lvis: MiniLvis, tmp_path: Path) -> None:  #
     assert (source.parent / "mine_norare.json").is_file()
 
 
-def test_counts(mini_lvis: MiniLvis, tmp_path: Path) -> None:  # noqa: F811
+def test_counts(mini_lvis: MiniLvis, tmp_path: Path) -> None:
     get_lvis_cat_info.main([])
     found = json.loads((mini_lvis.root / "metadata" / "lvis_v1_train_cat_info.json").read_text())
     counts = {1: (2, 2), 3: (3, 3), 13: (1, 1), 14: (1, 1)}
@@ -78,7 +78,7 @@ def test_counts_of_categories_without_annotation() -> None:
 
 
 @pytest.mark.parametrize("tool", TOOL_MODULES, ids=lambda tool: tool.__name__)
-def test_bad_files_are_named(mini_lvis: MiniLvis, tool: ModuleType) -> None:  # noqa: F811
+def test_bad_files_are_named(mini_lvis: MiniLvis, tool: ModuleType) -> None:
     with pytest.raises(FileNotFoundError, match="none.json: no such file"):
         tool.main(["--ann", str(mini_lvis.root / "none.json")])
     path = mini_lvis.write(text='{"annotations": [')
@@ -89,7 +89,7 @@ def test_bad_files_are_named(mini_lvis: MiniLvis, tool: ModuleType) -> None:  # 
         tool.main([])
 
 
-def test_rareness_has_to_be_known(mini_lvis: MiniLvis) -> None:  # noqa: F811
+def test_rareness_has_to_be_known(mini_lvis: MiniLvis) -> None:
     mini_lvis.content["categories"] = [{"id": c["id"], "name": c["name"]} for c in CATEGORIES]
     mini_lvis.write()
     with pytest.raises(ValueError, match="has a frequency.*--add_freq"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ovformer.data.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES
-from ovformer.predictor.video_io import VideoSource
+from ovformer.data.files.video_files import VideoSource
+from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,17 @@ def tool(load_tool):
 
 @pytest.fixture(scope="module")
 def images(tool):
-    return importlib.import_module("reports.images")
+    return importlib.import_module("ovformer_tools.reports.images")
 
 
 @pytest.fixture(scope="module")
 def films(tool):
-    return importlib.import_module("reports.films")
+    return importlib.import_module("ovformer_tools.reports.films")
 
 
 @pytest.fixture(scope="module")
 def tried_film(tool):
-    return importlib.import_module("reports.tried_film")
+    return importlib.import_module("ovformer_tools.reports.tried_film")
 
 
 def square(left: int, side: int = 8) -> dict:

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.data.shape_scenes import (
+from ovformer_tools.shape_scenes import (
     BASE_INDICES,
     CATEGORY_NAMES,
     NOVEL_NAMES,

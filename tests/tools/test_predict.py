@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from predictor_fixture import WORDS, make_clip, write_film
 
-from ovformer.data.vis_json import load_vis_json
-from ovformer.evaluation.vis_results import ResultsChecker, read_results
-from ovformer.predictor.video_io import VideoSource
+from ovformer.data.files.video_files import VideoSource
+from ovformer.data.files.vis_json import load_vis_json
+from ovformer.evaluation.results_reader import ResultsChecker, read_results
+from support.predictor_fixture import WORDS, make_clip, write_film
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")

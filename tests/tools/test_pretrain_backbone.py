@@ -9,8 +9,8 @@ import torch
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog, build_backbone
-from ovformer.data.shape_scenes import CATEGORY_NAMES
 from ovformer.engine.checkpoint import read_weights
+from ovformer_tools.shape_scenes import CATEGORY_NAMES
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart" / "ovformer_shapes.yaml")
 BATCH = ["--batch-size", "8"]

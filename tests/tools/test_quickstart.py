@@ -98,7 +98,7 @@ def test_commands_see_the_settings(tool, tmp_path: Path) -> None:
 
 
 def test_swapped_names_keep_the_colour_only(tool, tmp_path: Path) -> None:
-    from ovformer.data.shape_scenes import CATEGORY_NAMES
+    from ovformer_tools.shape_scenes import CATEGORY_NAMES
 
     swapped = tool.write_swapped_names(tmp_path / "names.txt").read_text().splitlines()
     assert sorted(swapped) == sorted(CATEGORY_NAMES)

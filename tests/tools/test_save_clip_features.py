@@ -11,14 +11,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from lvis_fixture import MiniLvis, mini_lvis  # noqa: F401
 from PIL import Image
 from safetensors.torch import save_file
 
 from ovformer.d2 import DatasetCatalog
-from ovformer.data.clip_features import ClipFeatureStore, clip_image
-from ovformer.data.image_mapper import read_rgb
-from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image
+from ovformer.data.samples.image_mapper import read_rgb
+from ovformer.modeling.language.clip_encoder import ClipEncoder
+from support.lvis_fixture import MiniLvis
 
 TOOL = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
 MODEL = {
@@ -43,10 +43,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"local-dir:{folder}"
 
 
-def run(clip: str, output: Path, *arguments: object) -> ClipFeatureStore:
+def run(clip: str, output: Path, *arguments: object) -> ImageEmbeddingStore:
     options = ["--output", output, "--clip", clip, "--device", "cpu", "--num-workers", 0]
     save_clip_features.main([str(a) for a in [*options, *arguments]])
-    return ClipFeatureStore.open(output)
+    return ImageEmbeddingStore.open(output)
 
 
 def expected(encoder: ClipEncoder, file: str) -> torch.Tensor:
@@ -54,7 +54,7 @@ def expected(encoder: ClipEncoder, file: str) -> torch.Tensor:
 
 
 def test_features_of_data_sets(
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     tmp_path: Path,
     clip: str,
 ) -> None:
@@ -78,7 +78,7 @@ def test_the_tool_sees_images_as_the_model_does(clip: str, size: tuple[int, int]
 
 
 def test_features_of_a_folder_in_half_precision(
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     tmp_path: Path,
     clip: str,
 ) -> None:
@@ -91,7 +91,7 @@ def test_features_of_a_folder_in_half_precision(
 
 
 def test_an_interrupted_run_goes_on(
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     tmp_path: Path,
     clip: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_bad_arguments_are_named(
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     tmp_path: Path,
     clip: str,
     capsys: pytest.CaptureFixture,
@@ -143,7 +143,7 @@ def test_bad_arguments_are_named(
 
 @pytest.mark.slow
 def test_several_processes(
-    mini_lvis: MiniLvis,  # noqa: F811
+    mini_lvis: MiniLvis,
     tmp_path: Path,
     clip: str,
 ) -> None:
@@ -168,7 +168,7 @@ def test_several_processes(
             timeout=600,
         )
         assert process.returncode == 0, process.stderr
-        four = ClipFeatureStore.open(outputs[1])
+        four = ImageEmbeddingStore.open(outputs[1])
         assert four.keys == one.keys and len(four) == (6 if extra else 5)
         for key in one.keys:
             torch.testing.assert_close(four.get(key), one.get(key), rtol=1e-5, atol=1e-6)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ovformer.data.shape_scenes import CATEGORY_NAMES
-from ovformer.modeling.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer_tools.shape_scenes import CATEGORY_NAMES
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from unittest.mock import MagicMock
 import cv2
 import numpy as np
 import pytest
-from mini_videos import VIDEOS, MiniVideos, mini_videos_fixture  # noqa: F401
 from PIL import Image
-from video_fixture import encode
 
 from ovformer.d2 import DatasetCatalog
-from ovformer.data.vis_json import load_vis_json
-from ovformer.predictor.painter import Painter
+from ovformer.data.files.vis_json import load_vis_json
+from ovformer.demo.painter import Painter
+from support.mini_videos import VIDEOS, MiniVideos
+from support.video_fixture import encode
 
 TOOLS = (
     "burst2ytvis",

@@ -1,0 +1,53 @@
+"""Command lines of scripts: numbers that are checked as they are parsed, and how a script ends."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+# Set, it shows the traceback of an error that ends a script.
+TRACEBACK_VARIABLE = "OVFORMER_TRACEBACK"
+
+
+@contextmanager
+def exit_on_user_error(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """End the script at an error of its user: one message on stderr, exit status 2, no traceback.
+
+    Errors of the user are a missing or unreadable file (OSError), a wrong value (ValueError) and a
+    package that is not installed (ImportError). Ctrl-C ends the script with status 130. With
+    ``$OVFORMER_TRACEBACK`` set, the error is raised as it is.
+
+    Args:
+        parser: the script's; its name starts the message.
+    """
+    try:
+        yield
+    except (ImportError, OSError, ValueError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(INTERRUPTED, "\nInterrupted.\n")
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number, 1 or more."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return value
+
+
+def unit_float(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Parse a number of seconds, finite and 0 or more."""
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected 0 or more seconds, got {text}")
+    return value

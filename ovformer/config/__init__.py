@@ -1,0 +1,12 @@
+"""The config: every key of ours (:mod:`.keys`), and reading it from YAML (:mod:`.reading`)."""
+
+from ovformer.config.keys import FIXED_KEYS, add_ovformer_config
+from ovformer.config.reading import UnknownKeyError, get_ovformer_cfg, read_config
+
+__all__ = [
+    "FIXED_KEYS",
+    "UnknownKeyError",
+    "add_ovformer_config",
+    "get_ovformer_cfg",
+    "read_config",
+]

@@ -1,0 +1,213 @@
+"""Reading a config: a YAML file and the options of a command line, into keys that are known."""
+
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ovformer.config.keys import WITHOUT_EFFECT, add_ovformer_config
+from ovformer.d2 import CfgNode, get_cfg
+
+# What a value has to be, in words.
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    tuple: "a list",
+}
+# Values of a YAML file. With aliases, a few lines can stand for billions.
+_MOST_VALUES = 100_000
+# What reading YAML, and merging it, raises where something is wrong with it.
+_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
+
+
+class UnknownKeyError(KeyError):
+    """A config key that does not exist."""
+
+    def __str__(self) -> str:
+        return self.args[0]  # KeyError would show the message's repr
+
+
+def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -> CfgNode:
+    """Return the frozen config of a YAML file and command-line overrides.
+
+    Args:
+        config_file: path of a YAML file, or None for the defaults.
+        opts: alternating keys and values, as on the command line.
+
+    Raises:
+        FileNotFoundError: ``config_file`` does not exist.
+        UnknownKeyError: a key is not known; the message names the nearest known ones.
+        ValueError: a key has no value, or a value of the wrong type; or the file is no config.
+    """
+    cfg, errors = read_config(config_file, opts)
+    if errors:
+        raise type(errors[0])("\n".join(map(str, errors)))
+    return cfg
+
+
+def read_config(
+    config_file: str | None = None, opts: Sequence[str] = ()
+) -> tuple[CfgNode, list[UnknownKeyError | ValueError]]:
+    """Read as much of a config as can be read, so that the rest of it can be checked, too.
+
+    Args:
+        config_file: path of a YAML file, or None for the defaults.
+        opts: alternating keys and values, as on the command line.
+
+    Returns:
+        The frozen config without the keys that are not known and the values of a wrong type, and
+        an error for each of them.
+
+    Raises:
+        FileNotFoundError: ``config_file`` does not exist.
+        ValueError: it is no YAML file of keys, or the options are no pairs.
+    """
+    cfg = get_cfg()
+    add_ovformer_config(cfg)
+    errors = merge_leniently(cfg, config_file, opts, WITHOUT_EFFECT)
+    cfg.freeze()
+    return cfg, errors
+
+
+def merge_leniently(
+    cfg: CfgNode, config_file: str | None, opts: Sequence[str], without_effect: Collection[str]
+) -> list[UnknownKeyError | ValueError]:
+    """Merge what can be merged into a config, in place, so that the rest of it can be checked, too.
+
+    Args:
+        cfg: holds all keys that are known, with their defaults.
+        config_file: path of a YAML file, or None.
+        opts: alternating keys and values, as on the command line.
+        without_effect: keys that are registered as deprecated.
+
+    Returns:
+        An error for each key that is not known and each value of a wrong type.
+
+    Raises:
+        FileNotFoundError: ``config_file`` does not exist.
+        ValueError: it is no YAML file of keys, or the options are no pairs.
+    """
+    opts = list(opts)
+    if len(opts) % 2:
+        raise ValueError(
+            f"Config options come in pairs KEY VALUE, but there are {len(opts)} words: "
+            f"{' '.join(opts)}. Options that start with -- go before them."
+        )
+    values = [
+        *((f"--config-file {config_file}", *leaf) for leaf in _leaves(_load(config_file), cfg)),
+        *(("command line", *pair) for pair in zip(opts[0::2], opts[1::2], strict=True)),
+    ]
+    known = dict(_leaves(cfg, cfg))
+    errors: list[UnknownKeyError | ValueError] = []
+    for source, key, value in values:
+        try:
+            if key in known:
+                value = _checked_value(key, value, known[key])
+            elif key not in without_effect:
+                raise UnknownKeyError(_unknown(key, known))
+            cfg.merge_from_list([key, value])
+        except (UnknownKeyError, ValueError) as error:
+            errors.append(type(error)(f"{source}: {error}"))
+        except _ERRORS as error:
+            reason = str(error) or type(error).__name__
+            errors.append(ValueError(f"{source}: {key}: can't be {value!r:.80}: {reason}"))
+    return errors
+
+
+def _load(config_file: str | None) -> dict:
+    """Return the content of a YAML file and of those that it is based on."""
+    if not config_file:
+        return {}
+    if not Path(config_file).is_file():
+        raise FileNotFoundError(
+            f"--config-file: {config_file} does not exist. The repository's are under configs/."
+        )
+    try:
+        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        count = _num_values(values, {})
+    except _ERRORS as error:
+        raise ValueError(
+            f"--config-file: {config_file} is no YAML file of 'KEY: value' lines, or one of a "
+            f"_BASE_ that is none: {str(error) or type(error).__name__}"
+        ) from error
+    if not isinstance(values, dict) or count > _MOST_VALUES:
+        raise ValueError(
+            f"--config-file {config_file}: expected 'KEY: value' lines, of at most {_MOST_VALUES} "
+            "values."
+        )
+    return values
+
+
+def _num_values(value: object, known: dict[int, int]) -> int:
+    """Count the values of a YAML file, those that aliases (*) stand for each time."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]
+
+
+def _leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full name and the value of each key; a section that is not known is one, too."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(known.get(key), CfgNode):
+            yield from _leaves(value, known[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    """Say that a key is not known, and which ones are like it."""
+    if key.startswith("--"):
+        return f"{key!r} is no config key. Options that start with -- go before KEY VALUE pairs."
+    if inside := [name for name in known if name.startswith(f"{key}.")]:
+        return f"config key {key!r} is a section: expected keys inside it, as {inside[0]}."
+    near = difflib.get_close_matches(key, known, n=3)
+    last = key.rsplit(".", 1)[-1]
+    near += sorted(name for name in set(known) - set(near) if name.endswith(f".{last}"))[:3]
+    advice = f"Did you mean {' or '.join(near)}?" if near else "Nothing has such a name."
+    return (
+        f"unknown config key {key!r}. {advice} All keys: ovformer/config/keys.py, and detectron2's "
+        "own."
+    )
+
+
+def _checked_value(key: str, raw: Any, default: Any) -> Any:
+    """Return a value as it is to be merged, or raise ValueError if it is not of the key's type."""
+    value = CfgNode._decode_cfg_value(raw)
+    if key == "VERSION" and value != default:
+        raise ValueError(
+            f"VERSION: {value} can't be read, only {default}. Load it with detectron2 and dump it "
+            "again to convert it."
+        )
+    if type(default) is float and type(value) is int:
+        return float(value)
+    is_list = isinstance(default, list | tuple)
+    fits = isinstance(value, list | tuple) if is_list else type(value) is type(default)
+    if default is None or (value is None and default == ""):
+        fits = True
+    elif fits and is_list and default and type(default[0]) in (int, float, str):
+        wanted = (int, float) if type(default[0]) is float else (type(default[0]),)
+        fits = all(type(item) in wanted for item in value)
+    if not fits:
+        example = default if default or not is_list else ("a", "b")
+        raise ValueError(f"{key}: expected {_KINDS[type(default)]}, as {example!r}, got {value!r}.")
+    return raw

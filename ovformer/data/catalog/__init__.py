@@ -1,0 +1,1 @@
+"""Which data sets there are: their files, categories and vocabularies."""

@@ -1,0 +1,122 @@
+"""COCO's JSON of frames: images that make up videos, annotations that make up tracks.
+
+An image says its video by "video_id", or else by the folder of its file name. Frames follow one
+another by "frame_index", or else by name (frame 2 before frame 10). An annotation says its object
+by "track_id" or "instance_id", on its own or among its "attributes", as CVAT writes it.
+"""
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+from typing import Any
+
+from ovformer.data.exports.media import FrameFiles
+from ovformer.data.exports.shapes import Box, Region, Shape, polygon
+from ovformer.data.exports.tracks import (
+    AnnotatedVideo,
+    Export,
+    FrameTracks,
+    named_faults,
+)
+from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_order
+
+
+def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVideo], list[str]]:
+    """Read an annotation file of images.
+
+    Args:
+        content: of the file.
+        export: what is known about it; gets what is left out.
+
+    Returns:
+        The videos, and the names of the classes in the order of their ids.
+
+    Raises:
+        FileNotFoundError: frames are missing.
+        ValueError: the file is not valid; the message names the place.
+    """
+    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    if missing:
+        raise ValueError(f"{export.path}: has no {missing}. Is it COCO's format of instances?")
+    with named_faults(export.path):
+        names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        images = {image["id"]: image for image in content["images"]}
+        video_names = {v["id"]: v["name"] for v in content.get("videos") or () if "name" in v}
+        groups = defaultdict(list)
+        for image in images.values():
+            folder = str(PurePosixPath(image["file_name"].replace("\\", "/")).parent)
+            groups[image.get("video_id", folder)].append(image)
+        of_image = defaultdict(list)
+        for annotation in content["annotations"]:
+            place = f"{export.path}: annotation {annotation['id']}"
+            _check(place, annotation, images, names)
+            of_image[annotation["image_id"]].append((place, annotation))
+    videos = []
+    for key, frames in groups.items():
+        name = str(video_names.get(key, PurePosixPath(str(key)).name)) or "frames"
+        with named_faults(f"{export.path}: video {name!r}"):
+            videos.append(_video(name, frames, of_image, names, export))
+    return videos, list(names.values())
+
+
+def _check(place: str, annotation: dict, images: dict, names: dict) -> None:
+    for key, known in (("image_id", images), ("category_id", names)):
+        if annotation[key] not in known:
+            raise ValueError(f"{place}: {key} {annotation[key]!r} is not in the file.")
+
+
+def _video(
+    name: str, frames: list[dict], of_image: dict, names: dict, export: Export
+) -> AnnotatedVideo:
+    if all("frame_index" in frame for frame in frames):
+        frames.sort(key=lambda frame: frame["frame_index"])
+    else:
+        frames.sort(key=lambda frame: natural_order(frame["file_name"]))
+    sizes = {(frame.get("height"), frame.get("width")) for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{export.path}: images of video {name!r} have different sizes (height, width): "
+            f"{sorted(sizes, key=str)[:3]}. The frames of a video have one size."
+        )
+    joined = FrameTracks(export)
+    for position, frame in enumerate(frames):
+        for place, annotation in of_image[frame["id"]]:
+            with named_faults(place):
+                shape = _shape(place, annotation)
+                identity = _identity(annotation, export)
+                category = names[annotation["category_id"]]
+                iscrowd = int(annotation.get("iscrowd") in (1, True))
+                joined.add(place, position, category, identity, shape, iscrowd)
+    files = [
+        export.library.find(
+            frame["file_name"], IMAGE_SUFFIXES, f"{export.path}: image {frame['id']}"
+        )
+        for frame in frames
+    ]
+    size = sizes.pop()
+    return AnnotatedVideo(
+        name,
+        FrameFiles(files),
+        joined.tracks(len(frames)),
+        size=None if None in size else size,
+    )
+
+
+def _shape(place: str, annotation: dict) -> Shape:
+    area = annotation.get("segmentation")
+    try:
+        if isinstance(area, dict):
+            return Region(area)
+        if area:
+            return Region([polygon(points).area[0] for points in area])
+        x, y, width, height = annotation["bbox"]
+        return Box(float(x), float(y), float(width), float(height))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{place}: its segmentation or bbox is not valid ({error}).") from error
+
+
+def _identity(annotation: dict, export: Export) -> tuple | None:
+    for fields in (annotation, annotation.get("attributes") or {}):
+        for key in dict.fromkeys((export.track_by, "track_id", "instance_id")):
+            if fields.get(key) is not None:
+                return (str(fields[key]),)
+    return None

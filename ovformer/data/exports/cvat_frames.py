@@ -1,0 +1,119 @@
+"""The frames of a task of CVAT: in the zip file, in a folder, or in a video file."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from ovformer.data.exports.media import (
+    VIDEO_SUFFIXES,
+    Found,
+    FrameFiles,
+    Frames,
+    Library,
+    VideoFrames,
+    Zip,
+)
+from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_order
+
+# What CVAT calls the frames of a video.
+_FRAME_NAME = re.compile(r"frame_(\d+)$")
+
+
+def frames_by_number(
+    library: Library, task: str, source: str, numbers: range | None, place: str
+) -> tuple[Frames, Sequence[int]]:
+    """Find the frames of a task whose annotations only number them.
+
+    Args:
+        library: where they may be.
+        task: name of the task; a folder of frames may be called so.
+        source: name of the video file, "" for a task of images.
+        numbers: of the frames, where the file says so.
+        place: for messages.
+
+    Returns:
+        The frames, and their numbers. Frames that were deleted in CVAT have no image, and are not
+        among them.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: it can't be told which image is which frame.
+    """
+    images = library.images()
+    if source and not (images and isinstance(images[0].source, Zip)):
+        try:
+            found = library.find(source, VIDEO_SUFFIXES, place)
+        except FileNotFoundError:
+            if not images:
+                raise
+        else:
+            if numbers is None:
+                raise ValueError(f"{place}: nothing says which frames of {found} it is about.")
+            return VideoFrames(found, library.open_video, numbers), numbers
+    if not images:
+        raise FileNotFoundError(
+            f"{place}: found neither frames nor a video. Export with images from CVAT, or name the "
+            "folder of the frames, or the video, with --media."
+        )
+    return _numbered(_own_images(images, task, source, place), numbers, place)
+
+
+def frames_by_name(library: Library, names: Sequence[str], source: str, path: str) -> Frames:
+    """Find the frames that annotations name: files, or frames of a video file.
+
+    Args:
+        library: where they may be.
+        names: of the frames.
+        source: name of the video file, "" for a task of images.
+        path: of the export, for messages.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: there are several that may be meant.
+    """
+    numbers = [_FRAME_NAME.search(PurePosixPath(name).stem) for name in names]
+    if source and None not in numbers and not library.images():
+        found = library.find(source, VIDEO_SUFFIXES, f"{path}: image {names[0]}")
+        return VideoFrames(found, library.open_video, [int(match[1]) for match in numbers])
+    return FrameFiles(
+        [library.find(name, IMAGE_SUFFIXES, f"{path}: image {name}") for name in names]
+    )
+
+
+def _own_images(images: list[Found], task: str, source: str, place: str) -> list[Found]:
+    """Return the images of the task's own folder, if they lie in several."""
+    folders = defaultdict(list)
+    for found in images:
+        folders[PurePosixPath(found.name).parent].append(found)
+    if len(folders) == 1:
+        return images
+    own = [f for f in folders if f.name in (task, PurePosixPath(source).stem)]
+    if len(own) != 1:
+        raise ValueError(
+            f"{place}: which folder has its frames? Expected one called {task!r}, found "
+            f"{', '.join(map(str, folders))}."
+        )
+    return folders[own[0]]
+
+
+def _numbered(
+    images: list[Found], numbers: range | None, place: str
+) -> tuple[Frames, Sequence[int]]:
+    matches = [_FRAME_NAME.search(PurePosixPath(found.name).stem) for found in images]
+    if None not in matches:
+        by_number = {int(match[1]): found for match, found in zip(matches, images, strict=True)}
+        present = [n for n in sorted(by_number) if numbers is None or n in numbers]
+        if not present:
+            raise ValueError(f"{place}: is about frames {numbers}, of which no image is there.")
+        return FrameFiles([by_number[n] for n in present]), present
+    names = sorted(found.name for found in images)
+    if names != sorted(names, key=natural_order):
+        raise ValueError(
+            f"{place}: which image is which frame can't be told, since CVAT sorts names as text, "
+            f"for example {names[:3]}. Export as 'CVAT for images', which names each image."
+        )
+    if numbers is not None and len(numbers) != len(images):
+        raise ValueError(f"{place}: has {len(numbers)} frames, but {len(images)} images are there.")
+    files = sorted(images, key=lambda found: found.name)
+    return FrameFiles(files), numbers or range(len(files))

@@ -1,0 +1,1 @@
+"""Readers and writers of files: annotations, masks, image embeddings, images, videos."""

@@ -1,0 +1,320 @@
+"""CLIP's image features: a store on disk, the key of an image in it, and CLIP's view of an image.
+
+Legend: N images, D CLIP width, H W pixels, S side of the image that CLIP takes.
+"""
+
+import difflib
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ovformer.d2 import comm
+from ovformer.d2.safe_pickle import load_torch_file
+from ovformer.files import replacing
+from ovformer.paths import dataset_root, resolve_path
+
+_TOOL = "tools/save_clip_features.py"
+
+
+def clip_key(file_name: str | os.PathLike) -> str:
+    """Return the name of an image in a feature store, the same wherever the data sets lie.
+
+    Args:
+        file_name: path of the image.
+
+    Returns:
+        The path relative to the dataset root, with "/" as separator; the absolute path for an image
+        that is not under the root.
+    """
+    path = os.path.abspath(file_name)
+    root = os.path.join(os.path.abspath(dataset_root()), "")
+    return path.removeprefix(root).replace(os.sep, "/")
+
+
+def clip_image(image: np.ndarray, size: int) -> torch.Tensor:
+    """Return what CLIP sees of an image, not yet normalised.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        size: S in pixels.
+
+    Returns:
+        uint8 (3, S, S): the short edge resized to S (bicubic), then the centre.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = size * height // short, size * width // short
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    cropped = np.asarray(resized.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(np.ascontiguousarray(cropped.transpose(2, 0, 1)))
+
+
+class ImageEmbeddingStore:
+    """Image features on disk, one row for each image.
+
+    Our own files are safetensors and memory-mapped: opening one reads the keys only, and processes
+    share the rest. The published ``.pkl`` files are read too, without running code from them.
+    """
+
+    def __init__(self, path: Path, rows: Sequence | torch.Tensor, index: Mapping, info: dict):
+        """Use :meth:`open`.
+
+        Args:
+            path: where it came from.
+            rows: gives the features (D,) or (1, D) of a row.
+            index: row of each key.
+            info: how the features were made, "clip" and "pretrained".
+        """
+        self.path = path
+        self.info = info
+        self._rows = rows
+        self._index = index
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "ImageEmbeddingStore":
+        """Open a store.
+
+        Args:
+            path: ``.safetensors`` of :class:`ClipFeatureWriter`, or a published ``.pkl``; as in a
+                config, relative to the dataset root.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not a feature store, or not a safe one.
+        """
+        path = resolve_path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"CLIP features {path} not found. Make them with: python {_TOOL} --dataset NAME "
+                f"--output {path}; or leave the path empty, then the model computes them."
+            )
+        if path.suffix == ".safetensors":
+            return cls(path, *_open_safetensors(path))
+        return cls(path, *_open_pickle(path))
+
+    def __reduce__(self) -> tuple:
+        """Let another process open the file itself."""
+        return ImageEmbeddingStore.open, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, record: dict | str) -> bool:
+        return self._find(record) is not None
+
+    @property
+    def keys(self) -> list[str | int]:
+        """The keys: paths relative to the dataset root, or image ids in a published file."""
+        return list(self._index)
+
+    @property
+    def dim(self) -> int:
+        """The width D of the features."""
+        return self._row(0).shape[-1]
+
+    def get(self, record: dict | str) -> torch.Tensor:
+        """Return the features of an image: float32 (D,).
+
+        Args:
+            record: a dataset dict, or the key of an image.
+
+        Raises:
+            KeyError: the store does not have it; the message names the nearest key it has.
+        """
+        row = self._find(record)
+        if row is None:
+            raise KeyError(self._missing(record))
+        return self._row(row).reshape(-1).to(torch.float32, copy=True)
+
+    def require(self, records: Iterable[dict]) -> None:
+        """Raise KeyError if the features of any of these images are missing."""
+        missing = [record for record in records if record not in self]
+        if missing:
+            raise KeyError(
+                f"{len(missing)} images have no CLIP features. {self._missing(missing[0])}"
+            )
+
+    def _row(self, row: int) -> torch.Tensor:
+        return self._rows[row]
+
+    def _find(self, record: dict | str) -> int | None:
+        if isinstance(record, str):
+            return self._index.get(_without_root(record))
+        key = record.get("clip_key") or clip_key(record["file_name"])
+        row = self._index.get(key)
+        return self._index.get(record.get("image_id")) if row is None else row
+
+    def _missing(self, record: dict | str) -> str:
+        key = record if isinstance(record, str) else record.get("clip_key") or record["file_name"]
+        text = f"{self.path} has no CLIP features for {key!r}"
+        if isinstance(record, dict) and "image_id" in record:
+            text += f" (image id {record['image_id']})"
+        near = difflib.get_close_matches(key, map(str, self._index), n=1, cutoff=0.3)
+        text += f"; the nearest of its {len(self)} keys is {near[0]!r}" if near else ""
+        return f"{text}. Add them with: python {_TOOL} --dataset NAME --output {self.path}"
+
+
+class ClipFeatureWriter:
+    """Writes a feature store that is complete or not there; interrupted work can go on.
+
+    Features are collected in a folder ``<path>.parts`` beside the store, in files that are complete
+    themselves. What that folder or an existing store holds is kept. Used as a context manager: the
+    store is written when the block ends without an exception. Several processes may write one store
+    together; all of them have to make a writer, and to leave its block.
+
+    Attributes:
+        done: the keys that were there, and those added by this process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: Mapping[str, str],
+        dtype: torch.dtype = torch.float32,
+        rows_per_part: int = 4096,
+    ):
+        """Open for writing.
+
+        Args:
+            path: the ``.safetensors`` file.
+            info: how the features are made: "clip" and "pretrained".
+            dtype: float32 or float16, as stored.
+            rows_per_part: no more than this many images are lost when the process is killed.
+
+        Raises:
+            ValueError: what is already there was made in another way, or the suffix is wrong.
+        """
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path}: the name of a feature store has to end with .safetensors.")
+        self.path = path
+        self.info = {**info, "dtype": str(dtype).removeprefix("torch.")}
+        self._dtype = dtype
+        self._rows_per_part = rows_per_part
+        self._folder = path.with_name(path.name + ".parts")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keys: list[str] = []
+        self._features: list[torch.Tensor] = []
+        self.done: set[str] = set()
+        for part in self._parts():
+            store = ImageEmbeddingStore.open(part)
+            if store.info != self.info:
+                raise ValueError(
+                    f"{part} was made with {store.info}, not with {self.info}. Choose another "
+                    f"output, or remove {path} and {self._folder}."
+                )
+            self.done.update(store.keys)
+        comm.synchronize()  # all know what is done before one goes on
+
+    def __enter__(self) -> "ClipFeatureWriter":
+        return self
+
+    def __exit__(self, exc_type: type | None, *_: object) -> None:
+        self._flush()
+        if exc_type is None:
+            comm.synchronize()  # all are done
+            if comm.is_main_process():
+                self._finish()
+            comm.synchronize()
+        elif not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def add(self, keys: Sequence[str], features: torch.Tensor) -> None:
+        """Add images.
+
+        Args:
+            keys: N keys, see :func:`clip_key`.
+            features: (N, D).
+        """
+        self._keys += keys
+        self._features.append(features.detach().to("cpu", self._dtype))
+        self.done.update(keys)
+        if len(self._keys) >= self._rows_per_part:
+            self._flush()
+
+    def _parts(self) -> list[Path]:
+        return [p for p in [self.path] if p.is_file()] + sorted(
+            self._folder.glob("*.safetensors"),
+            key=lambda part: list(map(int, part.stem.split("-"))),
+        )
+
+    def _flush(self) -> None:
+        if self._keys:
+            # Parts of one process are in order, and follow those of the process before.
+            rank = comm.get_rank()
+            own = self._folder.glob(f"{rank}-*.safetensors")
+            number = 1 + max((int(part.stem.split("-")[1]) for part in own), default=0)
+            part = self._folder / f"{rank}-{number}.safetensors"
+            _write_safetensors(part, self._keys, torch.cat(self._features), self.info)
+            self._keys, self._features = [], []
+
+    def _finish(self) -> None:
+        keys, features = [], []
+        for part in self._parts():
+            store = ImageEmbeddingStore.open(part)
+            keys += store.keys
+            features.append(store._rows[:])
+        if keys:
+            _write_safetensors(self.path, keys, torch.cat(features), self.info)
+        shutil.rmtree(self._folder)
+
+
+def _open_safetensors(path: Path) -> tuple:
+    try:
+        file = safe_open(path, "pt")
+        info = dict(file.metadata() or {})
+        keys = json.loads(bytes(file.get_tensor("keys").numpy()))
+        rows = file.get_slice("features")
+    except (SafetensorError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a store of CLIP features ({error}). Make one with {_TOOL}."
+        ) from error
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or [len(keys)] != rows.get_shape()[:-1]:
+        raise ValueError(
+            f"{path}: expected a list of keys and a row of features for each, got features of "
+            f"shape {rows.get_shape()}. Make a store with {_TOOL}."
+        )
+    return rows, {key: row for row, key in enumerate(keys)}, info
+
+
+def _open_pickle(path: Path) -> tuple:
+    try:
+        content = load_torch_file(path, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: not a dict of tensors saved by torch.save, or one that holds other Python "
+            "objects, which are not loaded because that could run code. Make a new store with "
+            f"{_TOOL}. ({error})"
+        ) from error
+    if not isinstance(content, dict) or not content or not all(map(_is_row, content.values())):
+        raise ValueError(f"{path}: expected a dict from image to tensor. Make one with {_TOOL}.")
+    index = {_without_root(key): row for row, key in enumerate(content)}
+    return list(content.values()), index, {}
+
+
+def _is_row(value: object) -> bool:
+    return torch.is_tensor(value) and value.shape[:-1] in ((), (1,)) and value.dim() > 0
+
+
+def _without_root(key: str | int) -> str | int:
+    """Drop the ``datasets/`` with which the keys of the published files start."""
+    return key.removeprefix("datasets/") if isinstance(key, str) else key
+
+
+def _write_safetensors(
+    path: Path, keys: Sequence[str], features: torch.Tensor, info: dict[str, str]
+) -> None:
+    key_bytes = torch.frombuffer(bytearray(json.dumps(keys), "utf-8"), dtype=torch.uint8)
+    with replacing(path) as temporary:
+        save_file({"features": features, "keys": key_bytes}, temporary, metadata=info)

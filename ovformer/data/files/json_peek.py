@@ -1,0 +1,57 @@
+"""A look at an annotation file without reading it whole, which takes long for a large one."""
+
+import codecs
+import json
+import os
+import re
+from pathlib import Path
+
+from ovformer.data.files.json_file import naming
+from ovformer.data.files.lvis_json import image_name
+from ovformer.data.files.vis_json import frame_name
+
+# Bytes at the start and at the end that are looked at.
+PEEK = 1 << 22
+
+_STRING = r'"((?:[^"\\]|\\.)+)"'
+_FRAMES = re.compile(rf'"file_names"\s*:\s*\[\s*{_STRING}')
+_IMAGE = {key: re.compile(rf'"{key}"\s*:\s*{_STRING}') for key in ("file_name", "coco_url")}
+
+
+def peek(path: Path, image_folder: str | os.PathLike) -> str | None:
+    """Return the path of one image of an annotation file, the first that is seen.
+
+    Args:
+        path: in the format of LVIS, COCO or YouTube-VIS.
+        image_folder: the folder that its file names are relative to.
+
+    Returns:
+        The path, which is not checked; None if none is seen in either end of the file.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is empty, begins or ends as no JSON file does, or the name is no JSON text.
+    """
+    with path.open("rb") as file:
+        start = file.read(PEEK)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - PEEK))
+        end = file.read()
+    start = start.removeprefix(codecs.BOM_UTF8)
+    if start.lstrip()[:1] not in (b"{", b"[") or end.rstrip()[-1:] not in (b"}", b"]"):
+        raise ValueError(
+            f"{path}: not valid JSON, which begins and ends with brackets. The file has {size} "
+            "bytes and is most likely truncated; download or generate it again."
+        )
+    with naming(path):
+        for text in (start.decode("utf-8", "replace"), end.decode("utf-8", "replace")):
+            if match := _FRAMES.search(text):
+                return os.path.join(image_folder, frame_name(_unquoted(match)))
+            for key, pattern in _IMAGE.items():
+                if match := pattern.search(text):
+                    return os.path.join(image_folder, image_name({key: _unquoted(match)}))
+    return None
+
+
+def _unquoted(match: re.Match) -> str:
+    return json.loads(f'"{match[1]}"')

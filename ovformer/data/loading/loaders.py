@@ -1,0 +1,314 @@
+"""Batches of images for training and evaluation, and the stream of samples of any training.
+
+Training is the same stream of samples however many processes and workers read it: sample p is
+image (or video) ``order[p]``, augmented with random numbers that depend on the seed and p only.
+With B images per iteration, iteration i is made of the samples i*B to (i+1)*B - 1, dealt out to the
+processes in turn. A run that is resumed goes on at its place in the stream.
+"""
+
+import bisect
+import itertools
+import logging
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ovformer.d2 import (
+    CfgNode,
+    DatasetFromList,
+    InferenceSampler,
+    comm,
+)
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.files.image_files import check_images_exist, image_entries, tolerated
+from ovformer.data.loading.training_sets import build_sampler, load_training_sets
+from ovformer.data.samples.broken_samples import MOST_TRIES, SampleError
+from ovformer.data.samples.image_mapper import ImageMapper
+
+# INPUT.DATASET_MAPPER_NAME
+TRAIN_MAPPERS = {"coco_instance_lsj": ImageMapper}
+
+logger = logging.getLogger(__name__)
+
+
+def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
+    """Return the endless loader of this process's part of the training batches.
+
+    ``DATALOADER.ASPECT_RATIO_GROUPING`` needs no action: training images are of one size.
+
+    Args:
+        cfg: the whole config; ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT``, ``SEED`` and
+            ``SOLVER.IMS_PER_BATCH`` are read. A negative seed is replaced by a random one, and then
+            a resumed run draws a new order.
+        start_iteration: number of iterations that were trained already.
+
+    Returns:
+        A loader of lists of ``IMS_PER_BATCH / processes`` elements, which
+        :mod:`ovformer.data` describes.
+
+    Raises:
+        ValueError: a name in the config is not known, the batch can't be split among the processes,
+            or the data sets do not fit together.
+        FileNotFoundError: annotations, images or CLIP features are missing.
+        KeyError: the CLIP features of some images are missing.
+    """
+    mapper = _mapper_class(cfg)(cfg, is_train=True)
+    sets = load_training_sets(cfg)
+    for name, records in zip(cfg.DATASETS.TRAIN, sets, strict=True):
+        if any("file_names" in record for record in records):
+            raise ValueError(
+                f"DATASETS.TRAIN: {name!r} is a data set of videos; train_net_lvvis.py and "
+                "train_net_video.py train on it."
+            )
+    return stream_loader(cfg, sets, mapper, start_iteration)
+
+
+def stream_loader(
+    cfg: CfgNode,
+    sets: Sequence[list[dict]],
+    mapper: Callable[[dict], dict],
+    start_iteration: int,
+) -> DataLoader:
+    """Return the endless loader of ``DATASETS.TRAIN`` for a mapper of images or of videos.
+
+    Args:
+        cfg: see :func:`build_train_loader`.
+        sets: records of each training set.
+        mapper: turns a dataset dict into a training sample; has ``clip_features``.
+        start_iteration: number of iterations that were trained already.
+    """
+    batch_size = _batch_size_per_process(cfg)
+    skip_broken = cfg.DATALOADER.SKIP_BROKEN
+    if mapper.clip_features is not None and not skip_broken:
+        mapper.clip_features.require(image_entries(itertools.chain(*sets)))
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    sampler = StreamSampler(build_sampler(cfg, sets, seed), skip=start_iteration * batch_size)
+    return DataLoader(
+        StreamDataset(cfg.DATASETS.TRAIN, sets, mapper, seed, skip_broken),
+        batch_size=batch_size,
+        sampler=sampler,
+        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+        **_common_options(cfg),
+    )
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+    """Return a loader of this process's part of a test set, one image at a time.
+
+    Args:
+        cfg: the whole config.
+        dataset_name: one of ``DATASETS.TEST``.
+
+    Raises:
+        ValueError: the data set is not known or empty.
+        FileNotFoundError: annotations, images or CLIP features are missing.
+        KeyError: the CLIP features of some images are missing.
+    """
+    mapper = ImageMapper(cfg, is_train=False)
+    records = load_dataset(dataset_name, "DATASETS.TEST")
+    check_images_exist(dataset_name, records, tolerated(cfg))
+    if mapper.clip_features is not None:
+        mapper.clip_features.require(records)
+    # Annotations are left behind: the evaluator reads its own, and they are most of the memory.
+    records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
+    return DataLoader(
+        MappedDataset([dataset_name], [records], mapper, cfg.DATALOADER.SKIP_BROKEN),
+        batch_size=1,
+        sampler=InferenceSampler(len(records)),
+        **_common_options(cfg),
+    )
+
+
+class StreamSampler(Sampler):
+    """Numbers the indices of a training sampler by their place in the stream of all processes."""
+
+    def __init__(self, sampler: Sampler, skip: int = 0):
+        """Wrap a sampler.
+
+        Args:
+            sampler: endless sampler of this process's indices.
+            skip: how many of them to leave out at the start.
+        """
+        self.sampler = sampler
+        self.skip = skip
+        self.rank = comm.get_rank()
+        self.world_size = comm.get_world_size()
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield pairs of place in the stream and index of the image."""
+        places = itertools.count(self.rank, self.world_size)
+        return itertools.islice(zip(places, self.sampler, strict=False), self.skip, None)
+
+
+class MappedDataset(Dataset):
+    """Dataset dicts, kept in one block of bytes that worker processes share, and their mapper."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sets: Sequence[list[dict]],
+        mapper: Callable[[dict], dict],
+        skip_broken: bool = False,
+    ):
+        """Take over dataset dicts.
+
+        Args:
+            names: of the data sets.
+            sets: their dataset dicts; indices count through all of them.
+            mapper: turns one of them into an element of the batch.
+            skip_broken: return the dataset dict with "broken", the message, in the place of an
+                element that can't be loaded.
+        """
+        self.names = list(names)
+        self.ends = list(itertools.accumulate(map(len, sets)))
+        self.records = DatasetFromList(list(itertools.chain(*sets)), copy=False)
+        self.mapper = mapper
+        self.skip_broken = skip_broken
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        """Return an element of the batch, or raise SampleError."""
+        try:
+            return self._load(index)
+        except SampleError as error:
+            if not self.skip_broken:
+                raise
+            return {**self.records[index], "broken": str(error)}
+
+    def _load(self, index: int) -> dict:
+        """Return an element of the batch. Any error names data set, file and id."""
+        record = self.records[index]
+        try:
+            return self.mapper(record)
+        except Exception as error:
+            what, key = ("image", "image_id") if "file_name" in record else ("video", "video_id")
+            files = [entry["file_name"] for entry in image_entries([record])]
+            is_named = any(file in str(error) for file in files)
+            raise SampleError(
+                f"{self.names[self._set_of(index)]}, {what} id {record.get(key)}: "
+                f"{'' if is_named else f'{files[0]}: {type(error).__name__}: '}{error}"
+            ) from error
+
+    def _set_of(self, index: int) -> int:
+        return bisect.bisect_right(self.ends, index)
+
+
+class StreamDataset(MappedDataset):
+    """The same for training: what is random depends on the place in the stream alone.
+
+    In the place of a sample that can't be loaded, another one of the same data set is drawn, which
+    also depends on the place alone, and on which files are broken. It has "broken", the messages.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sets: Sequence[list[dict]],
+        mapper: Callable[[dict], dict],
+        seed: int,
+        skip_broken: bool = False,
+    ):
+        """Take over dataset dicts.
+
+        Args:
+            names: of the data sets.
+            sets: their dataset dicts.
+            mapper: turns one of them into an element of the batch.
+            seed: seed of the run.
+            skip_broken: draw another sample in the place of one that can't be loaded.
+        """
+        super().__init__(names, sets, mapper, skip_broken)
+        self.seed = seed
+
+    def __getitem__(self, place_and_index: tuple[int, int]) -> dict:
+        """Return the element of the batch for a pair that :class:`StreamSampler` yields.
+
+        Raises:
+            SampleError: it can't be loaded, nor what was drawn in its place.
+        """
+        place, index = place_and_index
+        broken: list[str] = []
+        while True:
+            try:
+                with _random_numbers_of(self.seed, place, *[len(broken)] * bool(broken)):
+                    sample = self._load(index)
+            except SampleError as error:
+                if not self.skip_broken or len(broken) == MOST_TRIES:
+                    raise
+                broken.append(str(error))
+                index = self._another(index, place, len(broken))
+            else:
+                return {**sample, "broken": broken} if broken else sample
+
+    def _another(self, index: int, place: int, tries: int) -> int:
+        """Draw a record of the same data set."""
+        number = self._set_of(index)
+        start = self.ends[number - 1] if number else 0
+        (random_number,) = np.random.SeedSequence([self.seed, place, tries, 1]).generate_state(1)
+        return start + int(random_number) % (self.ends[number] - start)
+
+
+@contextmanager
+def _random_numbers_of(*seeds: int) -> Iterator[None]:
+    """Seed the generators that augmentations use, and put them back afterwards."""
+    state = random.getstate(), np.random.get_state()
+    numbers = np.random.SeedSequence(seeds).generate_state(2)
+    random.seed(int(numbers[0]))
+    np.random.seed(numbers[1])
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+
+
+def _batch_size_per_process(cfg: CfgNode) -> int:
+    total, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
+    if total <= 0 or total % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {total}; it has to be a positive multiple of the number of "
+            f"processes, {world_size}."
+        )
+    return total // world_size
+
+
+def _mapper_class(cfg: CfgNode) -> type:
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in TRAIN_MAPPERS:
+        raise ValueError(
+            f"INPUT.DATASET_MAPPER_NAME: unknown mapper {name!r}. "
+            f"Known: {', '.join(TRAIN_MAPPERS)}."
+        )
+    return TRAIN_MAPPERS[name]
+
+
+def _common_options(cfg: CfgNode) -> dict:
+    return {
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "collate_fn": _as_list,
+        "worker_init_fn": _init_worker,
+        # Of its own: without one each new iterator takes a number of the model's generator.
+        "generator": torch.Generator(),
+        "pin_memory": cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
+    }
+
+
+def _as_list(batch: list[dict]) -> list[dict]:
+    return batch
+
+
+def _init_worker(_: int) -> None:
+    # Workers are the parallelism; OpenCV's own threads would compete with the other workers.
+    cv2.setNumThreads(0)
+    # Signals may go to all processes of a training, which ends its iteration first and then its
+    # workers: by a second SIGTERM, if need be.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,0 +1,1 @@
+"""From a record of a data set to an element of the batch."""

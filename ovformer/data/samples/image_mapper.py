@@ -1,0 +1,256 @@
+"""Turns the dataset dict of an image into an element of the batch.
+
+Legend: N instances, H W pixels of the image that the network sees, h w the same before padding.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from ovformer.d2 import (
+    BitMasks,
+    CfgNode,
+    Instances,
+    check_image_size,
+    configurable,
+    filter_empty_instances,
+    read_image,
+)
+from ovformer.d2 import transforms as T
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image
+from ovformer.data.files.untrusted_masks import polygons_to_rle
+from ovformer.data.samples.augmentation import (
+    PAD_VALUE,
+    evaluation_augmentations,
+    extra_augmentations,
+    flip_augmentations,
+    pad,
+    train_augmentations,
+)
+
+# INPUT.FORMAT
+IMAGE_FORMATS = ("RGB", "BGR")
+
+logger = logging.getLogger(__name__)
+
+
+class ImageMapper:
+    """Reads an image, augments it with its masks, and attaches what CLIP sees of it."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        pad_to: int,
+        image_format: str,
+        clip_image_size: int,
+        clip_features: ImageEmbeddingStore | None,
+    ):
+        """Take plain values; see ``from_config`` for the config.
+
+        Args:
+            is_train: add "instances".
+            augmentations: applied in this order.
+            pad_to: side in pixels of the square that images are padded to; 0 for none.
+            image_format: channel order of "image", "RGB" or "BGR".
+            clip_image_size: side in pixels of "clip_image".
+            clip_features: where "clip_features" come from; without it there is "clip_image".
+        """
+        check_image_format(image_format)
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.pad_to = pad_to
+        self.image_format = image_format
+        self.clip_image_size = clip_image_size
+        self.clip_features = clip_features
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict:
+        """Read the arguments from a config."""
+        key = "CLIP_IMAGE_PATH_TRAIN" if is_train else "CLIP_IMAGE_PATH"
+        if is_train:
+            augmentations = train_augmentations(
+                cfg.INPUT.IMAGE_SIZE,
+                cfg.INPUT.MIN_SCALE,
+                cfg.INPUT.MAX_SCALE,
+                cfg.INPUT.RANDOM_FLIP,
+                cfg.INPUT.AUGMENTATIONS,
+            )
+        else:
+            augmentations = evaluation_augmentations(
+                cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+            )
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "pad_to": cfg.INPUT.IMAGE_SIZE if is_train else 0,
+            "image_format": cfg.INPUT.FORMAT,
+            "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
+            "clip_features": open_store(cfg, key),
+        }
+
+    def __call__(self, record: dict) -> dict:
+        """Return the element of the batch that :mod:`ovformer.data` describes.
+
+        Args:
+            record: a dataset dict; it is not changed.
+
+        Raises:
+            FileNotFoundError: there is no such image file.
+            ValueError: the image can't be decoded, or is not as large as the annotations say.
+        """
+        sample = {key: value for key, value in record.items() if key != "annotations"}
+        image = read_rgb(record["file_name"])
+        check_image_size(sample, image)
+        if self.clip_features is not None:
+            sample["clip_features"] = self.clip_features.get(record)[None]
+        else:
+            sample["clip_image"] = clip_image(image, self.clip_image_size)
+
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image = augmented.image
+        frame = image.shape[:2]
+        if self.pad_to:
+            image = pad(image, (self.pad_to, self.pad_to), PAD_VALUE)
+        sample["image"] = to_tensor(image, self.image_format)
+        if self.is_train:
+            annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+            masks = [transform_mask(a["segmentation"], transforms, frame) for a in annotations]
+            labels = [a["category_id"] for a in annotations]
+            sample["instances"] = _instances(masks, labels, image.shape[:2])
+        return sample
+
+
+def image_input_errors(cfg: CfgNode) -> Iterator[str]:
+    """Yield all that is wrong with the keys of the training's augmentation."""
+    node = cfg.INPUT
+    if node.IMAGE_SIZE < 1:
+        yield f"INPUT.IMAGE_SIZE: expected at least 1 pixel, got {node.IMAGE_SIZE}."
+    if not 0 < node.MIN_SCALE <= node.MAX_SCALE < math.inf:
+        yield (
+            "INPUT.MIN_SCALE, MAX_SCALE: expected factors of INPUT.IMAGE_SIZE above 0, the smaller "
+            f"one first; got {node.MIN_SCALE} and {node.MAX_SCALE}."
+        )
+    for make, *arguments in (
+        (flip_augmentations, node.RANDOM_FLIP),
+        (extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
+    ):
+        try:
+            make(*arguments)
+        except ValueError as error:
+            yield str(error)
+
+
+def check_image_format(image_format: str) -> None:
+    """Raise ValueError if ``INPUT.FORMAT`` is not known."""
+    if image_format not in IMAGE_FORMATS:
+        known = ", ".join(IMAGE_FORMATS)
+        raise ValueError(f"INPUT.FORMAT: unknown format {image_format!r}. Known: {known}.")
+
+
+def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
+    """Turn RGB pixels (H, W, 3) into a tensor (3, H, W) with channels in the order of a format."""
+    if image_format == "BGR":
+        image = image[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def read_rgb(file_name: str) -> np.ndarray:
+    """Return an image as uint8 (H, W, 3), RGB, upright as its EXIF data say.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it can't be decoded.
+    """
+    try:
+        return read_image(file_name, format="RGB")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file_name}: no such image file.") from error
+    except Exception as error:  # decoders raise many types: OSError, SyntaxError, struct.error, ...
+        raise ValueError(
+            f"{file_name}: the image can't be decoded ({type(error).__name__}: {error}). "
+            "Download or generate it again."
+        ) from error
+
+
+def transform_mask(
+    segmentation: list | dict, transforms: T.TransformList, frame: tuple[int, int]
+) -> np.ndarray:
+    """Return the mask of an object after the image's transforms.
+
+    Polygons are transformed as points and drawn once, so nothing is lost to repeated resampling,
+    and those that reach out of the frame need no polygon clipping.
+
+    Args:
+        segmentation: polygons as flat sequences of x and y, or an RLE.
+        transforms: what was applied to the image.
+        frame: size (h, w) of the transformed image.
+
+    Returns:
+        uint8 (h, w), of zeros and ones.
+    """
+    if isinstance(segmentation, dict):
+        return transforms.apply_segmentation(coco_mask.decode(segmentation))
+    polygons = [
+        # Transforms work in place.
+        transforms.apply_coords(np.array(polygon, dtype=np.float64).reshape(-1, 2)).reshape(-1)
+        for polygon in segmentation
+    ]
+    return coco_mask.decode(polygons_to_rle(polygons, *frame))
+
+
+def _instances(
+    masks: Sequence[np.ndarray], labels: Sequence[int], image_size: tuple[int, int]
+) -> Instances:
+    """Return the instances that are not empty, with masks padded at the right and the bottom.
+
+    Args:
+        masks: N masks, uint8 (h, w).
+        labels: N contiguous category ids.
+        image_size: (H, W).
+    """
+    padded = torch.zeros((len(masks), *image_size), dtype=torch.bool)
+    for target, mask in zip(padded, masks, strict=True):
+        target[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(np.ascontiguousarray(mask)) > 0
+    instances = Instances(image_size)
+    instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    instances.gt_masks = BitMasks(padded)
+    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+    return filter_empty_instances(instances)
+
+
+def open_store(cfg: CfgNode, key: str) -> ImageEmbeddingStore | None:
+    """Open the feature store that a key of ``MODEL.MASK_FORMER`` names, if it names one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no store, or not one of the configured CLIP model's width.
+    """
+    path = cfg.MODEL.MASK_FORMER[key]
+    if not path:
+        return None
+    store = ImageEmbeddingStore.open(path)
+    clip = cfg.MODEL.CLIP
+    if store.dim != clip.EMBED_DIM:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.{key}: {store.path} holds features of width {store.dim}, but "
+            f"MODEL.CLIP.EMBED_DIM is {clip.EMBED_DIM}. Both have to come from one CLIP model."
+        )
+    made_with = (store.info.get("clip", clip.NAME), store.info.get("pretrained", clip.PRETRAINED))
+    if made_with != (clip.NAME, clip.PRETRAINED):
+        logger.warning(
+            "MODEL.MASK_FORMER.%s: %s was made with CLIP %s, the config has %s. Features of "
+            "another model mean nothing to this one.",
+            key,
+            store.path,
+            " / ".join(made_with),
+            f"{clip.NAME} / {clip.PRETRAINED}",
+        )
+    return store

@@ -1,0 +1,144 @@
+"""Write results.json of video instance segmentation (see :mod:`.results_reader`) as videos finish.
+
+Each process appends one line per video to a part file, and the parts are merged at the end. A run
+that crashed continues after its last finished video. Each line begins with the checksum of its
+rest: a line that is cut off or damaged is found, and counts as not written.
+"""
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ovformer.files import replacing
+
+logger = logging.getLogger(__name__)
+
+
+def to_results(prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
+    """Turn the prediction of a video model into entries of results.json.
+
+    Args:
+        prediction: ``video_id``, ``pred_scores``, ``pred_labels`` (contiguous) and
+            ``segmentations`` (N lists of T COCO RLEs) of one video.
+        category_ids: the data set's own id of each contiguous label.
+
+    Returns:
+        N entries.
+    """
+    return [
+        {
+            "video_id": prediction["video_id"],
+            "score": float(score),
+            "category_id": category_ids[label],
+            "segmentations": [_json_rle(rle) for rle in tube],
+        }
+        for score, label, tube in zip(
+            prediction["pred_scores"],
+            prediction["pred_labels"],
+            prediction["segmentations"],
+            strict=True,
+        )
+    ]
+
+
+class ResultsWriter:
+    """Keeps the results of each finished video on disk.
+
+    Attributes:
+        finished: ids of the videos whose results are there, by any process of an earlier run too.
+    """
+
+    def __init__(self, path: Path, rank: int = 0, resume: bool = False):
+        """Open the part file of this process.
+
+        Args:
+            path: the results file that the parts will become.
+            rank: of this process.
+            resume: keep the videos that an earlier run finished; otherwise its parts are deleted by
+                the first process (call it there first).
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not resume and rank == 0:
+            remove_parts(path)
+        self.finished = {video_id for part in _parts(path) for video_id, _ in _read_part(part)}
+        part = path.with_name(f"{path.name}.part{rank}")
+        if part.is_file():
+            _drop_cut_line(part)
+        self._file = part.open("ab")
+
+    def add(self, video_id: int, results: list[dict]) -> None:
+        """Write the results of a video, which may be none."""
+        line = json.dumps([video_id, results]).encode()
+        self._file.write(b"%08x %b\n" % (zlib.crc32(line), line))
+        self._file.flush()
+        os.fsync(self._file.fileno())  # else a power cut could take the videos of the last seconds
+        self.finished.add(video_id)
+
+    def close(self) -> None:
+        """Close the part file. When all processes have, :func:`merge_results` makes the file."""
+        self._file.close()
+
+
+def merge_results(path: Path) -> None:
+    """Merge the part files of all processes into results.json.
+
+    Args:
+        path: the results file. What was there before is replaced in one step.
+    """
+    seen: set[int] = set()
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "["
+        for part in _parts(path):
+            for video_id, results in _read_part(part):
+                if video_id not in seen:  # samplers may give two processes the same video
+                    seen.add(video_id)
+                    for entry in results:
+                        file.write(separator + json.dumps(entry))
+                        separator = ",\n"
+        file.write("]\n" if separator != "[" else "[]\n")
+
+
+def remove_parts(path: Path) -> None:
+    """Delete the part files of a results file: nothing is left to go on from."""
+    for part in _parts(path):
+        part.unlink()
+
+
+def _json_rle(rle: Mapping) -> dict:
+    counts = rle["counts"]
+    return {
+        "size": [int(side) for side in rle["size"]],
+        "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+    }
+
+
+def _parts(path: Path) -> list[Path]:
+    parts = path.parent.glob(f"{path.name}.part[0-9]*")
+    return sorted(parts, key=lambda part: int(part.suffix.removeprefix(".part")))
+
+
+def _read_part(part: Path) -> Iterator[tuple[int, list[dict]]]:
+    with part.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            is_whole = line.endswith(b"\n")
+            checksum, _, line = line.rstrip(b"\n").partition(b" ")
+            if not is_whole or checksum != b"%08x" % zlib.crc32(line):
+                logger.warning("%s: line %d is cut off or damaged and not used.", part, number)
+                continue
+            try:
+                video_id, results = json.loads(line)
+            except (RecursionError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{part}, line {number}: expected [video id, results]. Nothing of ours wrote "
+                    "that: remove the file, or evaluate without --resume."
+                ) from error
+            yield video_id, results
+
+
+def _drop_cut_line(part: Path) -> None:
+    with part.open("r+b") as file:
+        whole = sum(len(line) for line in file if line.endswith(b"\n"))
+        file.truncate(whole)

@@ -1,0 +1,128 @@
+"""Evaluation on a data set of videos: keeps what is finished, writes results.json, scores it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ovformer.d2 import DatasetEvaluator, MetadataCatalog, comm
+from ovformer.data.files.json_file import naming
+from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.evaluation.results_reader import read_results
+from ovformer.evaluation.results_writer import (
+    ResultsWriter,
+    merge_results,
+    remove_parts,
+    to_results,
+)
+from ovformer.evaluation.video_metric import VideoMetric
+from ovformer.evaluation.video_scores import ROWS, VideoScores
+
+logger = logging.getLogger(__name__)
+
+
+class VideoEvaluator(DatasetEvaluator):
+    """Writes the predictions of each video as soon as it is finished, and scores them at the end.
+
+    Attributes:
+        finished: ids of the videos that need not be run again, the same in all processes.
+    """
+
+    def __init__(self, dataset_name: str, output_folder: Path, resume: bool = False) -> None:
+        """Prepare for a data set. All processes have to do this.
+
+        Args:
+            dataset_name: a data set whose annotations are in YouTube-VIS format.
+            output_folder: where ``results.json``, ``scores.json`` and ``scores.csv`` are written.
+            resume: keep the videos that an interrupted evaluation finished.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self._name = dataset_name
+        self._annotation_file = Path(metadata.json_file)
+        contiguous = metadata.thing_dataset_id_to_contiguous_id
+        self._category_ids = sorted(contiguous, key=contiguous.get)
+        # Of a data set that was not registered by a DatasetSpec, all classes are one group.
+        self._groups = getattr(metadata.get("spec"), "groups", {})
+        self._categories = metadata.get("category_info", [])
+        self._results = Path(output_folder) / "results.json"
+        rank = comm.get_rank()
+        if rank == 0:
+            self._writer = ResultsWriter(self._results, rank, resume)
+        comm.synchronize()  # the first process removes what is not kept
+        if rank != 0:
+            self._writer = ResultsWriter(self._results, rank, resume)
+        self.finished = frozenset(self._writer.finished)
+        comm.synchronize()  # all know what is finished before one goes on
+        if self.finished:
+            logger.info(
+                "%s: the predictions of %d videos are kept. With other weights, evaluate without "
+                "--resume",
+                dataset_name,
+                len(self.finished),
+            )
+
+    def reset(self) -> None:
+        """Do nothing: what is finished stays."""
+
+    def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
+        """Write the predictions for a batch, both as :mod:`ovformer.data` describes them."""
+        for record, output in zip(inputs, outputs, strict=True):
+            self._writer.add(record["video_id"], to_results(output, self._category_ids))
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Merge the predictions of all processes into ``results.json`` and score them.
+
+        Returns:
+            ``{"segm": scores}`` with the rows of the table for all classes ("AP") and for each
+            group ("AP_novel") in percent, NaN where there is nothing to find; nothing where the
+            data set has no labels here; None where this is not the main process.
+        """
+        self._writer.close()
+        comm.synchronize()
+        if not comm.is_main_process():
+            return None
+        merge_results(self._results)
+        logger.info("Predictions written to %s", self._results)
+        scores = self._score()
+        remove_parts(self._results)  # until here, --resume goes on with the scores alone
+        return scores
+
+    def _score(self) -> dict[str, dict[str, float]]:
+        """Score ``results.json``, if the labels are here."""
+        ground_truth = load_vis_json(self._annotation_file)
+        if not ground_truth.get("annotations"):
+            logger.info(
+                "%s: %s has no annotations, so nothing is scored. Where a server has them, pack "
+                "the predictions for it with: python tools/ytvis_json.py --results %s --dataset %s",
+                self._name,
+                self._annotation_file,
+                self._results,
+                self._name,
+            )
+            return {}
+        groups = category_groups(ground_truth["categories"], self._groups, self._categories)
+        metric = VideoMetric(ground_truth, groups)
+        with naming(self._results):
+            metric.update(read_results(self._results))
+        scores = metric.compute()
+        logger.info("%s:\n%s", self._name, scores.table())
+        scores.write(
+            self._results.with_name("scores"),
+            dataset=self._name,
+            results=str(self._results),
+            ground_truth=str(self._annotation_file),
+        )
+        return {"segm": percentages(scores)}
+
+
+def percentages(scores: VideoScores) -> dict[str, float]:
+    """Return the rows of a table by name, in percent: "AP", and of groups "AP_novel".
+
+    A row is NaN where the class or size has no ground truth.
+    """
+    return {
+        row.name if group == "all" else f"{row.name}_{group}": value * 100
+        if value >= 0
+        else float("nan")
+        for group in ("all", *scores.groups)
+        for row, value in zip(ROWS, scores.group(group).tolist(), strict=True)
+    }

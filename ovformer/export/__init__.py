@@ -1,0 +1,1 @@
+"""Networks as files, for torch.export and ONNX Runtime."""

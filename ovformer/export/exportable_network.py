@@ -1,0 +1,107 @@
+"""The network of a model as a function of tensors alone, which can be exported.
+
+What a model does besides, to choose and to track instances, is little and needs no network.
+
+Legend: B images, or frames of one clip, Q queries, K classes, C channels, D CLIP width, H W pixels,
+h w padded pixels / stride of the mask features.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from ovformer.modeling.backbone.folded_norm import with_folded_norms
+from ovformer.modeling.decoders.embedding_alignment import classifier_columns
+from ovformer.modeling.meta_arch.base_model import OVFormerBase
+from ovformer.modeling.tracks.postprocess import class_scores
+from ovformer.ops.mask_resize import mask_logits
+
+INPUTS = ("images", "clip_features", "text_embeddings")
+OUTPUTS = ("scores", "class_logits", "object_logits", "mask_logits", "query_embeddings")
+
+
+class ExportableNetwork(nn.Module):
+    """Backbone and head of a model, in float32, with pixels and vocabulary as inputs.
+
+    Attributes:
+        sees_clips: whether the images are the frames of one clip.
+        size_divisibility: images are padded, at the bottom and on the right, to multiples of so
+            many pixels.
+    """
+
+    def __init__(self, model: OVFormerBase) -> None:
+        """Take the parts of a model, which stays as it is.
+
+        Args:
+            model: in evaluation mode.
+        """
+        super().__init__()
+        self.backbone = with_folded_norms(model.backbone)
+        self.head = copy.deepcopy(model.sem_seg_head)
+        self.requires_grad_(False)  # whoever runs the file need not turn gradients off
+        self.register_buffer("pixel_mean", model.pixel_mean)
+        self.register_buffer("pixel_std", model.pixel_std)
+        self.sees_clips = model.SEES_CLIPS
+        self.size_divisibility = model.size_divisibility
+        self._is_bgr = model.clip_features.image_format == "BGR"
+        self._normalizes_clip_features = model.clip_features.normalize
+
+    def forward(
+        self, images: Tensor, clip_features: Tensor, text_embeddings: Tensor
+    ) -> dict[str, Tensor]:
+        """Find what is in images, each by itself, or in the frames of one clip together.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB. In a graph, sides exceed ``size_divisibility``.
+            clip_features: float32 (B, D), CLIP's embedding of each image, not normalised.
+            text_embeddings: float32 (K, D), CLIP's embeddings of the class names, of any length.
+
+        Returns:
+            Float32, for images: ``scores`` (B, Q, K), the geometric mean of the probabilities of
+            class and objectness; ``class_logits`` (B, Q, K); ``object_logits`` (B, Q, 2), of object
+            and no object; ``mask_logits`` (B, Q, h, w); ``query_embeddings`` (B, Q, C), by which
+            queries of frames are assigned to each other. A clip has one of each but for
+            ``mask_logits``, so that the others lack the dimension B.
+        """
+        features = self.backbone(self._prepare(images))
+        if self._normalizes_clip_features:
+            clip_features = F.normalize(clip_features, dim=1)
+        clip_features = clip_features.unsqueeze(0 if self.sees_clips else 1)
+        vocabulary = {"predictor.class_embed.zs_weight": classifier_columns(text_embeddings)}
+        outputs = functional_call(self.head, vocabulary, (features, clip_features))
+        logits, object_logits, mask_embed, mask_features, embeddings = (
+            outputs[key][0] if self.sees_clips else outputs[key]
+            for key in (
+                "pred_logits",
+                "pred_object_logits",
+                "mask_embed",
+                "mask_features",
+                "pred_embds",
+            )
+        )
+        if self.sees_clips:  # ONNX Runtime wants the same dimensions on both sides
+            mask_embed = mask_embed.expand(mask_features.shape[0], -1, -1)
+        results = (
+            class_scores(logits, object_logits),
+            logits[..., :-1],
+            object_logits,
+            mask_logits(mask_embed, mask_features),
+            embeddings,
+        )
+        return dict(zip(OUTPUTS, results, strict=True))
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Return images as the backbone wants them: normalised, then padded with zeros."""
+        if self._is_bgr:
+            images = images.flip(1)
+        normalized = (images.to(torch.float32) - self.pixel_mean) / self.pixel_std
+        below, right = (self._missing(side) for side in images.shape[-2:])
+        return F.pad(normalized, (0, right, 0, below))
+
+    def _missing(self, side: int) -> int:
+        """Return by how many pixels a side is padded; written so that symbols stay simple."""
+        whole = (side + self.size_divisibility - 1) // self.size_divisibility
+        return whole * self.size_divisibility - side

@@ -1,0 +1,1 @@
+"""CLIP: its encoder, the text classifier made with it, and embeddings of names."""

@@ -1,0 +1,136 @@
+"""CLIP's embeddings of class names: computed, or taken from the weights.
+
+Legend: K classes, D CLIP width.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.prompts import expand_templates
+
+# Cosine of two embeddings of a name from which on they are from the same CLIP model.
+_SAME = 0.99
+# Names that are compared, and embedded at a time.
+_COMPARED = 4
+_AT_ONCE = 512
+_KEPT = 50_000  # embeddings that are kept
+
+logger = logging.getLogger(__name__)
+
+
+class NameEmbedder:
+    """Embeds names, each once. The CLIP model is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        clip: tuple[str, str],
+        device: torch.device,
+        templates: Sequence[str],
+        *,
+        trained_with: dict[str, str] | None = None,
+        reference: tuple[Sequence[str], Tensor] | None = None,
+        reference_templates: Sequence[str] = (),
+    ) -> None:
+        """Store the settings.
+
+        Args:
+            clip: name and weights, see :meth:`ClipEncoder.from_pretrained`.
+            device: where it runs.
+            templates: prompts, or names of sets of them ("simple", "imagenet").
+            trained_with: "name" and "pretrained" of the CLIP model of the training.
+            reference: names and their embeddings (K, D) by that model.
+            reference_templates: the prompts that these were made with; empty where not known.
+        """
+        self.clip = clip
+        self.device = device
+        self.templates = expand_templates(templates)
+        self._trained_with = trained_with or {}
+        self._reference = reference
+        self._reference_templates = list(reference_templates)
+        self._encoder: ClipEncoder | None = None
+        self._known: dict[str, Tensor] = {}
+
+    def encoder(self, device: torch.device | None = None) -> ClipEncoder:
+        """Return the CLIP model.
+
+        Args:
+            device: where it is loaded to, the first time; None for the device given at the start.
+
+        Raises:
+            ValueError: it is not the one that the weights were trained with.
+        """
+        if self._encoder is None:
+            encoder = ClipEncoder.from_pretrained(*self.clip, device=device or self.device)
+            self._check(encoder)
+            self._encoder = encoder
+        return self._encoder
+
+    def __call__(self, names: Sequence[str]) -> Tensor:
+        """Return the embeddings of names, (K, D) of unit length, on the CPU.
+
+        Raises:
+            ValueError: see :meth:`encoder`.
+        """
+        new = [name for name in dict.fromkeys(names) if name not in self._known]
+        if len(self._known) + len(new) > _KEPT:
+            self._known, new = {}, list(dict.fromkeys(names))
+        if new:
+            encoder = self.encoder()
+            self._report_long(encoder, new)
+            if len(new) > _AT_ONCE:
+                logger.info(
+                    "Embedding %d names with %d prompts each", len(new), len(self.templates)
+                )
+        for start in range(0, len(new), _AT_ONCE):
+            chunk = new[start : start + _AT_ONCE]
+            rows = self._encoder.text_classifier(chunk, self.templates).cpu()
+            self._known.update(zip(chunk, rows.clone(), strict=True))
+        return torch.stack([self._known[name] for name in names])
+
+    def _check(self, encoder: ClipEncoder) -> None:
+        """Raise ValueError when this CLIP model is not that of the weights."""
+        trained = self._trained_with
+        wanted = f"{trained.get('name')!r} with weights {trained.get('pretrained')!r}"
+        name, pretrained = self.clip
+        advice = (
+            f"The weights were trained with CLIP {wanted if trained else 'of another kind'}, but "
+            f"this is {name!r} with weights {pretrained!r}: {{}}. Names and images have to be "
+            "embedded by the CLIP model of the training: MODEL.CLIP.NAME and "
+            "MODEL.CLIP.PRETRAINED, on the command line --clip and --clip-pretrained"
+        )
+        if self._reference is not None and self._reference[1].shape[1] != encoder.embed_dim:
+            width = self._reference[1].shape[1]
+            raise ValueError(advice.format(f"its width is {encoder.embed_dim}, needed is {width}"))
+        if self._reference is not None and self._reference_templates:
+            names, embeddings = self._reference
+            chosen = [name.replace("_", " ") for name in names[:_COMPARED]]
+            here = encoder.text_classifier(chosen, self._reference_templates).cpu()
+            cosines = (here * F.normalize(embeddings[: len(chosen)], dim=1)).sum(1)
+            worst = int(cosines.argmin())
+            if cosines[worst] < _SAME:
+                found = f"it embeds {chosen[worst]!r} otherwise (cosine {cosines[worst]:.2f})"
+                raise ValueError(advice.format(found))
+        elif trained and (trained.get("name"), trained.get("pretrained")) != self.clip:
+            raise ValueError(advice.format("another name"))
+
+    def _report_long(self, encoder: ClipEncoder, names: Sequence[str]) -> None:
+        """Warn of names of which the text model reads the beginning only."""
+        longest = max(self.templates, key=len)
+        suspects = [name for name in names if len(name) > 40]
+        full = [
+            name
+            for name in suspects
+            if encoder.tokenizer([longest.replace("{}", name)])[0, -1] != 0
+        ]
+        if full:
+            logger.warning(
+                "%d names are as long as or longer than CLIP's text model reads, which drops the "
+                "rest. The first: %s...",
+                len(full),
+                full[0][:60],
+            )

@@ -1,0 +1,54 @@
+"""The image model (stage 1).
+
+Legend: B batch, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ovformer.d2 import META_ARCH_REGISTRY, Instances
+from ovformer.modeling.meta_arch.base_model import OVFormerBase
+from ovformer.modeling.tracks.postprocess import predict_instances
+
+_PER_IMAGE = ("pred_logits", "pred_object_logits", "mask_embed", "mask_features")
+
+
+@META_ARCH_REGISTRY.register()
+class OVFormer(OVFormerBase):
+    """Open-vocabulary instance segmentation of images."""
+
+    def forward(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Return losses in training, and else predictions.
+
+        Args:
+            batched_inputs: the batch dict of :mod:`ovformer.data`, one record per image.
+
+        Returns:
+            In training the weighted losses by name. Else for each image ``instances`` of size
+            (height, width) of the record: pred_masks, pred_boxes, scores, pred_classes, highest
+            score first.
+        """
+        outputs, images = self.outputs(batched_inputs)
+        padded_size = tuple(images.tensor.shape[-2:])
+        if self.training:
+            return self.losses(
+                outputs,
+                self.targets(batched_inputs, padded_size),
+                batched_inputs[0].get("instance_counts"),
+            )
+        results = []
+        for index, record in enumerate(batched_inputs):
+            height, width = images.image_sizes[index]
+            instances = predict_instances(
+                {key: outputs[key][index] for key in _PER_IMAGE},
+                padded_size,
+                (height, width),
+                (record.get("height", height), record.get("width", width)),
+                self.detections_per_image,
+            )
+            results.append({"instances": instances})
+        return results

@@ -1,0 +1,219 @@
+"""How both video models see a video: a few frames at a time, whose queries are assigned to tracks.
+
+Legend: T frames, Q queries, N predictions, D CLIP width, S side of CLIP's image, H W pixels.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, zip_longest
+from typing import Any
+
+import torch
+
+from ovformer.modeling.meta_arch.base_model import OVFormerBase
+from ovformer.modeling.tracks.mask_store import MaskSizes, encode_tubes
+from ovformer.modeling.tracks.tracking import QueryTracker, TrackSelection, TrackStore
+
+# Published.
+AUTOMATIC_WINDOW = 10
+
+_END = object()
+
+
+class VideoInference(OVFormerBase):
+    """A model that predicts videos of any length; subclasses say what they make of a few frames."""
+
+    def __init__(
+        self,
+        *,
+        window_size: int,
+        window_overlap: int = 0,
+        memory_momentum: float = 1.0,
+        **parts: Any,
+    ) -> None:
+        """Combine the parts.
+
+        Args:
+            window_size: frames that go through the network together; 0 is one on a CPU, whose
+                caches hold no more, and :data:`AUTOMATIC_WINDOW` elsewhere.
+            window_overlap: how many of them are in the next window as well.
+            memory_momentum: weight of the current queries in the memory of a track.
+            **parts: of the model.
+        """
+        super().__init__(**parts)
+        self.window_size = window_size
+        self.window_overlap = window_overlap
+        self.memory_momentum = memory_momentum
+
+    def _new_tracks(self) -> TrackStore:
+        """Return what will keep the tracks of a video."""
+        raise NotImplementedError
+
+    def follow(
+        self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: TrackStore
+    ) -> tuple[int, int]:
+        """Run the network on the next frames and assign its queries to tracks.
+
+        Args:
+            window: records of the frames.
+            tracker: assigns the queries.
+            tracks: their ``append`` gets what was assigned.
+
+        Returns:
+            Height and width of the padded frames.
+        """
+        raise NotImplementedError
+
+    def _select(self, tracks: TrackStore) -> TrackSelection:
+        """Choose the predictions of a video."""
+        raise NotImplementedError
+
+    def predict_videos(self, records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Find and follow the objects of videos, one video after the other.
+
+        Frames are taken from a record a window at a time and not kept. What has to be known of all
+        frames until the end is kept by :class:`.TrackStore`. The masks
+        of a video are encoded in the background while the network sees the next one.
+
+        Args:
+            records: of videos.
+
+        Yields:
+            The prediction dict of each video. A video without frames has no predictions.
+
+        Raises:
+            ValueError: the frames of a video differ in size, or there are more or fewer than its
+                record says. The predictions of all videos before it were yielded.
+        """
+        with ThreadPoolExecutor(1, "masks") as background:
+            pending = None
+            try:
+                for record in records:
+                    tracks, sizes = self._track(record)
+                    if pending is not None:
+                        done, pending = pending, None
+                        yield done.result()
+                    video_id = record.get("video_id")
+                    pending = background.submit(self._prediction, video_id, tracks, sizes)
+            finally:  # also when the next video could not be read or tracked
+                if pending is not None:
+                    yield pending.result()
+
+    @torch.no_grad()
+    def _track(self, record: Mapping[str, Any]) -> tuple[TrackStore, MaskSizes]:
+        """Run the network over a video and assign its queries to tracks."""
+        tracker = QueryTracker(self.memory_momentum)
+        tracks = self._new_tracks()
+        image_size = padded_size = (0, 0)
+        frames = frame_records(record)
+        size = self.window_size or (1 if self.device.type == "cpu" else AUTOMATIC_WINDOW)
+        for first, window in windows(frames, size, self.window_overlap):
+            if first == 0:
+                image_size = tuple(window[0]["image"].shape[-2:])
+            _check_sizes(record, window, image_size, first)
+            padded_size = self.follow(window, tracker, tracks)
+        _check_length(record, tracks.num_frames)
+        output_size = (record.get("height", image_size[0]), record.get("width", image_size[1]))
+        return tracks, MaskSizes(padded_size, image_size, output_size)
+
+    @torch.no_grad()
+    def _prediction(
+        self, video_id: int | None, tracks: TrackStore, sizes: MaskSizes
+    ) -> dict[str, Any]:
+        """Return the prediction dict of a video that was tracked."""
+        scores, labels, tubes = [], [], []
+        with tracks:
+            if tracks.num_frames:
+                best = self._select(tracks)
+                scores, labels = best.scores.tolist(), best.classes.tolist()
+                visible = best.visible.cpu().numpy()
+                tubes = encode_tubes(
+                    tracks.masks, best.queries.tolist(), visible, sizes, self.device
+                )
+        return {
+            "video_id": video_id,
+            "image_size": sizes.output,
+            "pred_scores": scores,
+            "pred_labels": labels,
+            "segmentations": tubes,
+        }
+
+
+def windows(frames: Iterator[Any], size: int, overlap: int) -> Iterator[tuple[int, list]]:
+    """Yield the windows of a video.
+
+    Args:
+        frames: of the video; they are taken as they are needed.
+        size: frames of a window. The last may have fewer.
+        overlap: how many frames of a window are in the next one as well.
+
+    Yields:
+        The number of a window's first frame, and its frames, of which at least one is in no window
+        before.
+    """
+    first, window = 0, []
+    while new := list(islice(frames, size - len(window))):
+        window += new
+        yield first, window
+        first += max(len(window) - overlap, 0)
+        window = window[-overlap:] if overlap else []
+
+
+def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a video as records of images.
+
+    Args:
+        record: ``image``: T frames, in a list or from an iterator; if there are any,
+            ``clip_features`` (T, D) or else ``clip_image``, a list of T images uint8 (3, S, S) or
+            an iterator that is advanced together with ``image``; ``file_names`` and ``instances``,
+            lists of T.
+
+    Raises:
+        ValueError: these are not of the same number of frames.
+    """
+    fields = {"image": record["image"]}
+    if record.get("clip_features") is not None:
+        fields["clip_features"] = record["clip_features"][:, None]
+    elif "clip_image" in record:
+        fields["clip_image"] = record["clip_image"]
+    if "instances" in record:
+        fields["instances"] = record["instances"]
+    if "file_names" in record:
+        fields["file_name"] = record["file_names"]
+    shared = {key: record[key] for key in ("instance_counts", "least_size") if key in record}
+    for number, values in enumerate(zip_longest(*fields.values(), fillvalue=_END)):
+        frame = dict(zip(fields, values, strict=True))
+        ended = [name for name, value in frame.items() if value is _END]
+        if ended:
+            raise ValueError(
+                f"video {record.get('video_id')!r}: {' and '.join(ended)} of {number} frames, but "
+                f"{' and '.join(name for name in fields if name not in ended)} of more"
+            )
+        yield {**frame, **shared}
+
+
+def _check_length(record: Mapping[str, Any], num_frames: int) -> None:
+    """Raise ValueError when a video had not as many frames as its record says."""
+    if record.get("length", num_frames) != num_frames:
+        raise ValueError(
+            f"video {record.get('video_id')!r}: its record says {record['length']} frames, but "
+            f"{num_frames} were read"
+        )
+
+
+def _check_sizes(
+    record: Mapping[str, Any],
+    window: Sequence[Mapping[str, Any]],
+    size: tuple[int, int],
+    first: int,
+) -> None:
+    """Raise ValueError when a frame of a window is of another size than the video's first."""
+    for number, frame in enumerate(window, start=first):
+        got = tuple(frame["image"].shape[-2:])
+        if got != size:
+            name = f" ({frame['file_name']})" if "file_name" in frame else ""
+            raise ValueError(
+                f"video {record.get('video_id')!r}: frame {number}{name} is {got[0]} x {got[1]} "
+                f"(height x width) for the network, but frame 0 is {size[0]} x {size[1]}. The "
+                "frames of a video have to be of one size: bring them to that of its first frame"
+            )

@@ -1,0 +1,1 @@
+"""The training objective: matching of queries with annotations, and the losses."""

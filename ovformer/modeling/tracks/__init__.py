@@ -1,0 +1,1 @@
+"""Queries over time: tracks, their scores, and their masks."""

@@ -1,0 +1,239 @@
+"""Checks of the model that a config describes, and of the weights that are loaded into it.
+
+The model is built on PyTorch's meta device: with all its parts, but without memory or random
+numbers, so that even a large one takes about a second.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ovformer.d2 import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    CfgNode,
+    Registry,
+)
+from ovformer.engine.checkpoint import Checkpointer, read_weights
+from ovformer.engine.empty_model import build_empty_model
+from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.stages import STAGES, Stage
+from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTRY
+from ovformer.modeling.meta_arch.base_model import OVFormerBase
+from ovformer.paths import resolve_path
+
+# What constructors of PyTorch and timm raise for numbers that do not fit.
+_BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    ZeroDivisionError,
+)
+# What a training that goes on can't change: the state of its optimizer and its iterations are of
+# these, though its weights would fit others.
+_FIXED = (("MODEL", "META_ARCHITECTURE"), ("SOLVER", "OPTIMIZER"))
+
+
+def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
+    """Yield the names of parts that are not known, and a model of another script."""
+    name, head = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD
+    for other in STAGES:
+        # It would get the wrong data; a user's own model may run in any script.
+        if other.meta_architecture == name != stage.meta_architecture:
+            yield (
+                f"MODEL.META_ARCHITECTURE: {other.script} runs {name}; {stage.script} runs "
+                f"{stage.meta_architecture}. Use the other script, or a config of "
+                f"{stage.meta_architecture}."
+            )
+    parts = [
+        ("MODEL.META_ARCHITECTURE", name, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ]
+    if is_ours(cfg):
+        decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+        parts += [
+            ("MODEL.SEM_SEG_HEAD.NAME", head.NAME, SEM_SEG_HEADS_REGISTRY),
+            (
+                "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME",
+                head.PIXEL_DECODER_NAME,
+                SEM_SEG_HEADS_REGISTRY,
+            ),
+            (
+                "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+                decoder,
+                TRANSFORMER_DECODER_REGISTRY,
+            ),
+        ]
+    for key, value, registry in parts:
+        yield from _registered(key, value, registry)
+
+
+def is_ours(cfg: CfgNode) -> bool:
+    """Return whether the model is one of ours, and not a user's own."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), OVFormerBase)
+
+
+def _registered(key: str, name: str, registry: Registry) -> Iterator[str]:
+    if name not in registry:
+        known = ", ".join(sorted(known for known, _ in registry))
+        yield f"{key}: unknown {name!r}. Known: {known}."
+
+
+def model_errors(cfg: CfgNode, stage: Stage) -> tuple[nn.Module | None, list[str]]:
+    """Build the model, and return it with what is wrong.
+
+    Returns:
+        The model of :func:`build_without_memory`; None if it can't be built, or is a user's own,
+        whose constructor may do anything.
+    """
+    errors = list(name_errors(cfg, stage))
+    network = None
+    if not errors and is_ours(cfg):
+        try:
+            network = build_without_memory(cfg)
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+    return network, errors
+
+
+def build_without_memory(cfg: CfgNode) -> nn.Module:
+    """Build a model on the meta device, without any file of its vocabulary or training set.
+
+    If it can't be built there, because a constructor computes, it is built on the CPU.
+
+    Raises:
+        OSError: a file can't be read.
+        ValueError: the values in the config do not fit.
+    """
+    try:
+        return _build(cfg, "meta")
+    except (OSError, ValueError) as error:
+        if "meta" not in str(error):
+            raise
+        return _build(cfg, "cpu")
+
+
+def _build(cfg: CfgNode, device: str) -> nn.Module:
+    try:
+        with torch.device(device):
+            return build_empty_model(cfg, device)
+    except _BUILD_ERRORS as error:
+        if isinstance(error, OSError | ValueError) and "MODEL." in str(error):
+            raise
+        raise ValueError(
+            f"MODEL: {cfg.MODEL.META_ARCHITECTURE} can't be built from the values of its keys "
+            f"({type(error).__name__}: {error}). Compare them with those of a config in configs/."
+        ) from error
+
+
+class DryRun(Checkpointer):
+    """Makes all checks of loading a checkpoint into a model without memory, and loads nothing.
+
+    Attributes:
+        content: what the file holds; its tensors are read when they are used.
+    """
+
+    def __init__(self, model: nn.Module, **others: Any) -> None:
+        """Make it, see :class:`Checkpointer`."""
+        super().__init__(model, **others)
+        self.logger = logging.getLogger(f"{__name__}.silent")
+        self.logger.disabled = True  # the run itself says all this again
+        self.content: dict[str, Any] = {}
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        self.content = read_weights(filename, mmap=True)
+        return dict(self.content)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Check a checkpoint, see :meth:`Checkpointer.load`."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*copying from a non-meta parameter", UserWarning)
+            return super().load(path, checkpointables)
+
+
+def weights_path(cfg: CfgNode, resume: bool) -> str:
+    """Return the file that the run will begin with, "" for none.
+
+    Raises:
+        DamagedCheckpointError: the last checkpoint, which is to be resumed, is not whole.
+    """
+    path = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
+    return cfg.MODEL.WEIGHTS if path is None else str(path)
+
+
+def weights_errors(
+    cfg: CfgNode,
+    model: nn.Module | None,
+    resume: bool,
+    allow_older: bool = False,
+    is_training: bool = False,
+) -> Iterator[str]:
+    """Yield why a run can't begin with its weights.
+
+    Args:
+        cfg: the config.
+        model: of :func:`build_without_memory`; None if it can't be built, and then only the file is
+            looked for.
+        resume: go on from the last checkpoint of the output folder, if any.
+        allow_older: a damaged last checkpoint is no fault: the run takes the one before it.
+        is_training: a run that goes on has to be of the same model and optimizer.
+    """
+    try:
+        path = weights_path(cfg, resume)
+    except DamagedCheckpointError as error:
+        if not allow_older:
+            yield str(error)
+        return
+    if not path or "://" in path:
+        return
+    if resolve_path(path).is_file():
+        if model is not None:
+            dry_run = DryRun(model)
+            try:
+                dry_run.load(path)
+                if is_training and path != cfg.MODEL.WEIGHTS:
+                    yield from _changes(cfg, path, dry_run.content.get("metadata"))
+            except (OSError, ValueError) as error:
+                key = "MODEL.WEIGHTS" if path == cfg.MODEL.WEIGHTS else "--resume"
+                yield str(error) if "MODEL.WEIGHTS" in str(error) else f"{key}: {error}"
+    else:
+        yield (
+            f"MODEL.WEIGHTS: {path} not found. tools/convert-thirdparty-pretrained-model-to-d2.py "
+            'makes the published backbones\' files; MODEL.WEIGHTS "" starts from random weights.'
+        )
+
+
+def _changes(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
+    """Yield what a config has changed that a training can't go on with.
+
+    Args:
+        cfg: the config.
+        path: the last checkpoint.
+        metadata: what it says of its training; without it nothing is known to have changed.
+    """
+    text = metadata.get("config") if isinstance(metadata, dict) else None
+    try:
+        saved = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        return
+    for section, key in _FIXED:
+        values, now = saved.get(section) if isinstance(saved, dict) else None, cfg[section][key]
+        if isinstance(values, dict) and (value := values.get(key, now)) != now:
+            yield (
+                f"--resume: {path} is of a training with {section}.{key} {value}, now it is "
+                f"{now}. To begin a training with its weights: MODEL.WEIGHTS {path}, "
+                "another OUTPUT_DIR, no --resume."
+            )

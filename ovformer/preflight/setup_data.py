@@ -1,0 +1,120 @@
+"""The data sets of a config: what their annotations hold, and whether all images are there."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.files.image_files import check_images_exist, image_entries
+from ovformer.data.loading.training_sets import annotations_of, load_training_sets
+from ovformer.data.samples.image_mapper import read_rgb
+from ovformer.paths import dataset_root
+from ovformer.preflight.data import used_sets
+from ovformer.preflight.machine import size_text
+from ovformer.preflight.setup_table import Row, tried
+
+# Images of each data set that are decoded where not all of them are to be.
+SAMPLE = 16
+THREADS = 8
+
+# Of an image its path, height and width.
+Image = tuple[str, int, int]
+
+
+def data_rows(cfg: CfgNode, eval_only: bool, decode: bool) -> Iterator[Row]:
+    """Yield rows of all data sets of a run.
+
+    Args:
+        cfg: the config; its own data sets are registered.
+        eval_only: leave the training sets out.
+        decode: decode all images, and not a few of them.
+    """
+    root = dataset_root()
+    status = "ok" if root.is_dir() else "bad"
+    step = "" if root.is_dir() else ": no such folder. $DETECTRON2_DATASETS names another one"
+    yield Row(status, "root", f"{root.absolute()}{step}")
+    for key, name in used_sets(cfg, eval_only):
+        yield from tried(name, _set_rows(key, name, decode))
+    if not eval_only and len(cfg.DATASETS.TRAIN) > 1:
+        yield from tried("DATASETS.TRAIN", _together(cfg))
+
+
+def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
+    """Yield rows of one data set; what is wrong with its annotations is raised."""
+    print(f"reading {name} ...", file=sys.stderr)
+    records = load_dataset(name, key)
+    metadata = MetadataCatalog.get(name)
+    if path := metadata.get("json_file"):
+        yield Row("ok", name, f"{path}, {size_text(Path(path).stat().st_size)}")
+    yield Row("ok", name, contents(records, metadata))
+    count = sum(1 for _ in image_entries(records))
+    check_images_exist(name, records)
+    yield Row("ok", name, f"{count} of {count} image files are there")
+    images = images_of(records)
+    chosen = images if decode else images[:: max(1, len(images) // SAMPLE)][:SAMPLE]
+    broken = [fault for fault in _faults(name, chosen) if fault]
+    if broken:
+        yield Row("bad", name, f"{len(broken)} of {len(chosen)} images are broken: {broken[0]}")
+    else:
+        hint = "" if decode else " (--decode: all)"
+        yield Row("ok", name, f"{len(chosen)} images decoded{hint}")
+
+
+def contents(records: Sequence[dict], metadata: object) -> str:
+    """Return the numbers of images or videos, annotations and categories of a data set as text."""
+    if "file_names" in records[0]:
+        frames = sum(len(record["file_names"]) for record in records)
+        things = f"{len(records)} videos with {frames} frames"
+        tracks = {(r["video_id"], a["id"]) for r in records for a in annotations_of(r)}
+        annotations = len(tracks)
+    else:
+        things = f"{len(records)} images"
+        annotations = sum(len(record.get("annotations", ())) for record in records)
+    used = {a["category_id"] for record in records for a in annotations_of(record)}
+    classes = metadata.get("thing_classes") or []
+    groups = metadata.get("class_groups", {}).items()
+    of_groups = ", ".join(f"{len(members)} {group}" for group, members in groups)
+    return (
+        f"{things}, {annotations} annotations of {len(used)} of {len(classes)} categories"
+        f"{f' ({of_groups})' if of_groups else ''}"
+    )
+
+
+def images_of(records: Sequence[dict]) -> list[Image]:
+    """Return each image or frame of a data set, with the size that its annotations say."""
+    return [
+        (name, record["height"], record["width"])
+        for record in records
+        for name in record.get("file_names") or [record["file_name"]]
+    ]
+
+
+def _faults(name: str, images: Sequence[Image]) -> Iterator[str]:
+    """Yield for each image what is wrong with it, "" for nothing."""
+    with ThreadPoolExecutor(THREADS) as executor:
+        found = executor.map(_fault, images)
+        yield from tqdm(found, f"decoding {name}", len(images), unit="image", leave=False)
+
+
+def _fault(image: Image) -> str:
+    path, height, width = image
+    try:
+        found = read_rgb(path).shape[:2]
+    except (OSError, ValueError) as error:
+        return str(error)
+    if found != (height, width):
+        return f"{path} has {found[0]} x {found[1]} pixels, its annotations say {height} x {width}"
+    return ""
+
+
+def _together(cfg: CfgNode) -> Iterator[Row]:
+    """Yield how much of several training sets remains for training."""
+    if not set(cfg.DATASETS.TRAIN) <= set(DatasetCatalog.list()):
+        return  # said above
+    sizes = map(len, load_training_sets(cfg))
+    parts = (f"{n} of {name}" for n, name in zip(sizes, cfg.DATASETS.TRAIN, strict=True))
+    yield Row("ok", "together", f"images or videos to train on: {', '.join(parts)}")

@@ -1,0 +1,148 @@
+"""What a config's model is made of: weights, text classifier, CLIP, and room for checkpoints."""
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ovformer.d2 import CfgNode, DatasetCatalog
+from ovformer.data.catalog.dataset_spec import load_dataset
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore
+from ovformer.data.files.image_files import image_entries
+from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX
+from ovformer.paths import resolve_path
+from ovformer.preflight import machine, vocabulary
+from ovformer.preflight.data import used_sets
+from ovformer.preflight.model import DryRun, weights_errors, weights_path
+from ovformer.preflight.setup_table import Row, tried
+
+
+def weight_rows(cfg: CfgNode, network: nn.Module | None, resume: bool) -> Iterator[Row]:
+    """Yield rows of the model and of the weights that a run begins with.
+
+    Args:
+        cfg: the config.
+        network: the model without memory; None if it can't be built.
+        resume: see :func:`ovformer.preflight.model.weights_errors`.
+    """
+    if network is None:
+        yield Row("bad", "model", f"{cfg.MODEL.META_ARCHITECTURE} can't be built; see below")
+    else:
+        count = sum(p.numel() for p in network.parameters()) / 1e6
+        text = f"{cfg.MODEL.META_ARCHITECTURE}, {count:.2f} M parameters"
+        yield Row("ok", "model", text)
+    if errors := list(weights_errors(cfg, network, resume)):
+        yield from (Row("bad", "weights", error) for error in errors)
+    elif not (path := weights_path(cfg, resume)):
+        yield Row("note", "weights", "MODEL.WEIGHTS is empty: the model starts from random weights")
+    elif "://" in path:
+        yield Row("note", "weights", f"{path} is fetched when the run starts")
+    elif network is not None:
+        reader = DryRun(network)
+        reader.load(path)
+        which = "the whole model" if reader.has_loaded_all else "the backbone only"
+        yield Row("ok", "weights", f"{resolve_path(path)}: {inside(reader.content)}; fits {which}")
+
+
+def inside(content: Mapping[str, Any]) -> str:
+    """Return what a checkpoint holds, as text. What is not as ours write it is left out."""
+    weights = content["model"].values()
+    numbers = sum(math.prod(array.shape) for array in weights)
+    parts = [f"{len(weights)} arrays of {numbers / 1e6:.2f} M numbers"]
+    if isinstance(content.get("iteration"), int):
+        parts.append(f"after {content['iteration'] + 1} iterations")
+    if "trainer" in content:
+        parts.append("state of the training")
+    if isinstance(names := content.get("class_names"), list) and names:
+        parts.append(f"{len(names)} class names")
+    if isinstance(metadata := content.get("metadata"), Mapping) and "config" in metadata:
+        parts.append("its config")
+    return ", ".join(parts)
+
+
+def vocabulary_rows(cfg: CfgNode, eval_only: bool, load_clip: bool) -> Iterator[Row]:
+    """Yield rows of the text classifier, stored image features and the CLIP model.
+
+    Args:
+        cfg: the config.
+        eval_only: leave what training needs out.
+        load_clip: load the CLIP model, if it is needed, also if that means a download.
+    """
+    yield from tried("text classifier", _classifier_rows(cfg, eval_only))
+    for key in vocabulary.feature_keys(eval_only):
+        if path := cfg.MODEL.MASK_FORMER[key]:
+            yield from tried("image features", _feature_rows(cfg, key, path, eval_only))
+    yield from _clip_rows(cfg, eval_only, load_clip)
+
+
+def _clip_rows(cfg: CfgNode, eval_only: bool, load_clip: bool) -> Iterator[Row]:
+    clip = cfg.MODEL.CLIP
+    what = f"{clip.NAME} {clip.PRETRAINED}".strip()
+    is_here = clip.NAME.startswith(LOCAL_PREFIX) or Path(clip.PRETRAINED).is_file()
+    if not vocabulary.needs_clip(cfg, eval_only):
+        yield Row("note", "CLIP", f"{what} is not needed, since image features are stored")
+        return
+    errors = list(vocabulary.clip_name_errors(cfg, eval_only))
+    if not errors and (is_here or load_clip):
+        errors = list(vocabulary.clip_model_errors(cfg, eval_only))
+        text = f"{what}: width {clip.EMBED_DIM}, images of {clip.IMAGE_SIZE} pixels"
+    else:
+        text = f"{what} is loaded, or downloaded, when the run starts; --load-clip tries it now"
+    if not errors:
+        yield Row("ok" if is_here or load_clip else "note", "CLIP", text)
+    yield from (Row("bad", "CLIP", error) for error in errors)
+
+
+def _classifier_rows(cfg: CfgNode, eval_only: bool) -> Iterator[Row]:
+    classifier = vocabulary.read_classifier(cfg)
+    num_classes, width = classifier.weights.shape
+    path = resolve_path(cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH)
+    parts = [f"{path}: {num_classes} classes of width {width}"]
+    names = classifier.names
+    parts.append(f"{names[0]!r} to {names[-1]!r}" if names else "without names")
+    if "clip" in classifier.meta:
+        parts.append(f"by CLIP {classifier.meta['clip']} {classifier.meta.get('pretrained', '')}")
+    if templates := classifier.meta.get("templates"):
+        parts.append(f"{len(templates)} prompt(s), as {templates[0]!r}")
+    yield Row("ok", "text classifier", ", ".join(part.strip() for part in parts))
+    for error in vocabulary.classifier_errors(cfg, eval_only):
+        yield Row("bad", "text classifier", error)
+    for warning in vocabulary.classifier_warnings(cfg, eval_only):
+        yield Row("warning", "text classifier", warning)
+
+
+def _feature_rows(cfg: CfgNode, key: str, path: str, eval_only: bool) -> Iterator[Row]:
+    """Yield whether a store has the features of all images that it is for."""
+    store = ImageEmbeddingStore.open(path)
+    yield Row("ok", "image features", f"{store.path}: {len(store)} images, width {store.dim}")
+    wanted = "DATASETS.TRAIN" if key == "CLIP_IMAGE_PATH_TRAIN" else "DATASETS.TEST"
+    for of, name in used_sets(cfg, eval_only):
+        if of == wanted and name in DatasetCatalog.list():
+            yield from tried(f"  of {name}", _stored_rows(store, of, name))
+
+
+def _stored_rows(store: ImageEmbeddingStore, key: str, name: str) -> Iterator[Row]:
+    entries = list(image_entries(load_dataset(name, key)))
+    store.require(entries)
+    yield Row("ok", f"  of {name}", f"all {len(entries)} images have theirs")
+
+
+def disk_rows(cfg: CfgNode, network: nn.Module | None, args: Any) -> Iterator[Row]:
+    """Yield rows of the output folder and the room on its disk."""
+    folder = machine.existing_folder(cfg.OUTPUT_DIR)
+    free = machine.size_text(shutil.disk_usage(folder).free)
+    errors, warnings, text = list(machine.output_errors(cfg)), [], ""
+    if network is not None and not args.eval_only:
+        size = machine.checkpoint_bytes(network, cfg.SOLVER.OPTIMIZER)
+        text = f"; a checkpoint takes about {machine.size_text(size)}"
+        errors += machine.disk_errors(cfg, size)
+        if cfg.SOLVER.CHECKPOINT_PERIOD > 0:
+            text += f", and there will be {machine.num_checkpoints(cfg, args.resume)}"
+            warnings += machine.disk_warnings(cfg, size, args.resume)
+    if not errors:
+        yield Row("ok", "output folder", f"{cfg.OUTPUT_DIR}: {free} free{text}")
+    yield from (Row("bad", "output folder", error) for error in errors)
+    yield from (Row("warning", "output folder", warning) for warning in warnings)

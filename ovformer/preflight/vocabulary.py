@@ -1,0 +1,136 @@
+"""Checks of what a config takes from CLIP: text classifier, stored image features, the model."""
+
+from collections.abc import Iterator
+
+from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog
+from ovformer.data.catalog.vocabulary import first_difference, same_name
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore
+from ovformer.modeling.language.clip_encoder import ClipEncoder, check_clip_model
+from ovformer.modeling.language.text_classifier import TextClassifier, load_text_classifier
+from ovformer.paths import resolve_path
+from ovformer.preflight.report import caught
+
+TEXT_KEY = "MODEL.MASK_FORMER.CLIP_TEXT_PATH"
+
+
+def read_classifier(cfg: CfgNode) -> TextClassifier:
+    """Return the config's text classifier, or raise ValueError or FileNotFoundError."""
+    path = cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
+    if not path:
+        raise ValueError(f"{TEXT_KEY} is empty: tools/build_text_classifier.py makes one.")
+    try:
+        return load_text_classifier(resolve_path(path))
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{TEXT_KEY}: {error}") from error
+
+
+def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    """Yield what is wrong with the text classifier and with the order of its names."""
+    errors = list(caught(read_classifier, cfg))
+    yield from errors
+    if errors:
+        return
+    classifier, path = read_classifier(cfg), cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
+    num_classes, width = classifier.weights.shape
+    for key, wanted, got, what in (
+        (
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            num_classes,
+            "classes",
+        ),
+        ("MODEL.CLIP.EMBED_DIM", cfg.MODEL.CLIP.EMBED_DIM, width, "numbers per class"),
+    ):
+        if wanted != got:
+            yield f"{TEXT_KEY}: {path} has {got} {what}, but {key} is {wanted}."
+    for name, classes in _named_sets(cfg, eval_only):
+        if classifier.names and sorted(map(same_name, classes)) == sorted(
+            map(same_name, classifier.names)
+        ):
+            if difference := first_difference(classifier.names, classes):
+                yield (
+                    f"{TEXT_KEY}: {path} has the names of {name!r} in another order: {difference}. "
+                    "Make it again from the data set's annotations: "
+                    "tools/build_text_classifier.py --vocabulary ANNOTATIONS.json."
+                )
+
+
+def classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    """Yield where a text classifier that could be used is likely another one than was meant."""
+    if list(caught(read_classifier, cfg)):
+        return
+    classifier, path = read_classifier(cfg), cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
+    for name, classes in _named_sets(cfg, eval_only):
+        ours, theirs = list(map(same_name, classes)), list(map(same_name, classifier.names or []))
+        if len(ours) == len(theirs) and sorted(ours) != sorted(theirs):
+            count = sum(a != b for a, b in zip(ours, theirs, strict=True))
+            yield (
+                f"{TEXT_KEY}: {path} calls {count} of {len(classes)} classes of {name!r} by other "
+                f"names, the first: {first_difference(classifier.names, classes)}."
+            )
+    clip = cfg.MODEL.CLIP
+    made_with = (classifier.meta.get("clip"), classifier.meta.get("pretrained"))
+    if None not in made_with and made_with != (clip.NAME, clip.PRETRAINED):
+        yield (
+            f"{TEXT_KEY}: {path} was made with CLIP {' / '.join(made_with)}, and MODEL.CLIP is "
+            f"{clip.NAME} / {clip.PRETRAINED}. Names and images have to be embedded by one model."
+        )
+
+
+def _named_sets(cfg: CfgNode, eval_only: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield the data sets whose classes are the model's, with the names of these."""
+    for name in (*(() if eval_only else cfg.DATASETS.TRAIN[:1]), *cfg.DATASETS.TEST):
+        if name in DatasetCatalog.list():
+            if classes := MetadataCatalog.get(name).get("thing_classes"):
+                yield name, list(classes)
+
+
+def feature_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    """Yield what is wrong with stored image features."""
+    for key in feature_keys(eval_only):
+        if path := cfg.MODEL.MASK_FORMER[key]:
+            try:
+                width = ImageEmbeddingStore.open(path).dim
+            except (OSError, ValueError) as error:
+                yield f"MODEL.MASK_FORMER.{key}: {error}"
+            else:
+                yield from _width_errors(cfg, width, f"{path} (MODEL.MASK_FORMER.{key})")
+
+
+def clip_name_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    """Yield why there is no CLIP model of that name, if one is needed. Nothing is loaded."""
+    if needs_clip(cfg, eval_only):
+        yield from caught(check_clip_model, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED)
+
+
+def clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+    """Load the CLIP model if one is needed; that may mean a download."""
+    if not needs_clip(cfg, eval_only):
+        return
+    clip = cfg.MODEL.CLIP
+    try:
+        encoder = ClipEncoder.from_pretrained(clip.NAME, clip.PRETRAINED)
+    except (OSError, ValueError) as error:
+        yield str(error)
+        return
+    yield from _width_errors(cfg, encoder.embed_dim, f"{clip.NAME} (MODEL.CLIP.NAME)")
+    if encoder.image_size != clip.IMAGE_SIZE:
+        yield (
+            f"MODEL.CLIP.IMAGE_SIZE is {clip.IMAGE_SIZE}, but {clip.NAME} takes images of "
+            f"{encoder.image_size} pixels."
+        )
+
+
+def feature_keys(eval_only: bool) -> list[str]:
+    """Return the keys of ``MODEL.MASK_FORMER`` that name stored image features."""
+    return ["CLIP_IMAGE_PATH"] if eval_only else ["CLIP_IMAGE_PATH_TRAIN", "CLIP_IMAGE_PATH"]
+
+
+def needs_clip(cfg: CfgNode, eval_only: bool) -> bool:
+    """Return whether image features are not stored, so that the model computes them."""
+    return not all(cfg.MODEL.MASK_FORMER[key] for key in feature_keys(eval_only))
+
+
+def _width_errors(cfg: CfgNode, width: int, source: str) -> Iterator[str]:
+    if width != cfg.MODEL.CLIP.EMBED_DIM:
+        yield f"MODEL.CLIP.EMBED_DIM is {cfg.MODEL.CLIP.EMBED_DIM}, but {source} has width {width}."

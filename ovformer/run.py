@@ -1,0 +1,260 @@
+"""What a training script does, from the command line to the last log line."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ovformer import __version__
+from ovformer.d2 import (
+    BACKEND,
+    CfgNode,
+    MetadataCatalog,
+    build_lr_scheduler,
+    build_model,
+    collect_env_info,
+    comm,
+    default_argument_parser,
+    hooks,
+    seed_all_rng,
+    setup_logger,
+)
+from ovformer.data.catalog.custom import register_custom
+from ovformer.engine.checkpoint import Checkpointer, metadata_of
+from ovformer.engine.evaluate import defined_scores, evaluate
+from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
+from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
+from ovformer.engine.launch import launch
+from ovformer.engine.metrics import MetricsWriter
+from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
+from ovformer.engine.resume import resume_or_load
+from ovformer.engine.run_record import recorded
+from ovformer.engine.stages import Stage
+from ovformer.engine.trainer import AMP_TYPES, Trainer
+from ovformer.engine.write_errors import ExplainedStorage
+from ovformer.files import write_text
+from ovformer.preflight.check_config import checked_config
+
+# Iterations between two lines on the console and in metrics.json.
+WRITE_PERIOD = 20
+
+logger = logging.getLogger(__name__)
+
+
+def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
+    """Run a training script: check everything, start the processes, train or evaluate.
+
+    Args:
+        stage: what the script trains.
+        argv: command line without the script's name; by default that of this process.
+    """
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="with --resume: if the last checkpoint is damaged, go on from the one before it",
+    )
+    args = parser.parse_args(argv)
+    args.command = [stage.script, *(sys.argv[1:] if argv is None else argv)]
+    if not args.config_file:
+        parser.error("--config-file is missing; the repository's are under configs/")
+    if args.allow_older and (args.eval_only or not args.resume):
+        parser.error(
+            "--allow-older goes with --resume of a training; to evaluate an older checkpoint, name "
+            "it in MODEL.WEIGHTS"
+        )
+    try:
+        cfg = checked_config(stage, args)
+    except (FileNotFoundError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    launch(
+        run,
+        (cfg, stage, args),
+        device=cfg.MODEL.DEVICE,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+    )
+
+
+def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
+    """Train or evaluate, in one of the processes of the run.
+
+    Args:
+        cfg: the config as it was given.
+        stage: what is trained.
+        args: the command line.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    start_logging(cfg, args)
+    with ExplainedStorage(cfg.OUTPUT_DIR), Interruption() as interruption:
+        try:
+            train_or_evaluate(cfg, stage, args, interruption)
+        except Interrupted as interrupted:
+            logger.info("%s To go on: the same command with --resume.", interrupted.message)
+            raise
+
+
+def train_or_evaluate(
+    cfg: CfgNode, stage: Stage, args: argparse.Namespace, interruption: Interruption
+) -> None:
+    """Do what :func:`run` does once there is a log, and signals are handled."""
+    register_custom(cfg.DATASETS.CUSTOM)  # this may be another process than main's
+    cfg = scale_to_world_size(cfg, comm.get_world_size())
+    seed = choose_seed(cfg)
+    seed_all_rng(seed + comm.get_rank())
+    be_deterministic(cfg.SOLVER.DETERMINISTIC)
+    benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.SOLVER.DETERMINISTIC
+    torch.backends.cudnn.benchmark = benchmark
+    if cfg.get("FLOAT32_PRECISION"):
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    config_file = Path(cfg.OUTPUT_DIR, "config.yaml")
+    # An evaluation does not replace the config that the checkpoints next to it belong to.
+    if comm.is_main_process() and not (args.eval_only and config_file.exists()):
+        write_text(config_file, cfg.dump())
+    with recorded(cfg, args, seed):
+        if args.eval_only:
+            evaluate_only(without_training_set(cfg), stage, args)
+        else:
+            model = described(build_model(cfg))
+            trainer = build_trainer(cfg, stage, model, seed, interruption)
+            trainer.resume_or_load(cfg.MODEL.WEIGHTS, args.resume, args.allow_older)
+            trainer.train()
+
+
+def evaluate_only(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
+    """Evaluate the weights that the config names, or with ``--resume`` the last checkpoint."""
+    model = described(build_model(cfg))
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
+    resume_or_load(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
+    if not checkpointer.has_loaded_all:
+        logger.warning(
+            "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
+            "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
+            cfg.MODEL.WEIGHTS,
+        )
+    evaluate(cfg, stage, model, resume=args.resume)
+
+
+def described(model: nn.Module) -> nn.Module:
+    """Return a model, after it was written to the log."""
+    logger.info("Model:\n%s", model)
+    return model
+
+
+def without_training_set(cfg: CfgNode) -> CfgNode:
+    """Return a config whose model needs no file of the training set, to evaluate with."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = ()
+    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
+    cfg.freeze()
+    return cfg
+
+
+def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Log to the console and to ``OUTPUT_DIR/log.txt``, beginning with what is running."""
+    for name in ("ovformer", "detectron2", "fvcore"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
+    logger.info(
+        "OVFormer %s; detectron2's names come from: %s; Python %s, torch %s, %s; process %d of %d",
+        __version__,
+        BACKEND,
+        sys.version.split()[0],
+        torch.__version__,
+        cfg.MODEL.DEVICE,
+        comm.get_rank(),
+        comm.get_world_size(),
+    )
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    logger.info("Config:\n%s", cfg.dump())
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Take deterministic algorithms or not; PyTorch warns of operations that have none."""
+    if wanted:
+        # cuBLAS reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+
+
+def choose_seed(cfg: CfgNode) -> int:
+    """Return ``SEED``, or if that is negative a random number, the same in all processes."""
+    if cfg.SEED >= 0:
+        return cfg.SEED
+    seed = comm.all_gather(int.from_bytes(os.urandom(3), "little"))[0]
+    logger.info("SEED: drew %d", seed)
+    return seed
+
+
+def class_names(cfg: CfgNode, model: nn.Module) -> list[str]:
+    """Return the vocabulary: the classifier's own names, or else those of the data set."""
+    names = getattr(model, "vocabulary", None)
+    for dataset_name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]:
+        names = names or MetadataCatalog.get(dataset_name).get("thing_classes")
+    return list(names or [])
+
+
+def build_trainer(
+    cfg: CfgNode, stage: Stage, model: nn.Module, seed: int, interruption: Interruption
+) -> Trainer:
+    """Return the trainer that a config describes, with its hooks.
+
+    Args:
+        cfg: the config.
+        stage: gives the data and the metrics.
+        model: on its device.
+        seed: of the order of the training images.
+        interruption: tells of signals to stop.
+    """
+    optimizer = build_optimizer(cfg, model)
+
+    def build_loader(start_iteration: int, seed: int):
+        loader_cfg = cfg.clone()
+        loader_cfg.defrost()
+        loader_cfg.SEED = seed
+        return stage.build_train_loader(loader_cfg, start_iteration)
+
+    def evaluate_now() -> dict[str, dict]:
+        return trainer.at_once(lambda: defined_scores(evaluate(cfg, stage, model)))
+
+    trainer = Trainer(
+        model,
+        optimizer,
+        build_lr_scheduler(cfg, optimizer),
+        build_loader,
+        max_iter=cfg.SOLVER.MAX_ITER,
+        seed=seed,
+        clip_gradients=build_gradient_clipper(cfg),
+        accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+        amp_type=AMP_TYPES[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None,
+        output_dir=cfg.OUTPUT_DIR,
+        class_names=class_names(cfg, model),
+        metadata=metadata_of(cfg),
+        interruption=interruption,
+        max_broken=cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else None,
+    )
+    metrics_file = Path(cfg.OUTPUT_DIR, "metrics.json")
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            CpuMemory() if trainer.device.type == "cpu" else None,
+            # Before the evaluation: if that fails, the weights are safe.
+            PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD),
+            StopWhenInterrupted(),
+            Evaluation(cfg.TEST.EVAL_PERIOD, evaluate_now, metrics_file),
+            # Last, so that scores are written too.
+            MetricsWriter(cfg.OUTPUT_DIR, WRITE_PERIOD),
+        ]
+    )
+    return trainer

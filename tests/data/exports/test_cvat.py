@@ -1,0 +1,261 @@
+"""CVAT's XML: tracks with all frames and with key frames alone, groups, images, faults."""
+
+from io import BytesIO
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ovformer.data.exports.cvat import read_cvat
+from ovformer.data.exports.media import Folder, Library
+from ovformer.data.exports.tracks import AnnotatedVideo, Export
+from ovformer.data.exports.youtube_vis import convert_video
+from support.annotation_exports import (
+    HEIGHT,
+    WIDTH,
+    DrawnVideo,
+    corners,
+    cvat_box,
+    cvat_images,
+    cvat_meta,
+    cvat_polygon,
+    cvat_video,
+    draw,
+    write_frames,
+)
+
+SIZE = (HEIGHT, WIDTH)
+pytest.importorskip("defusedxml", reason="needs the extra [demo]")
+
+
+@pytest.fixture(scope="module")
+def clip() -> DrawnVideo:
+    return draw("clip", 7)
+
+
+@pytest.fixture(scope="module")
+def folder(clip: DrawnVideo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("frames")
+    write_frames(path, clip)
+    return path
+
+
+def read(xml: bytes, folder: Path, **options) -> tuple[list[AnnotatedVideo], list[str], Export]:
+    export = Export("a.xml", Library([Folder(folder)], open), **options)
+    return *read_cvat(BytesIO(xml), export), export
+
+
+def annotations(video: AnnotatedVideo, export: Export) -> list[dict]:
+    count, size = video.frames.probe()
+    return convert_video(video, count, size, range(count), export)
+
+
+def track_of(clip: DrawnVideo, shapes: list[dict], tag: str = "polygon", **meta: str) -> bytes:
+    root = cvat_meta(clip, source=None, **meta)
+    track = ElementTree.SubElement(root, "track", id="3", label="square")
+    for shape in shapes:
+        ElementTree.SubElement(track, tag, shape)
+    return ElementTree.tostring(root)
+
+
+def keys(clip: DrawnVideo, frames: dict[int, str], make=cvat_polygon) -> list[dict]:
+    """Key frames of the square, from frame to the value of "outside"."""
+    masks = clip.objects[0].masks
+    return [
+        {"frame": str(t), "keyframe": "1", "outside": outside, **make(masks[t])}
+        for t, outside in frames.items()
+    ]
+
+
+@settings(max_examples=20)
+@given(st.sets(st.integers(1, 5)), st.sampled_from(["polygon", "box"]))
+def test_key_frames_alone_give_the_motion_back(
+    clip: DrawnVideo, folder: Path, middle: set[int], tag: str
+) -> None:
+    """The square moves by the same step in each frame, so any key frames tell all of it."""
+    frames = dict.fromkeys(sorted({0, 6} | middle), "0")
+    make = cvat_box if tag == "box" else cvat_polygon
+    (video,), _, export = read(track_of(clip, keys(clip, frames, make), tag), folder)
+    (found,) = annotations(video, export)
+    assert found["bboxes"] == [[*corners(mask)[:2], 14, 14] for mask in clip.objects[0].masks]
+    assert bool(export.notes) == (len(frames) < 7)
+
+
+def test_outside_ends_an_object_and_the_last_key_frame_stays(
+    clip: DrawnVideo, folder: Path
+) -> None:
+    xml = track_of(clip, keys(clip, {0: "0", 2: "1", 4: "0"}))
+    (video,), _, export = read(xml, folder)
+    (found,) = annotations(video, export)
+    seen = [mask is not None for mask in found["segmentations"]]
+    assert seen == [True, True, False, False, True, True, True]
+    assert found["bboxes"][6] == found["bboxes"][4]
+
+
+def test_with_all_frames_an_object_ends_with_its_last_shape(clip: DrawnVideo, folder: Path) -> None:
+    (video,), _, export = read(track_of(clip, keys(clip, dict.fromkeys(range(4), "0"))), folder)
+    (found,) = annotations(video, export)
+    assert [mask is not None for mask in found["segmentations"]] == [True] * 4 + [False] * 3
+    assert not export.notes
+
+
+def test_frames_that_a_task_skips(clip: DrawnVideo, folder: Path, tmp_path: Path) -> None:
+    for name in ("frame_000001.png", "frame_000003.png", "frame_000005.png"):
+        source = folder / "clip" / f"{int(name[6:12]):05d}.png"
+        (tmp_path / name).write_bytes(source.read_bytes())
+    meta = {"start_frame": "1", "stop_frame": "5", "frame_filter": "step=2", "size": "3"}
+    xml = track_of(clip, keys(clip, {1: "0", 3: "0", 5: "0"}), **meta)
+    (video,), _, export = read(xml, tmp_path)
+    (found,) = annotations(video, export)
+    masks = clip.objects[0].masks
+    assert found["bboxes"] == [[*corners(masks[t])[:2], 14, 14] for t in (1, 3, 5)]
+    # A frame that was deleted in CVAT has no image.
+    (tmp_path / "frame_000003.png").unlink()
+    (video,), _, export = read(xml, tmp_path)
+    assert [len(a["bboxes"]) for a in annotations(video, export)] == [2]
+    assert "1 frames have no image" in export.notes[0]
+
+
+def test_masks_of_a_group_are_one_object(clip: DrawnVideo, folder: Path) -> None:
+    xml = cvat_video(clip, source=None)
+    (video,), names, export = read(xml, folder)
+    assert names == ["square", "disc"]
+    found = {a["category"]: a for a in annotations(video, export)}
+    assert found["disc"]["areas"] == [
+        None if mask is None else mask.sum() for mask in clip.objects[1].masks
+    ]
+    (video,), _, export = read(xml.replace(b'group_id="4"', b""), folder)
+    assert len(annotations(video, export)) == 1 + 5
+    assert "5 objects are seen in one frame only" in export.notes[0]
+
+
+@pytest.mark.parametrize("joined_by", ["group", "attribute"])
+def test_images_are_joined(clip: DrawnVideo, folder: Path, joined_by: str) -> None:
+    root = ElementTree.fromstring(cvat_images(clip, with_group=joined_by == "group"))
+    options = {}
+    if joined_by == "attribute":
+        options = {"track_by": "number"}
+        for mask in root.iter("mask"):
+            attribute = ElementTree.SubElement(mask, "attribute", name="number")
+            attribute.text = mask.get("label")
+    (video,), _, export = read(ElementTree.tostring(root), folder, **options)
+    found = {a["category"]: a["areas"] for a in annotations(video, export)}
+    for item in clip.objects:
+        assert found[item.name] == [None if m is None else m.sum() for m in item.masks]
+
+
+def test_images_without_a_track_are_an_error_or_objects_of_one_frame(
+    clip: DrawnVideo, folder: Path
+) -> None:
+    xml = cvat_images(clip, with_group=False)
+    message = r"image 0 \(clip/00000.png\): shape 0 .*'square'\): nothing says which.*12 shapes"
+    with pytest.raises(ValueError, match=message):
+        read(xml, folder)
+    (video,), _, export = read(xml, folder, single_frames=True)
+    assert len(annotations(video, export)) == 12
+
+
+def test_what_has_no_area_is_counted_and_ellipses_have_one(clip: DrawnVideo, folder: Path) -> None:
+    root = cvat_meta(clip, source=None)
+    track = ElementTree.SubElement(root, "track", id="0", label="square")
+    ellipse = {"cx": "30", "cy": "20", "rx": "10", "ry": "5", "rotation": "30"}
+    ElementTree.SubElement(track, "ellipse", frame="0", keyframe="1", outside="0", **ellipse)
+    for tag in ("points", "polyline", "polyline"):
+        track = ElementTree.SubElement(root, "track", id="1", label="square")
+        ElementTree.SubElement(track, tag, frame="0", points="1,1;2,2")
+    (video,), _, export = read(ElementTree.tostring(root), folder)
+    (found,) = annotations(video, export)
+    assert found["areas"][0] == pytest.approx(np.pi * 50, rel=0.04)
+    assert export.skipped == {"<points> (has no area)": 1, "<polyline> (has no area)": 2}
+
+
+def test_the_tasks_of_a_project_are_videos(folder: Path, tmp_path: Path) -> None:
+    clips = [draw("one", 2, 1), draw("two", 3, 2)]
+    project = ElementTree.Element("annotations")
+    tasks = ElementTree.SubElement(
+        ElementTree.SubElement(ElementTree.SubElement(project, "meta"), "project"), "tasks"
+    )
+    for number, clip in enumerate(clips):
+        write_frames(tmp_path, clip)
+        tasks.append(cvat_meta(clip, source=None, id=str(number)).find("meta/task"))
+        shapes = keys(clip, {0: "0", 1: "0"})
+        track = ElementTree.SubElement(
+            project, "track", id=str(number), label="square", task_id=str(number)
+        )
+        for shape in shapes:
+            ElementTree.SubElement(track, "polygon", shape)
+    videos, _, export = read(ElementTree.tostring(project), tmp_path)
+    assert [video.name for video in videos] == ["one", "two"]
+    assert [len(annotations(v, export)[0]["bboxes"]) for v in videos] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (b"<annotations><track", "a.xml: not valid XML .*cut off"),
+        (
+            b'<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY d "&b;&b;">]><a>&d;</a>',
+            "a.xml: declares entities",
+        ),
+        (
+            b"<annotations><meta><task><id>4</id><size>x</size></task></meta></annotations>",
+            "<task> 4",
+        ),
+        (
+            b"<annotations><meta><task><id>4</id><size>3</size>"
+            b"<frame_filter>step=-1</frame_filter><stop_frame>2</stop_frame></task></meta>"
+            b"</annotations>",
+            "<task> 4: .*frames 0 to 2, one of -1",
+        ),
+    ],
+)
+def test_broken_files(folder: Path, xml: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(xml, folder)
+
+
+@pytest.mark.parametrize(
+    ("tag", "change", "message"),
+    [
+        ("polygon", {"points": "1,2;3,x"}, r"track 3 \(square\): <polygon> of frame 0: could not"),
+        ("polygon", {"points": "1,2;3,4"}, "<polygon> of frame 0: a polygon has three"),
+        ("polygon", {"frame": "zero"}, "<polygon> of frame zero: frame is not a number"),
+        ("box", {}, "<box> of frame 0: has no 'xtl'"),
+        (
+            "mask",
+            {"rle": "0, 3", "left": "0", "top": "0", "width": "2", "height": "2"},
+            "runs of 3",
+        ),
+    ],
+)
+def test_faults_of_a_shape_are_named(
+    clip: DrawnVideo, folder: Path, tag: str, change: dict, message: str
+) -> None:
+    shape = {**keys(clip, {0: "0"})[0], **change}
+    with pytest.raises(ValueError, match=message):
+        read(track_of(clip, [shape], tag), folder)
+
+
+def test_other_faults_are_named(clip: DrawnVideo, folder: Path, tmp_path: Path) -> None:
+    twice = track_of(clip, keys(clip, {0: "0"}) * 2)
+    with pytest.raises(ValueError, match="two shapes in this frame"):
+        read(twice, folder)
+    with pytest.raises(ValueError, match="has 4 frames, but 7 images"):
+        read(track_of(clip, keys(clip, {0: "0"}), size="4", stop_frame="3"), folder)
+    triangle = {**keys(clip, {3: "0"})[0], "points": "1,1;9,1;9,9"}
+    (video,), _, export = read(track_of(clip, [*keys(clip, {0: "0"}), triangle]), folder)
+    with pytest.raises(ValueError, match="key frames 0 and 3: polygons of 4 and 3 points"):
+        annotations(video, export)
+    small = track_of(clip, keys(clip, {0: "0"})).replace(b"<width>64", b"<width>640")
+    (video,), _, export = read(small, folder)
+    with pytest.raises(ValueError, match="'clip' have 48 x 64 .* annotations are for 48 x 640"):
+        annotations(video, export)
+    with pytest.raises(FileNotFoundError, match="neither frames nor a video.*--media"):
+        read(track_of(clip, keys(clip, {0: "0"})), tmp_path)
+    for name in ("1.png", "2.png", "10.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="CVAT sorts names as text"):
+        read(track_of(clip, keys(clip, {0: "0"}), size="3", stop_frame="2"), tmp_path)

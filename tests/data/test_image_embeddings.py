@@ -1,0 +1,179 @@
+"""CLIP's view of an image, keys, the feature store and its writer."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from ovformer.d2 import DatasetCatalog
+from ovformer.data.files.image_embeddings import (
+    ClipFeatureWriter,
+    ImageEmbeddingStore,
+    clip_image,
+    clip_key,
+)
+from support.lvis_fixture import MiniLvis
+
+INFO = {"clip": "ViT-B-32-quickgelu", "pretrained": "openai"}
+
+
+def write(path: Path, keys: list[str], features: torch.Tensor, **options: object) -> None:
+    with ClipFeatureWriter(path, INFO, **options) as writer:
+        writer.add(keys, features)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([7, 16, 33]))
+def test_clip_image_is_clips_own_preprocessing(height: int, width: int, size: int) -> None:
+    image = np.random.default_rng(height * 100 + width).integers(
+        0, 256, (height, width, 3), np.uint8
+    )
+    resized = F.resize(Image.fromarray(image), size, InterpolationMode.BICUBIC)
+    expected = F.pil_to_tensor(F.center_crop(resized, size))
+    assert torch.equal(clip_image(image, size), expected)
+
+
+def test_keys_are_relative_to_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "a"))
+    assert clip_key(tmp_path / "a" / "coco" / "x.jpg") == "coco/x.jpg"
+    assert clip_key(tmp_path / "a" / "coco" / ".." / "x.jpg") == "x.jpg"
+    assert clip_key(tmp_path / "ab" / "x.jpg") == (tmp_path / "ab" / "x.jpg").as_posix()
+    monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
+    assert clip_key("datasets/coco/x.jpg") == "coco/x.jpg"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "new folder" / "store.safetensors"
+    features = torch.randn(5, 8)
+    write(path, [f"coco/{i} ü\n.jpg" for i in range(5)], features, dtype=dtype)
+    store = ImageEmbeddingStore.open(path)
+    assert (len(store), store.dim, store.info["clip"]) == (5, 8, INFO["clip"])
+    row = store.get("coco/3 ü\n.jpg")
+    assert row.dtype == torch.float32
+    assert torch.equal(row, features[3].to(dtype).float())
+    # Another process opens the file itself, and gets no copy of the features.
+    assert len(pickle.dumps(store)) < 300
+    assert torch.equal(pickle.loads(pickle.dumps(store)).get("coco/3 ü\n.jpg"), row)
+
+
+def test_another_root_works(mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = mini_lvis.root.parent / "store.safetensors"
+    keys = [record["clip_key"] for record in DatasetCatalog.get("lvis_v1_train")]
+    write(path, keys, torch.randn(5, 4))
+    moved = mini_lvis.root.rename(mini_lvis.root.parent / "moved")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(moved))
+    store = ImageEmbeddingStore.open(path)
+    records = DatasetCatalog.get("lvis_v1_train")
+    store.require(records)
+    # A data set of somebody else's has no clip_key; the file name says it.
+    anonymous = {"file_name": records[2]["file_name"], "image_id": 3}
+    assert torch.equal(store.get(anonymous), store.get(records[2]))
+
+
+def test_published_files_are_read(tmp_path: Path) -> None:
+    features = {1: torch.randn(1, 6).half(), 7: torch.randn(1, 6).half()}
+    torch.save(features, tmp_path / "lvis.pkl")
+    store = ImageEmbeddingStore.open(tmp_path / "lvis.pkl")
+    record = {"clip_key": "coco/train2017/7.jpg", "file_name": "7.jpg", "image_id": 7}
+    assert torch.equal(store.get(record), features[7][0].float())
+    assert store.dim == 6
+
+    frame = "LVVIS/val/JPEGImages/0/1.jpg"
+    for legacy in (False, True):
+        torch.save(
+            {f"datasets/{frame}": features[1]},
+            tmp_path / "video.pkl",
+            _use_new_zipfile_serialization=not legacy,
+        )
+        store = ImageEmbeddingStore.open(tmp_path / "video.pkl")
+        assert torch.equal(store.get(frame), features[1][0].float())
+        assert torch.equal(store.get(f"datasets/{frame}"), features[1][0].float())
+        assert {"clip_key": frame} in store
+
+
+class Dangerous:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("dangerous"),)
+
+
+def test_files_that_are_no_store_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no.safetensors not found.*save_clip_features.py"):
+        ImageEmbeddingStore.open("no.safetensors")
+    torch.save({1: Dangerous()}, "bad.pkl")
+    with pytest.raises(ValueError, match="bad.pkl: not a dict of tensors.*could run code"):
+        ImageEmbeddingStore.open("bad.pkl")
+    assert not Path("dangerous").exists()
+    Path("text.pkl").write_text("no pickle")
+    Path("text.safetensors").write_text("no tensors")
+    torch.save([1, 2], "list.pkl")
+    for name in ("text.pkl", "text.safetensors", "list.pkl"):
+        with pytest.raises(ValueError, match=f"{name}: .*save_clip_features.py"):
+            ImageEmbeddingStore.open(name)
+
+
+def test_a_missing_key_names_the_nearest_and_the_tool(tmp_path: Path) -> None:
+    path = tmp_path / "store.safetensors"
+    write(path, ["coco/train2017/000000000009.jpg", "zzz"], torch.zeros(2, 4))
+    store = ImageEmbeddingStore.open(path)
+    record = {"clip_key": "coco/val2017/000000000009.jpg", "file_name": "f", "image_id": 9}
+    expected = (
+        rf"{path} has no CLIP features for 'coco/val2017/000000000009.jpg' \(image id 9\); the "
+        r"nearest of its 2 keys is 'coco/train2017/000000000009.jpg'.*save_clip_features.py"
+    )
+    with pytest.raises(KeyError, match=expected):
+        store.get(record)
+    with pytest.raises(KeyError, match=f"2 images have no CLIP features.*{path}"):
+        store.require([record, {"file_name": "/x.jpg"}, {"clip_key": "zzz"}])
+
+
+def test_interrupted_writing_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "store.safetensors"
+    features = torch.randn(7, 4)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ClipFeatureWriter(path, INFO, rows_per_part=2) as writer,
+    ):
+        writer.add(["0", "1", "2"], features[:3])
+        writer.add(["3"], features[3:4])
+        raise KeyboardInterrupt
+    assert not path.exists()
+    killed = ClipFeatureWriter(path, INFO, rows_per_part=2)
+    assert killed.done == {"0", "1", "2", "3"}
+    killed.add(["4"], features[4:5])  # killed before the next part: this row is lost
+    with ClipFeatureWriter(path, INFO, rows_per_part=2) as writer:
+        assert writer.done == {"0", "1", "2", "3"}
+        writer.add(["4", "5"], features[4:6])
+    assert [p.name for p in tmp_path.iterdir()] == ["store.safetensors"]
+    # A complete store can be added to.
+    with ClipFeatureWriter(path, INFO) as writer:
+        assert len(writer.done) == 6
+        writer.add(["6"], features[6:])
+    store = ImageEmbeddingStore.open(path)
+    assert torch.equal(torch.stack([store.get(str(i)) for i in range(7)]), features)
+
+
+def test_a_failure_before_the_first_image_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError), ClipFeatureWriter(tmp_path / "store.safetensors", INFO):
+        raise OSError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_is_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "store.safetensors"
+    write(path, ["a"], torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="was made with .*openai.* not with .*laion"):
+        ClipFeatureWriter(path, {**INFO, "pretrained": "laion2b"})
+    with pytest.raises(ValueError, match="not with .*float16"):
+        ClipFeatureWriter(path, INFO, torch.float16)
+    with pytest.raises(ValueError, match="has to end with .safetensors"):
+        ClipFeatureWriter(tmp_path / "store.pkl", INFO)

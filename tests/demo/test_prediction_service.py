@@ -1,0 +1,137 @@
+"""Prediction for visitors of a page: what visitors may ask for, and what they can't."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovformer.data.files.video_files import VideoSource
+from ovformer.demo.output_folder import Choice
+from ovformer.demo.prediction_service import Limits, PredictionService
+from ovformer.predictor import VideoPredictor
+from support.predictor_fixture import WORDS, write_film
+
+pytest.importorskip("av", reason="needs the extra [demo]")
+pytest.importorskip("supervision", reason="needs the extra [demo]")
+
+ALL = Choice(score_threshold=0)
+
+
+def no_bar(frames: Iterable, **_: Any) -> Iterable:
+    return frames
+
+
+@pytest.fixture
+def service(predictor: VideoPredictor, tmp_path: Path) -> Iterator[PredictionService]:
+    """Takes 4 frames of 48 x 64 pixels, 3 words, and keeps 2 results."""
+    limits = Limits(frames=4, pixels=48 * 64, words=3, results=2)
+    yield PredictionService(predictor, tmp_path / "results", limits)
+    predictor.set_vocabulary("checkpoint")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory, make_frames: Callable) -> Path:
+    """Six frames, in a file with a name that nobody should trust."""
+    return write_film(tmp_path_factory.mktemp("films") / "<b>my film.mp4", make_frames(6))
+
+
+def test_a_film(service: PredictionService, film: Path) -> None:
+    view, files = service.find("me", str(film), "dog\nred ball, dog,", ALL, no_bar)
+    paths = [Path(file) for file in files]
+    output = paths[0].parent
+    assert [path.name for path in paths] == [
+        "objects.mp4",
+        "results.json",
+        "annotations.json",
+        "all.zip",
+    ]
+    assert output.parents[1] == service.folder and "film" not in output.parent.name
+    assert len(list(VideoSource(paths[0]))) == 4  # of six
+    names = [c["name"] for c in json.loads(paths[2].read_text())["categories"]]
+    assert names == ["dog", "red ball"]
+    assert {"index.html", "objects.mp4", "results.json"} <= set(
+        zipfile.ZipFile(paths[3]).namelist()
+    )
+    page = unescape(view.split("srcdoc=")[1])
+    assert f'<base href="gradio_api/file={output}/">' in page
+    assert "Only the first 4 frames were looked at." in page and "<svg" in page
+    assert "&lt;b&gt;my film.mp4" in page and "<b>" not in page
+    assert "sandbox=allow-scripts " in view
+
+
+def test_a_picture(service: PredictionService, make_frames: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(make_frames(1)[0]).save(path)
+    view, files = service.find("me", str(path), "checkpoint", ALL, no_bar)
+    assert files[0].endswith("objects.png") and "class=picture" in unescape(view)
+    content = json.loads(Path(files[2]).read_text())
+    assert [c["name"] for c in content["categories"]] == WORDS and len(content["images"]) == 1
+
+
+def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    large = tmp_path / "large.png"
+    Image.new("RGB", (65, 48)).save(large)
+    large_film = write_film(tmp_path / "large film.mp4", [np.zeros((48, 66, 3), np.uint8)])
+    (tmp_path / "secret.txt").write_text("secret")
+    film_path = str(film)
+    for path, words, message in (
+        (None, "dog", "No file yet: choose a video or a picture"),
+        (str(tmp_path / "removed.mp4"), "dog", "No file yet"),
+        (film_path, " ,\n ,", "No words yet"),
+        (film_path, "a,b,c,d", "4 words are too many: at most 3"),
+        (film_path, f"dog, {tmp_path}/secret.txt ", "is the name of a file: paste the words"),
+        (film_path, f"{tmp_path}/secret.json\ndog", "is the name of a file"),
+        (str(text), "dog", "text.mp4: neither a video nor a picture"),
+        (str(large), "dog", "large.png: .*48 x 65 pixels .* at most 3072"),
+        (str(large_film), "dog", "large film.mp4: .*48 x 66 pixels .* at most 3072"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            service.find("me", path, words, ALL, no_bar)
+        assert "secret" in words or str(tmp_path) not in str(caught.value)
+    assert not service.folder.exists()  # nothing was begun
+
+
+def test_nothing_is_left_of_what_fails(service: PredictionService, film: Path, monkeypatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(shutil, "make_archive", full)
+    with pytest.raises(OSError, match="No space left"):
+        service.find("me", str(film), "dog", ALL, no_bar)
+    assert list(service.folder.iterdir()) == []
+
+
+def test_old_results_are_removed(service: PredictionService, film: Path) -> None:
+    folders = []
+    for _ in range(3):
+        _, files = service.find("me", str(film), "dog", ALL, no_bar)
+        folders.append(Path(files[0]).parents[1])
+        os.utime(folders[-1], (len(folders), len(folders)))
+    assert len(set(folders)) == 3
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_stopping(service: PredictionService, film: Path) -> None:
+    def stopped_after_two(frames: Iterable, total: int | None, desc: str, unit: str) -> Iterator:
+        assert total == (4 if desc == "looking" else 2)
+        for count, frame in enumerate(frames):
+            yield frame
+            if count == 1:
+                service.stop("somebody else")
+            if count == 1 and desc == "looking":
+                service.stop("me")
+
+    service.stop("me")  # there is nothing yet
+    view, files = service.find("me", str(film), "dog", ALL, stopped_after_two)
+    assert len(json.loads(Path(files[2]).read_text())["videos"][0]["file_names"]) == 2
+    assert "Interrupted" in view and "in 2 frames" in view

@@ -1,0 +1,137 @@
+"""A full disk, and folders that can't be written to: what is said, and what is safe."""
+
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+
+from ovformer.d2 import JSONWriter
+from ovformer.engine.write_errors import ExplainedStorage, StorageError
+from ovformer.files import write_atomically, write_text
+from support.tiny_shapes import TinyRun, run_here
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, which only root can mount."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"can't mount a small file system: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one(small_disk: Path) -> None:
+    """torch.save hides the reason behind an error of its own."""
+    path = small_disk / "model.pth"
+    write_atomically(path, lambda file: torch.save({"x": torch.ones(10)}, file))
+    with pytest.raises(OSError, match="No space left on device.*model.pth") as error:
+        write_atomically(path, lambda file: torch.save({"x": torch.ones(1_000_000)}, file))
+    assert error.value.errno == errno.ENOSPC
+    assert [p.name for p in small_disk.iterdir()] == ["model.pth"]
+    assert torch.equal(torch.load(path)["x"], torch.ones(10))
+
+
+def test_other_errors_of_saving_are_not_changed(tmp_path: Path) -> None:
+    def fail(file: BinaryIO) -> None:
+        raise RuntimeError("no picture of a checkpoint")
+
+    with pytest.raises(RuntimeError, match="no picture"):
+        write_atomically(tmp_path / "x", fail)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_disk_that_gets_full(tiny_run: TinyRun, small_disk: Path) -> None:
+    """The first checkpoint fits, the second does not; after there is room, training goes on."""
+    tiny_run.output = small_disk / "output"
+    ballast = small_disk / "ballast"
+    opts = ["DATASETS.TEST", "()"]
+    run_here(tiny_run, *opts, "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()")
+    size = (tiny_run.output / "model_final.pth").stat().st_size
+    subprocess.run(["rm", "-r", str(tiny_run.output)], check=True)
+    ballast.write_bytes(bytes(2 * 2**20 - int(1.6 * size)))
+    with pytest.raises(StorageError) as error:
+        run_here(tiny_run, *opts)
+    message = str(error.value)
+    assert f"Could not write {tiny_run.output}/model_0000003.pth: No space left" in message
+    assert f"Safe: {tiny_run.output}/model_0000001.pth, the last whole checkpoint" in message
+    assert "--resume then goes on" in message
+    torch.load(tiny_run.output / "model_0000001.pth", weights_only=True)
+    assert not list(tiny_run.output.glob("*.tmp"))
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    run_here(tiny_run, *opts, "--resume")
+    lines = map(json.loads, (tiny_run.output / "metrics.json").read_text().splitlines())
+    assert [line["iteration"] for line in lines] == [3]
+
+
+def test_curves_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:
+    def write(self: JSONWriter) -> None:
+        raise FULL
+
+    monkeypatch.setattr(JSONWriter, "write", write)
+    with pytest.raises(
+        StorageError, match=r"a file, probably in OUTPUT_DIR .*: No space left"
+    ) as e:
+        run_here(tiny_run, "DATASETS.TEST", "()")
+    assert "model_final.pth, the last whole checkpoint" in str(e.value)
+
+
+def test_results_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:
+    def write(path: Path, content: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("ovformer.evaluation.lvis_evaluator.write_json", write)
+    with pytest.raises(StorageError, match=r"results.json: Read-only file system. No checkpoint"):
+        run_here(tiny_run, "--eval-only")
+
+
+def test_something_is_in_the_way(tiny_run: TinyRun) -> None:
+    """Rights do not stop root, but a folder in the place of a file does."""
+    (tiny_run.output / "model_0000003.pth").mkdir(parents=True)
+    with pytest.raises(
+        StorageError, match=r"model_0000003.pth: Is a directory. Safe: .*000001.pth"
+    ):
+        run_here(tiny_run, "DATASETS.TEST", "()")
+
+
+def test_a_file_that_can_not_be_read_is_not_one_to_write(tmp_path: Path) -> None:
+    """Only of what is in the output folder, missing rights are taken for those of writing."""
+    denied = errno.EACCES, os.strerror(errno.EACCES)
+    with pytest.raises(PermissionError, match="annotations.json"):
+        with ExplainedStorage(str(tmp_path / "output")):
+            raise PermissionError(*denied, str(tmp_path / "annotations.json"))
+    with pytest.raises(StorageError, match="Could not write .*log.txt"):
+        with ExplainedStorage(str(tmp_path / "other" / ".." / "output")):
+            raise PermissionError(*denied, str(tmp_path / "output" / "log.txt"))
+    with pytest.raises(StorageError, match="Could not write 5"):
+        with ExplainedStorage(str(tmp_path)):
+            raise PermissionError(*denied, 5)  # of an open file
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\0\0", b"model_gone.pth", b""])
+def test_the_error_of_a_full_disk_survives_a_damaged_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(StorageError, match="No space left.*does not name it"):
+        with ExplainedStorage(str(tmp_path)):
+            raise FULL
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "inference").touch()
+    with pytest.raises(StorageError, match="Could not write .*inference: File exists"):
+        with ExplainedStorage(str(tmp_path)):
+            write_text(tmp_path / "inference" / "results.json", "[]")

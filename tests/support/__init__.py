@@ -1,0 +1,1 @@
+"""What tests share: small data sets, models, runs of scripts, and oracles."""

@@ -1,0 +1,219 @@
+"""Small runs of the training scripts, with faults: what they are compared with, what they lost."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ovformer.engine.checkpoint import read_weights
+from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.stages import CLIPS, FRAMES
+from ovformer.evaluation.results_reader import read_results
+from ovformer.evaluation.results_writer import ResultsWriter, merge_results
+from support import faulty_run, tiny_shapes, tiny_videos
+from support.script_server import SERVER
+
+OPTS = ["SOLVER.MAX_ITER", "6", "SOLVER.DETERMINISTIC", "True"]
+# Values of metrics.json that differ from run to run.
+TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
+
+
+@dataclass
+class Recipe:
+    """A command, and what comes of it when nothing happens.
+
+    Attributes:
+        argv: the script's name and its command line without OUTPUT_DIR.
+        root: dataset root.
+        folder: of the run that nothing happens to.
+        seconds: processor time that it takes.
+        events: things that it does with files.
+    """
+
+    argv: list[str]
+    root: Path
+    folder: Path
+    seconds: float = 0.0
+    events: int = 0
+
+    def run(self, output: Path, *options: str, **fault: Any) -> int:
+        """Run it in a process of its own and return its exit status."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        argv = [*self.argv, *options, "OUTPUT_DIR", str(output), *OPTS]
+        log = output.with_name(f"{output.name} log")
+        process = SERVER.Process(target=faulty_run.run, args=(argv, output, self.root, log, fault))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    def run_undisturbed(self) -> None:
+        """Make what others are compared with."""
+        if self.run(self.folder):
+            sys.exit(self.folder.with_name(f"{self.folder.name} log").read_text())
+        noted = dict(words for words in witnessed(self.folder) if words[0] in ("events", "seconds"))
+        self.events, self.seconds = int(noted["events"]), float(noted["seconds"])
+
+
+def recipes(folder: Path) -> dict[str, Recipe]:
+    """Return the trainings and the evaluation, with the data that they need."""
+    image = tiny_shapes.make_run(folder / "image")
+    os.environ["DETECTRON2_DATASETS"] = str(folder / "clip" / "data sets")
+    clip = tiny_videos.make_run(folder / "clip", CLIPS)
+    os.environ["DETECTRON2_DATASETS"] = str(folder / "video" / "data sets")
+    video = tiny_videos.make_run(folder / "video", FRAMES)
+    words = {
+        "training on images": ["train_net.py", "--config-file", str(image.config)],
+        "training on clips": ["train_net_lvvis.py", "--config-file", str(clip.config)],
+        "evaluation on videos": [
+            *("train_net_video.py", "--config-file", str(video.config), "--eval-only")
+        ],
+    }
+    roots = (image.root, clip.data.root, video.data.root)
+    made = {
+        name: Recipe(argv, root, folder / name / "undisturbed")
+        for (name, argv), root in zip(words.items(), roots, strict=True)
+    }
+    for recipe in made.values():
+        recipe.run_undisturbed()
+    return made
+
+
+@dataclass
+class Count:
+    """What became of runs.
+
+    Attributes:
+        runs: how many there were.
+        continued: of them, those that came to their end with --resume.
+        equal: of those, those that ended as the one that nothing happened to.
+        losses: what had been finished and was not there any more.
+        others: more counts, by name.
+    """
+
+    runs: int = 0
+    continued: int = 0
+    equal: int = 0
+    losses: list[str] = field(default_factory=list)
+    others: Counter = field(default_factory=Counter)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Return a row of the table."""
+        return {
+            "fault": name,
+            "runs": self.runs,
+            "continued": self.continued,
+            "equal to the bit": self.equal,
+            "results lost": len(self.losses),
+            "details": ", ".join(f"{n} {what}" for what, n in self.others.items()),
+        }
+
+
+def finish(recipe: Recipe, output: Path, count: Count, *options: str) -> None:
+    """Go on with a run, and count what becomes of it."""
+    count.runs += 1
+    if recipe.run(output, "--resume", *options):
+        count.losses += [f"{output}: does not go on"]
+        return
+    count.continued += 1
+    differences = different(output, recipe.folder)
+    count.equal += not differences
+    count.losses += [f"{output}: {what}" for what in [*differences, *lost(output)]]
+
+
+def witnessed(output: Path) -> list[list[str]]:
+    """Return what a run noted as finished."""
+    path = output.with_name(f"{output.name} witness")
+    return [line.split(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def lost(output: Path) -> list[str]:
+    """Return what a run had finished and is not whole in its folder."""
+    losses = []
+    for path in output.rglob("*"):
+        try:
+            if path.suffix == ".pth":
+                read_weights(path)
+            elif path.suffix == ".json" and path.name != "metrics.json":
+                json.loads(path.read_text())
+        except ValueError as error:
+            losses.append(str(error))
+    noted = witnessed(output)
+    saved = [int(words.split()[1]) for kind, words in noted if kind == "checkpoint"]
+    if saved:
+        try:
+            path = last_checkpoint(output)
+            found = read_weights(path)["iteration"] if path else -1
+            if found < max(saved):
+                losses.append(f"{found} instead of {max(saved)} is the last checkpoint")
+        except DamagedCheckpointError as error:
+            losses.append(str(error))
+    done = max(saved, default=-1)
+    lines = {int(words) for kind, words in noted if kind == "line" and int(words) <= done}
+    if missing := lines - {line["iteration"] for line in curves(output)}:
+        losses.append(f"lines of iterations {sorted(missing)}")
+    # A training evaluates anew when it is resumed.
+    videos = {int(words) for kind, words in noted if kind == "video" and not saved}
+    if videos and (missing := videos - {entry["video_id"] for entry in predictions(output)}):
+        losses.append(f"predictions of videos {sorted(missing)}")
+    return losses
+
+
+def predictions(output: Path) -> Iterator[dict]:
+    """Yield the predictions for videos that are in a folder, whether it is finished or not."""
+    for results in {p.with_name("results.json") for p in output.glob("inference/*/results.json*")}:
+        if results.is_file():
+            yield from json.loads(results.read_text())
+        with tempfile.TemporaryDirectory() as name:
+            copy = Path(shutil.copytree(results.parent, Path(name, "copy")), "results.json")
+            ResultsWriter(copy, resume=True).close()
+            merge_results(copy)
+            yield from read_results(copy)
+
+
+def curves(output: Path) -> list[dict]:
+    """Return the whole lines of metrics.json without what differs from run to run."""
+    path = output / "metrics.json"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def different(output: Path, expected: Path) -> list[str]:
+    """Return in what the results of a run differ from those of another one."""
+    differences = []
+    files = sorted(path.relative_to(expected) for path in expected.rglob("*"))
+    for name in files:
+        one, other = output / name, expected / name
+        if name.parts[0] == "runs":
+            continue  # each start has a record of its own
+        if not one.exists():
+            differences += [f"{name} is missing"] * (not name.name.startswith("events."))
+        elif name.suffix == ".pth":
+            differences += [f"{name} differs"] * (not same(read_weights(one), read_weights(other)))
+        elif name.name == "metrics.json":
+            differences += [f"{name} differs"] * (curves(output) != curves(expected))
+        elif "inference" in name.parts and name.is_file():
+            # They name their own folder.
+            texts = [(f / name).read_text().replace(str(f), "") for f in (output, expected)]
+            differences += [f"{name} differs"] * (texts[0] != texts[1])
+    return differences
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether contents of checkpoints are equal, but for times and the folder's name."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        names = one.keys() - {"config", *TIMES}
+        return one.keys() == other.keys() and all(same(one[n], other[n]) for n in names)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other

@@ -1,0 +1,103 @@
+"""Runs a training script as a user does, writes down the samples, and sends signals at a moment.
+
+``python interrupted_run.py train_net.py ...``, also started by torchrun. From the environment:
+SAMPLES, a folder for the samples of each process; INTERRUPT, ``MOMENT:ITERATION:SIGNAL:RANK``. The
+moment is "step", in the middle of an iteration, or "save", when half of the checkpoint of that
+iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C. Processes
+that torchrun started again get none.
+"""
+
+import io
+import multiprocessing
+import os
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from ovformer import run as training_script
+from ovformer.d2 import comm
+from ovformer.engine.stages import STAGES
+from ovformer.engine.trainer import Trainer
+
+
+def interrupt(moment: str, iteration: int) -> None:
+    """Send the signal if this is the moment."""
+    wanted = os.environ.get("INTERRUPT", "")
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if not (is_first and wanted.startswith(f"{moment}:{iteration}:")):
+        return
+    number, rank = wanted.split(":")[2:]
+    if rank == "group":
+        os.killpg(0, int(number))
+    elif int(rank) == comm.get_rank():
+        os.kill(os.getpid(), int(number))
+
+
+def with_samples(forward: Callable) -> Callable:
+    """Write down what a step is about to see."""
+
+    def forward_with_samples(self: Trainer, records: list[dict], *others: dict) -> dict:
+        path = Path(os.environ["SAMPLES"], f"{comm.get_rank()}.txt")
+        with path.open("a") as file:
+            for record in records:
+                name = record.get("image_id", record.get("video_id"))
+                images = torch.stack(list(record["image"]))
+                file.write(f"{self.iter} {name} {zlib.crc32(images.numpy().tobytes())}\n")
+        interrupt("step", self.iter)
+        return forward(self, records, *others)
+
+    return forward_with_samples
+
+
+def in_halves(save: Callable) -> Callable:
+    """Write a checkpoint in two halves, with the moment between them."""
+
+    def save_in_halves(content: object, file: BinaryIO, **options) -> object:
+        if not isinstance(content, dict):  # processes send tensors to each other by it, too
+            return save(content, file, **options)
+        buffer = io.BytesIO()
+        save(content, buffer)
+        data = buffer.getvalue()
+        file.write(data[: len(data) // 2])
+        file.flush()
+        interrupt("save", content["iteration"])
+        return file.write(data[len(data) // 2 :])
+
+    return save_in_halves
+
+
+def install() -> None:
+    """Put both in and write curves often, also in processes that the script starts."""
+    Trainer._forward = with_samples(Trainer._forward)
+    torch.save = in_halves(torch.save)
+    training_script.WRITE_PERIOD = 2
+    os.environ.setdefault("INTERRUPT", "")
+
+
+def run(argv: list[str]) -> None:
+    """Run the script that is named first."""
+    (stage,) = (stage for stage in STAGES if stage.script == argv[0])
+    training_script.main(stage, argv[1:])
+
+
+def run_in_group(argv: list[str], environment: dict[str, str], log: Path) -> None:
+    """Run it as the only process, besides its own, of a process group, with output to a file."""
+    os.setpgid(0, 0)
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # As where no server starts processes: workers that load data are forked.
+    multiprocessing.set_start_method("fork", force=True)
+    install()
+    run(argv)
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    install()
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,0 +1,170 @@
+"""The drawn scenes: masks are the pixels that one sees."""
+
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+
+from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer_tools.shape_scenes import (
+    BASE_INDICES,
+    CATEGORY_NAMES,
+    COLOURS,
+    MIN_VISIBLE,
+    NOVEL_NAMES,
+    SHAPES,
+    ShapeObject,
+    draw_background,
+    draw_film,
+    draw_scene,
+    object_alpha,
+    random_motion,
+)
+
+SIZE = 128
+MANY = list(range(0, 36, 3))
+
+
+def shape_object(shape: str, radius: float = 30.0) -> ShapeObject:
+    return ShapeObject(SHAPES.index(shape), (64.0, 60.0), radius, 0.3, (255.0, 0.0, 0.0))
+
+
+def test_each_colour_and_each_shape_of_a_novel_category_is_in_a_base_one() -> None:
+    assert len(CATEGORY_NAMES) == 36 and len(NOVEL_NAMES) == 9
+    base = {tuple(CATEGORY_NAMES[index].split()) for index in BASE_INDICES}
+    assert {colour for colour, _ in base} == set(COLOURS)
+    assert {shape for _, shape in base} == set(SHAPES)
+    assert NOVEL_NAMES.isdisjoint(" ".join(pair) for pair in base)
+
+
+def test_the_registered_category_table_is_this_one() -> None:
+    table = load_categories("shapes")
+    assert [(c["id"], c["name"]) for c in table] == list(enumerate(CATEGORY_NAMES, 1))
+    assert {c["name"] for c in table if c["frequency"] == "r"} == NOVEL_NAMES
+
+
+# Areas of the outlines, by the formula of each shape, for radius 1.
+@pytest.mark.parametrize(
+    ("shape", "area"),
+    [
+        ("circle", np.pi * 0.88**2),
+        ("square", 2 * 1.05**2),
+        ("triangle", 3 * np.sqrt(3) / 4 * 1.1**2),
+        ("star", 10 * np.sin(np.pi / 5) / 2 * 1.1 * 1.1 * 0.42),
+        ("ring", np.pi * (0.95**2 - 0.52**2)),
+        ("cross", 0.64**2 + 4 * 0.64 * 0.68),
+    ],
+)
+def test_area_of_each_shape(shape: str, area: float) -> None:
+    covered = object_alpha(shape_object(shape), SIZE).sum()
+    # OpenCV also fills the outline, which is an eighth of a pixel wide outside.
+    assert area * 30**2 < covered < 1.025 * area * 30**2
+
+
+def test_centre_of_mass_is_the_centre() -> None:
+    alpha = object_alpha(shape_object("circle"), SIZE)
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    assert (x * alpha).sum() / alpha.sum() == pytest.approx(64.0, abs=0.05)
+    assert (y * alpha).sum() / alpha.sum() == pytest.approx(60.0, abs=0.05)
+
+
+def test_an_object_at_the_edge_is_cut_off() -> None:
+    item = ShapeObject(0, (0.0, 64.0), 30.0, 0.0, (255.0, 0.0, 0.0))
+    assert object_alpha(item, SIZE).sum() == pytest.approx(np.pi * 0.88**2 * 30**2 / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("category", range(36))
+def test_the_mask_is_where_the_picture_differs_from_the_background(category: int) -> None:
+    seed = [category, 7]
+    scene = draw_scene(np.random.default_rng(seed), [category], SIZE)
+    background = draw_background(np.random.default_rng(seed), SIZE)
+    difference = np.abs(scene.image - background).max(2)
+    mask = scene.masks[0].astype(np.uint8)
+    square = np.ones((3, 3), np.uint8)
+    # The outline itself is blended, and everywhere there is grain of 5 grey levels.
+    assert difference[cv2.erode(mask, square) > 0].min() > 30
+    assert difference[cv2.dilate(mask, square) == 0].max() < 30
+
+
+def test_a_ring_has_a_hole() -> None:
+    scene = draw_scene(np.random.default_rng(0), [CATEGORY_NAMES.index("red ring")], SIZE)
+    contours, hierarchy = cv2.findContours(
+        scene.masks[0].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    )
+    assert len(contours) == 2
+    assert (hierarchy[0, :, 3] >= 0).sum() == 1
+
+
+def test_masks_are_what_is_visible() -> None:
+    for seed in range(20):
+        scene = draw_scene(np.random.default_rng(seed), MANY, SIZE, (20.0, 40.0))
+        assert 1 < len(scene.categories) == len(scene.masks)
+        assert scene.masks.sum(0).max() == 1
+        assert scene.image.shape == (SIZE, SIZE, 3) and scene.image.dtype == np.uint8
+        # The smallest shape of radius 20, a star, at its least visible.
+        star = 10 * np.sin(np.pi / 5) / 2 * 1.1 * 1.1 * 0.42 * 20**2
+        assert scene.masks.sum((1, 2)).min() > 0.95 * MIN_VISIBLE * star
+
+
+def test_objects_of_one_colour_stay_apart() -> None:
+    reds = list(range(6))
+    for seed in range(20):
+        scene = draw_scene(np.random.default_rng(seed), reds, SIZE)
+        for category, mask in zip(scene.categories, scene.masks, strict=True):
+            parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
+            assert parts == 2, f"{CATEGORY_NAMES[category]} is covered by its own colour"
+
+
+def test_the_seed_decides() -> None:
+    images = [draw_scene(np.random.default_rng(seed), MANY, SIZE).image for seed in (1, 1, 2)]
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_an_object_outside_covers_nothing() -> None:
+    for centre in ((-100.0, 64.0), (64.0, -100.0), (300.0, 64.0), (64.0, 300.0)):
+        assert not object_alpha(ShapeObject(0, centre, 30.0, 0.0, (255.0, 0.0, 0.0)), SIZE).any()
+
+
+def test_motion_is_even_and_passes_the_given_pose() -> None:
+    item = shape_object("star")
+    poses = random_motion(np.random.default_rng(3), item, 6)
+    assert any(pose.centre == pytest.approx(item.centre) for pose in poses)
+    steps = np.diff([(*pose.centre, pose.angle, np.log(pose.radius)) for pose in poses], axis=0)
+    assert np.allclose(steps, steps[0]) and np.any(steps[0])
+
+
+def test_objects_of_a_film_move_leave_and_are_hidden() -> None:
+    absent = moved = 0
+    for seed in range(10):
+        film = draw_film(np.random.default_rng(seed), MANY, 6, SIZE)
+        assert film.masks.shape == (len(film.categories), 6, SIZE, SIZE)
+        assert [image.shape for image in film.images] == [(SIZE, SIZE, 3)] * 6
+        assert film.masks.sum(0).max() == 1
+        seen = film.masks.any((2, 3))
+        assert seen.any(1).all()
+        absent += (~seen).sum()
+        moved += (film.masks[:, 0] != film.masks[:, -1]).any((1, 2)).sum()
+    assert absent and moved > 30
+
+
+def test_a_film_of_one_frame_has_the_rules_of_a_scene() -> None:
+    reds = list(range(6))
+    for seed in range(10):
+        film = draw_film(np.random.default_rng(seed), reds, 1, SIZE)
+        for mask in film.masks[:, 0]:
+            parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
+            assert parts == 2
+
+
+def test_masks_of_a_film_have_the_colours_of_their_objects() -> None:
+    for seed in range(4):
+        film = draw_film(np.random.default_rng(seed), MANY, 4, SIZE, (20.0, 40.0))
+        for category, tube in zip(film.categories, film.masks, strict=True):
+            colour = CATEGORY_NAMES[category].split()[0]
+            for image, mask in zip(film.images, tube, strict=True):
+                inside = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+                if inside.any():
+                    hue, _, _ = colorsys.rgb_to_hsv(*np.median(image[inside], axis=0) / 255)
+                    assert abs((360 * hue - COLOURS[colour] + 180) % 360 - 180) < 10

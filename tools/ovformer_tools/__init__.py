@@ -1,0 +1,1 @@
+"""What several scripts of tools/ share, or what one of them is made of."""

@@ -1,1 +1,0 @@
-"""What tools/check_setup.py looks at."""

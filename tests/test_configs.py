@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from ovformer.config import (
-    _WITHOUT_EFFECT,
     FIXED_KEYS,
     UnknownKeyError,
     get_ovformer_cfg,
     read_config,
 )
+from ovformer.config.keys import WITHOUT_EFFECT
 from ovformer.d2 import CfgNode
 from ovformer.data.catalog.dataset_spec import check_class_count
 from ovformer.engine.stages import CLIPS, FRAMES, STAGES
@@ -158,7 +158,7 @@ def test_header_says_how_long_and_what_to_expect(path: Path) -> None:
 def test_published_values(reference, name: str) -> None:
     cfg = get_ovformer_cfg(str(ROOT / "configs" / "lvis" / f"{name}.yaml"))
     for key, value in published(reference, name).items():
-        if key not in _WITHOUT_EFFECT:
+        if key not in WITHOUT_EFFECT:
             assert_same_value(lookup(cfg, key), value, key)
 
 
@@ -177,7 +177,7 @@ def test_published_values_of_videos(reference, folder: str, name: str) -> None:
     else:
         expected = published_video(reference, folder, name)
     for key, value in expected.items():
-        if key not in (*_WITHOUT_EFFECT, *NOT_OF_VIDEOS):
+        if key not in (*WITHOUT_EFFECT, *NOT_OF_VIDEOS):
             assert_same_value(lookup(cfg, key), value, key)
 
 

@@ -19,9 +19,9 @@ import yaml
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.data.files.video_files import FilmWriter
+from ovformer.data.files.video_files import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
-from support.annotation_exports import cvat_video, draw, write_film, zip_of
+from support.annotation_exports import cvat_video, draw, write_video, zip_of
 from support.lvis_fixture import make_lvis
 from support.mini_videos import draw_frames, make_videos
 from support.page_commands import ROOT, Command, commands, python_blocks
@@ -122,7 +122,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = rng.standard_normal((classes, CLIP_DIM), np.float32)
         np.save(root / "metadata" / f"fg_bg_5_10_{name}_ens.npy", rows)
     make_weights(folder)
-    with FilmWriter(folder / "my.mp4", 10.0) as film:
+    with VideoWriter(folder / "my.mp4", 10.0) as film:
         for t in range(4):
             frame = np.full((48, 64, 3), 80, np.uint8)
             frame[10:30, 5 + 4 * t : 25 + 4 * t] = (220, 40, 40)
@@ -200,7 +200,7 @@ def make_birds(folder: Path) -> None:
 def make_export(folder: Path) -> None:
     """Write a video and the export of its annotations."""
     video = draw("clip")
-    write_film(folder / "videos", video)
+    write_video(folder / "videos", video)
     (folder / "exports").mkdir()
     (folder / "exports" / "clip.zip").write_bytes(zip_of({"annotations.xml": cvat_video(video)}))
 

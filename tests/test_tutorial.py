@@ -16,7 +16,7 @@ import torch
 
 from ovformer.d2 import build_model
 from ovformer.data.files.video_files import VideoSource
-from support.annotation_exports import check_equal, cvat_video, draw, write_film, zip_of
+from support.annotation_exports import check_equal, cvat_video, draw, write_video, zip_of
 from support.predictor_fixture import make_cfg
 from support.tiny_clip import make_clip
 
@@ -71,11 +71,11 @@ def place(tmp_path: Path) -> Path:
     for name in ("configs", "tools", "train_net_lvvis.py", "mAP.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     for number, video in enumerate(VIDEOS):
-        write_film(tmp_path / "videos", video)
+        write_video(tmp_path / "videos", video)
         (tmp_path / "exports").mkdir(exist_ok=True)
         content = zip_of({"annotations.xml": cvat_video(video)})
         (tmp_path / "exports" / f"task_{number}.zip").write_bytes(content)
-    write_film(tmp_path, draw("new", 5, 9))
+    write_video(tmp_path, draw("new", 5, 9))
     make_clip(tmp_path / "tiny_clip")
     model = build_model(make_cfg(tmp_path, f"local-dir:{tmp_path}/tiny_clip"))
     (tmp_path / "models").mkdir()

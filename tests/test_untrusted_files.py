@@ -360,7 +360,7 @@ def test_a_foreign_part_of_results(tmp_path: Path) -> None:
 def test_videos(tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs the extra [demo]")
     path = tmp_path / "a:b.mp4"
-    with video_files.FilmWriter(path, 10) as film:
+    with video_files.VideoWriter(path, 10) as film:
         film.write(np.zeros((32, 32, 3), np.uint8), 0)
     assert len(list(video_files.VideoSource(path))) == 1
     with pytest.raises(ValueError, match="a:b.mp4: a frame of 32 x 32 pixels .* at most 1000"):

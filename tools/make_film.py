@@ -19,7 +19,7 @@ import numpy as np
 from make_shapes import track_annotations
 from ovformer.arguments import positive_int
 from ovformer.data.files.json_file import write_json
-from ovformer.data.files.video_files import FilmWriter
+from ovformer.data.files.video_files import VideoWriter
 from ovformer.files import write_text
 from ovformer.predictor.predictions import categories
 from ovformer_tools.shape_scenes import (
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_film(rng, shown, args.frames, WIDTH, RADII, background=stripes(rng), move=sway)
     )
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with FilmWriter(args.output, RATE) as writer:
+    with VideoWriter(args.output, RATE) as writer:
         for t, image in enumerate(film.images):
             writer.write(image, t / RATE)
     video = {"id": 1, "width": WIDTH, "height": HEIGHT, "length": args.frames}

@@ -24,7 +24,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name, load_dataset
-from ovformer.data.files.video_files import FilmWriter
+from ovformer.data.files.video_files import VideoWriter
 from ovformer.data.files.vis_json import load_vis_json
 from ovformer.data.samples.video_reader import check_frame_size, read_frame
 from ovformer.demo.painter import Painter
@@ -148,7 +148,7 @@ def draw_video(
     """
     size = record["height"], record["width"]
     frames.mkdir(parents=True, exist_ok=True)
-    with FilmWriter(frames.with_name(f"{frames.name}.mp4"), fps) as film:
+    with VideoWriter(frames.with_name(f"{frames.name}.mp4"), fps) as film:
         for t, file_name in enumerate(record["file_names"]):
             frame = read_frame(record, t)
             check_frame_size(record, t, frame.shape[:2], size)

@@ -37,8 +37,8 @@ _ERRORS = (
 )
 
 
-class UnknownKeyError(KeyError):
-    """A config key that does not exist."""
+class UnknownKeyError(KeyError, ValueError):
+    """A config key that does not exist, which is also a wrong value of the command line."""
 
     def __str__(self) -> str:
         return self.args[0]  # KeyError would show the message's repr

@@ -16,7 +16,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from ovformer.data.files.video_files import FilmWriter, Frame, VideoSource, thinned
+from ovformer.data.files.video_files import Frame, VideoSource, VideoWriter, thin_frames
 from ovformer.demo.painter import Painter, scale_for
 from ovformer.demo.result_page import Thumbnails, page
 from ovformer.files import write_atomically, write_text
@@ -52,7 +52,7 @@ class Choice:
 
     def frames(self, source: VideoSource) -> Iterator[Frame]:
         """Yield the frames of a video that are wanted, more than ``max_frames`` if there are."""
-        return thinned(source, self.stride, self.every)
+        return thin_frames(source, self.stride, self.every)
 
     def expected(self, source: VideoSource) -> int | None:
         """Return about how many frames will be looked at, if the video says how many it has."""
@@ -196,7 +196,7 @@ def draw(
         (output / "frames").mkdir(exist_ok=True)
     steps = np.diff(result.times)
     rate = 1 / median(steps) if len(steps) and median(steps) > 0 else 10.0
-    with nullcontext() if is_still else FilmWriter(media, rate) as film:
+    with nullcontext() if is_still else VideoWriter(media, rate) as film:
         for t, frame in enumerate(frames):
             thumbnails.look(t, frame.image)
             drawn = painter(frame.image, result.in_frame(t))

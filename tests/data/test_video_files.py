@@ -12,13 +12,13 @@ from PIL import Image
 
 from ovformer.data.files.video_files import (
     SELF_CONTAINED,
-    FilmWriter,
     Frame,
     VideoSource,
+    VideoWriter,
     as_rgb,
     frames_of,
     read_picture,
-    thinned,
+    thin_frames,
 )
 from ovformer.files import temporary_name
 
@@ -91,7 +91,7 @@ def test_times_of_a_variable_rate_are_kept(tmp_path: Path) -> None:
     frames = list(VideoSource(encode(tmp_path / "a.mp4", ramp(5), times)))
     np.testing.assert_allclose([frame.time for frame in frames], times, atol=0.002)
     film = tmp_path / "film.mp4"
-    with FilmWriter(film, 10) as writer:
+    with VideoWriter(film, 10) as writer:
         for frame in frames:
             writer.write(frame.image, frame.time)
     np.testing.assert_allclose([frame.time for frame in VideoSource(film)], times, atol=0.002)
@@ -245,17 +245,17 @@ def test_arrays_and_iterators() -> None:
 
 def test_thinning() -> None:
     frames = [Frame(np.zeros((1, 1, 3), np.uint8), time, n) for n, time in enumerate(range(10))]
-    assert [f.number for f in thinned(frames, 3)] == [0, 3, 6, 9]
-    assert [f.number for f in thinned(frames, 1, 2.5)] == [0, 3, 5, 8]
+    assert [f.number for f in thin_frames(frames, 3)] == [0, 3, 6, 9]
+    assert [f.number for f in thin_frames(frames, 1, 2.5)] == [0, 3, 5, 8]
     jump = [frame._replace(time=frame.time + 100 * (frame.number > 4)) for frame in frames]
-    assert [f.number for f in thinned(jump, 1, 2)] == [0, 2, 4, 5, 7, 9]
+    assert [f.number for f in thin_frames(jump, 1, 2)] == [0, 2, 4, 5, 7, 9]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 4000), (64, 48)])
 def test_films(tmp_path: Path, size: tuple[int, int]) -> None:
     """Odd sides get one more row or column, which H.264 in yuv420p needs."""
     path = tmp_path / "film.mp4"
-    with FilmWriter(path, 10) as film:
+    with VideoWriter(path, 10) as film:
         for t, frame in enumerate(ramp(3, size)):
             film.write(frame, t / 10)
     with av.open(str(path)) as container:
@@ -267,12 +267,12 @@ def test_films(tmp_path: Path, size: tuple[int, int]) -> None:
 
 def test_a_film_is_complete_when_its_making_fails(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
-    with pytest.raises(KeyboardInterrupt), FilmWriter(path, 10) as film:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 10) as film:
         for t, frame in enumerate(ramp(5)):
             film.write(frame, t / 10)
         raise KeyboardInterrupt
     assert len(list(VideoSource(path))) == 5
-    with FilmWriter(tmp_path / "nothing.mp4", 10):
+    with VideoWriter(tmp_path / "nothing.mp4", 10):
         pass
     assert not (tmp_path / "nothing.mp4").exists()
 
@@ -280,7 +280,7 @@ def test_a_film_is_complete_when_its_making_fails(tmp_path: Path) -> None:
 def test_no_space_left(tmp_path: Path) -> None:
     full = tmp_path / "film.mp4"
     temporary_name(full).symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left on device"), FilmWriter(full, 10) as film:
+    with pytest.raises(OSError, match="No space left on device"), VideoWriter(full, 10) as film:
         for t, frame in enumerate(ramp(5)):
             film.write(frame, t / 10)
     assert not list(tmp_path.iterdir())

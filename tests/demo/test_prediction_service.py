@@ -17,7 +17,7 @@ from ovformer.data.files.video_files import VideoSource
 from ovformer.demo.output_folder import Choice
 from ovformer.demo.prediction_service import Limits, PredictionService
 from ovformer.predictor import VideoPredictor
-from support.predictor_fixture import WORDS, write_film
+from support.predictor_fixture import WORDS, write_video
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -40,7 +40,7 @@ def service(predictor: VideoPredictor, tmp_path: Path) -> Iterator[PredictionSer
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory, make_frames: Callable) -> Path:
     """Six frames, in a file with a name that nobody should trust."""
-    return write_film(tmp_path_factory.mktemp("films") / "<b>my film.mp4", make_frames(6))
+    return write_video(tmp_path_factory.mktemp("films") / "<b>my film.mp4", make_frames(6))
 
 
 def test_a_film(service: PredictionService, film: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_can_not_be_asked_for(service: PredictionService, film: Path, tmp_p
     text.write_text("no video")
     large = tmp_path / "large.png"
     Image.new("RGB", (65, 48)).save(large)
-    large_film = write_film(tmp_path / "large film.mp4", [np.zeros((48, 66, 3), np.uint8)])
+    large_film = write_video(tmp_path / "large film.mp4", [np.zeros((48, 66, 3), np.uint8)])
     (tmp_path / "secret.txt").write_text("secret")
     film_path = str(film)
     for path, words, message in (

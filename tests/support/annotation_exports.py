@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ovformer.data.files.video_files import FilmWriter
+from ovformer.data.files.video_files import VideoWriter
 
 HEIGHT, WIDTH = 48, 64
 COLOURS = {"square": (230, 60, 40), "disc": (40, 90, 230)}
@@ -56,11 +56,11 @@ def draw(name: str, num_frames: int = 6, seed: int = 0) -> DrawnVideo:
     return DrawnVideo(name, images, [DrawnObject("square", square), DrawnObject("disc", disc)])
 
 
-def write_film(folder: Path, video: DrawnVideo) -> Path:
+def write_video(folder: Path, video: DrawnVideo) -> Path:
     """Write <name>.mp4."""
     pytest.importorskip("av", reason="needs the extra [demo]")
     folder.mkdir(parents=True, exist_ok=True)
-    with FilmWriter(folder / f"{video.name}.mp4", 5) as film:
+    with VideoWriter(folder / f"{video.name}.mp4", 5) as film:
         for t, image in enumerate(video.images):
             film.write(image, t / 5)
     return film.path

@@ -11,7 +11,7 @@ import torch
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, build_model
-from ovformer.data.files.video_files import FilmWriter
+from ovformer.data.files.video_files import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.modeling.language.clip_encoder import ClipEncoder
 from ovformer.modeling.language.text_classifier import save_text_classifier
@@ -87,9 +87,9 @@ def make_frames() -> Callable[..., list[np.ndarray]]:
     return make
 
 
-def write_film(path: Path, frames: Sequence[np.ndarray]) -> Path:
+def write_video(path: Path, frames: Sequence[np.ndarray]) -> Path:
     """Write a film of ten frames a second."""
-    with FilmWriter(path, 10) as writer:
+    with VideoWriter(path, 10) as writer:
         for t, frame in enumerate(frames):
             writer.write(frame, t / 10)
     return path

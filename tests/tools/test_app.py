@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from support.predictor_fixture import write_film
+from support.predictor_fixture import write_video
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -115,7 +115,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.slow
 def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None:
     """What a visitor does and sees, from the upload to the download."""
-    film = write_film(tmp_path / "my film.mp4", make_frames(30))
+    film = write_video(tmp_path / "my film.mp4", make_frames(30))
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "large.mp4").write_bytes(bytes(1_200_000))
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -188,7 +188,7 @@ def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_stopping_and_leaving(browser, server, make_frames: Callable, tmp_path: Path) -> None:
-    film = write_film(tmp_path / "long.mp4", make_frames(400))
+    film = write_video(tmp_path / "long.mp4", make_frames(400))
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(server.address)
@@ -217,7 +217,7 @@ def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) ->
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
 
-    film = write_film(tmp_path / "my.mp4", make_frames(20))
+    film = write_video(tmp_path / "my.mp4", make_frames(20))
     patient = {"timeout": PATIENCE}
     client = Client(server.address, verbose=False, download_files=False, httpx_kwargs=patient)
     jobs = [client.submit(handle_file(film), word, 0, 2, api_name="/find") for word in ("a", "b")]

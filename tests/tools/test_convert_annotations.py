@@ -18,8 +18,8 @@ from support.annotation_exports import (
     ls_task,
     ls_tracked,
     png,
-    write_film,
     write_frames,
+    write_video,
     zip_of,
 )
 
@@ -32,7 +32,7 @@ def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
 def test_cvat_video_with_the_film_beside_it(tool, tmp_path: Path, capsys) -> None:
     videos = [draw("one", 6, 0), draw("two", 7, 1)]
     for video in videos:
-        write_film(tmp_path / "films", video)
+        write_video(tmp_path / "films", video)
         (tmp_path / f"{video.name}.xml").write_bytes(cvat_video(video))
     exports = [str(tmp_path / f"{video.name}.xml") for video in videos]
     out = tmp_path / "out"
@@ -68,7 +68,7 @@ def test_coco(tool, tmp_path: Path, kinds: tuple[str, str]) -> None:
 
 def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
     video = draw("film")
-    write_film(tmp_path, video)
+    write_video(tmp_path, video)
     masks = video.objects[0].masks
     tracked = ls_tracked([ls_key(1, masks[0]), ls_key(6, masks[5])], 6)
     tasks = [ls_task({"video": "film.mp4"}, [tracked])]
@@ -107,7 +107,7 @@ def test_files_that_are_no_exports(tool, tmp_path: Path, capsys, content: str, m
 def test_the_same_export_twice(tool, tmp_path: Path, capsys) -> None:
     """Its videos could be trained with and validated on."""
     video = draw("one", 3, 0)
-    write_film(tmp_path, video)
+    write_video(tmp_path, video)
     (tmp_path / "a.xml").write_bytes(cvat_video(video))
     (tmp_path / "a (1).xml").write_bytes(cvat_video(video))
     exports = [str(tmp_path / name) for name in ("a.xml", "a (1).xml")]

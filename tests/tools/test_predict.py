@@ -18,7 +18,7 @@ from PIL import Image
 from ovformer.data.files.video_files import VideoSource
 from ovformer.data.files.vis_json import load_vis_json
 from ovformer.evaluation.results_reader import ResultsChecker, read_results
-from support.predictor_fixture import WORDS, make_clip, write_film
+from support.predictor_fixture import WORDS, make_clip, write_video
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -34,7 +34,7 @@ def tool(load_tool):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory, make_frames) -> Path:
     """Twelve frames, 10 a second."""
-    return write_film(tmp_path_factory.mktemp("films") / "my.mp4", make_frames(12))
+    return write_video(tmp_path_factory.mktemp("films") / "my.mp4", make_frames(12))
 
 
 def run(tool, capsys, *words: object) -> tuple[int, str, str]:
@@ -217,7 +217,7 @@ def test_words_in_the_page_are_text(
 def test_interrupted(trained: Path, make_frames: Callable, tmp_path: Path) -> None:
     """Ctrl-C keeps the frames so far: results, a film that plays, and the page."""
     film, out = tmp_path / "long.mp4", tmp_path / "out"
-    write_film(film, make_frames(1500))
+    write_video(film, make_frames(1500))
     command = [sys.executable, ROOT / "tools" / "predict.py", film, "--weights", trained]
     command += ["--output", out, "--device", "cpu", "--score-threshold", "0"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

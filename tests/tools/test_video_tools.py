@@ -337,7 +337,7 @@ def test_videos_whose_folders_have_one_name(load_tool: Callable, monkeypatch, tm
     assert folders == {0: "frames_video0", 1: "frames_video1", 2: "c"}
     monkeypatch.setattr(tool, "read_frame", lambda record, t: np.zeros((4, 6, 3), np.uint8))
     monkeypatch.setattr(tool.cv2, "imwrite", lambda path, image: False)
-    monkeypatch.setattr(tool, "FilmWriter", lambda path, fps: MagicMock())
+    monkeypatch.setattr(tool, "VideoWriter", lambda path, fps: MagicMock())
     with pytest.raises(OSError, match=r"c/0\.png can't be written"):
         tool.draw_video(records[2], [], {}, lambda frame, objects: frame, tmp_path / "c", 6)
 

@@ -189,7 +189,7 @@ def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarr
         raise ValueError(f"{path}: the picture can't be decoded ({error})") from error
 
 
-def thinned(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> Iterator[Frame]:
+def thin_frames(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> Iterator[Frame]:
     """Yield some of the frames.
 
     Args:
@@ -204,7 +204,7 @@ def thinned(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> I
             due = due + seconds if due + seconds > frame.time else frame.time + seconds
 
 
-class FilmWriter:
+class VideoWriter:
     """Writes an mp4 (H.264, yuv420p) that browsers play; a context manager.
 
     The file is there, and complete, when the block has ended, in whatever way.
@@ -226,7 +226,7 @@ class FilmWriter:
         self._stream: Any = None
         self._last = -1
 
-    def __enter__(self) -> "FilmWriter":
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:

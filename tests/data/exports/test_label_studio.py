@@ -25,8 +25,8 @@ from support.annotation_exports import (
     ls_region,
     ls_task,
     ls_tracked,
-    write_film,
     write_frames,
+    write_video,
 )
 
 VALUES = st.integers(0, 255)
@@ -66,7 +66,7 @@ def export_of(folder: Path, **options) -> Export:
 @pytest.fixture
 def video(tmp_path: Path) -> DrawnVideo:
     drawn = draw("film", 7)
-    write_film(tmp_path, drawn)
+    write_video(tmp_path, drawn)
     return drawn
 
 

@@ -72,18 +72,22 @@ broken
 
 A video's differs in:
 
+frames
+    evaluation only: an iterator of all T frames in order, each a dict with "image", "file_name" and
+    "clip_features" (1, D) or "clip_image", as of an image. Frames are read and decoded in the
+    background while it is used, so that a long video is never in memory as a whole. A model takes
+    "frames" where a video has it, and else the keys below
 image
     training: list of T frames, the sampled ones, which are augmented alike, or copies of an image,
-    each augmented in its own way and padded to one size (a pseudo-clip); evaluation: an iterator
-    of all T frames in order, which are read and decoded in the background while it is used, so that
-    a long video is never in memory as a whole. All frames of a video have one size
+    each augmented in its own way and padded to one size (a pseudo-clip); evaluation: an iterator of
+    the images of "frames", to be used in place of it. All frames of a video have one size
 video_id, length, file_names
     length is the number of frames in "image"; a pseudo-clip has "image_id" in place of "video_id"
 clip_features
     float32 (T, D)
 clip_image
-    where no store is configured: list of T uint8 (3, S, S); evaluation: an iterator of them, to be
-    taken in step with "image" (what one is behind the other is kept)
+    where no store is configured: list of T uint8 (3, S, S); evaluation: an iterator of them, like
+    "image" and to be advanced together with it (one that is behind keeps what the other had)
 instances
     training only: list of T ``Instances`` with the same N instances in the same order: gt_classes,
     gt_ids int64 (N,), which are -1 where an instance is absent, gt_masks (empty there), gt_boxes

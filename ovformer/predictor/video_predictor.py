@@ -5,7 +5,7 @@ Legend: T frames, K classes, D CLIP width, H W pixels.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice, tee
+from itertools import chain, islice
 from os import PathLike
 from typing import Any
 
@@ -321,14 +321,7 @@ class VideoPredictor:
                 times.append(frame.time)
                 yield self._record(frame)
 
-        images, views = tee(records())
-        return {
-            "video_id": 1,
-            "height": size[0],
-            "width": size[1],
-            "image": (record["image"] for record in images),
-            "clip_image": (record["clip_image"] for record in views),
-        }
+        return {"video_id": 1, "height": size[0], "width": size[1], "frames": records()}
 
     @torch.no_grad()
     def _run_window(

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,13 +180,21 @@ def test_a_test_video(mini_videos: MiniVideos) -> None:
     for (video,), (number, (length, height, width)) in zip(loader, VIDEOS.items(), strict=True):
         assert video["video_id"] == number and video["length"] == length
         assert (video["height"], video["width"]) == (height, width)
-        assert not isinstance(video["image"], list) and "annotations" not in video
+        assert isinstance(video["frames"], Iterator) and "annotations" not in video
+        frames = list(video["frames"])
+        assert times([frame["image"] for frame in frames]) == list(range(length))
+        assert [frame["file_name"] for frame in frames] == video["file_names"]
+        for frame in frames:
+            assert min(frame["image"].shape[1:]) == 24 and frame["image"].dtype == torch.uint8
+            assert int(frame["image"][0, 0, 0]) == number
+            assert frame["clip_image"].shape == (3, 8, 8)
+    # The same frames by the keys of a training clip.
+    for (video,), expected in zip(
+        build_video_test_loader(config(), "ytvis_2019_val"), VIDEOS.values(), strict=True
+    ):
         pairs = list(zip(video["image"], video["clip_image"], strict=True))
-        assert times([frame for frame, _ in pairs]) == list(range(length))
-        for frame, view in pairs:
-            assert min(frame.shape[1:]) == 24 and frame.dtype == torch.uint8
-            assert int(frame[0, 0, 0]) == number
-            assert view.shape == (3, 8, 8)
+        assert times([image for image, _ in pairs]) == list(range(expected[0]))
+        assert {view.shape for _, view in pairs} == {(3, 8, 8)}
 
 
 def test_stored_features_of_frames(mini_videos: MiniVideos, tmp_path: Path) -> None:
@@ -195,7 +204,9 @@ def test_stored_features_of_frames(mini_videos: MiniVideos, tmp_path: Path) -> N
     for (video,) in build_video_test_loader(cfg, "ytvis_2019_val"):
         expected = torch.stack([features[key] for key in video["clip_keys"]])
         assert torch.equal(video["clip_features"], expected)
-        assert "clip_image" not in video and len(list(video["image"])) == video["length"]
+        frames = list(video["frames"])
+        assert torch.equal(torch.cat([frame["clip_features"] for frame in frames]), expected)
+        assert not any("clip_image" in item for item in (video, *frames))
     features = write_store(mini_videos, "train", tmp_path / "train.safetensors")
     key = "MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN"
     for sample in samples(config(key, str(tmp_path / "train.safetensors")), 3):

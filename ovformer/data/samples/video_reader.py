@@ -77,27 +77,36 @@ class VideoReader:
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
 
-        def read(t: int) -> tuple:
-            return self._read(record, t)
-
-        frames = ReadAhead(read, range(record["length"]), executor, FRAMES_AHEAD)
-        decoded = _with_sample_errors(_of_one_size(record, frames))
+        features = None
         if self.clip_features is not None:
-            sample["clip_features"] = stored_features(self.clip_features, record)
-            sample["image"] = (image for image, _ in decoded)
-        else:
-            images, views = itertools.tee(decoded)
-            sample["image"] = (image for image, _ in images)
-            sample["clip_image"] = (view for _, view in views)
+            features = sample["clip_features"] = stored_features(self.clip_features, record)
+
+        def read(t: int) -> tuple[tuple[int, int], dict]:
+            return self._read(record, t, features)
+
+        decoded = ReadAhead(read, range(record["length"]), executor, FRAMES_AHEAD)
+        frames = sample["frames"] = _with_sample_errors(_of_one_size(record, decoded))
+        # The model takes "frames". The two keys of before keep nothing while nobody reads them.
+        images, views = itertools.tee(frames)
+        sample["image"] = (frame["image"] for frame in images)
+        if features is None:
+            sample["clip_image"] = (frame["clip_image"] for frame in views)
         return sample
 
-    def _read(self, record: dict, t: int) -> tuple:
-        """Return the size of a frame in the file, the frame, and what CLIP sees of it if asked."""
-        frame = read_frame(record, t)
-        view = None if self.clip_features is not None else clip_image(frame, self.clip_image_size)
-        augmented = T.AugInput(frame)
+    def _read(
+        self, record: dict, t: int, features: torch.Tensor | None
+    ) -> tuple[tuple[int, int], dict]:
+        """Return the size of a frame in its file, and the frame as the record of an image."""
+        pixels = read_frame(record, t)
+        frame = {"file_name": record["file_names"][t]}
+        if features is None:
+            frame["clip_image"] = clip_image(pixels, self.clip_image_size)
+        else:
+            frame["clip_features"] = features[t, None]
+        augmented = T.AugInput(pixels)
         self.augmentations(augmented)
-        return frame.shape[:2], to_tensor(augmented.image, self.image_format), view
+        frame["image"] = to_tensor(augmented.image, self.image_format)
+        return pixels.shape[:2], frame
 
 
 class ReadAhead(Iterator):
@@ -170,10 +179,10 @@ def stored_features(store: ImageEmbeddingStore, record: dict) -> torch.Tensor:
     return torch.stack([store.get(key) for key in record["clip_keys"]])
 
 
-def _of_one_size(record: dict, frames: Iterable[tuple]) -> Iterator[tuple]:
-    """Yield (frame, CLIP's view), after checking that all frames are as large as the first."""
+def _of_one_size(record: dict, decoded: Iterable[tuple]) -> Iterator[dict]:
+    """Yield the frames, after checking that all are as large as the first."""
     first = None
-    for t, (size, image, view) in enumerate(frames):
+    for t, (size, frame) in enumerate(decoded):
         if first is None and size != (record["height"], record["width"]):
             logger.warning(
                 "Video %s: frames of %d x %d pixels, but %d x %d in the annotations. Predictions "
@@ -185,10 +194,10 @@ def _of_one_size(record: dict, frames: Iterable[tuple]) -> Iterator[tuple]:
             )
         first = first or size
         check_frame_size(record, t, size, first)
-        yield image, view
+        yield frame
 
 
-def _with_sample_errors(frames: Iterator[tuple]) -> Iterator[tuple]:
+def _with_sample_errors(frames: Iterator[dict]) -> Iterator[dict]:
     try:
         yield from frames
     except (FileNotFoundError, ValueError) as error:

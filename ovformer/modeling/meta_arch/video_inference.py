@@ -5,7 +5,7 @@ Legend: T frames, Q queries, N predictions, D CLIP width, S side of CLIP's image
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,8 +16,6 @@ from ovformer.modeling.tracks.tracking import QueryTracker, TrackSelection, Trac
 
 # Published.
 AUTOMATIC_WINDOW = 10
-
-_END = object()
 
 
 class VideoInference(OVFormerBase):
@@ -163,14 +161,19 @@ def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the frames of a video as records of images.
 
     Args:
-        record: ``image``: T frames, in a list or from an iterator; if there are any,
-            ``clip_features`` (T, D) or else ``clip_image``, a list of T images uint8 (3, S, S) or
-            an iterator that is advanced together with ``image``; ``file_names`` and ``instances``,
-            lists of T.
+        record: ``frames``, an iterator of records of images; or else ``image``, T frames in a list
+            or from an iterator, and where they exist ``clip_features`` (T, D) or else
+            ``clip_image``, T images uint8 (3, S, S) in a list or from an iterator that is advanced
+            together with ``image``, and the lists ``file_names`` and ``instances``.
 
     Raises:
-        ValueError: these are not of the same number of frames.
+        ValueError: these have different numbers of frames.
     """
+    shared = {key: record[key] for key in ("instance_counts", "least_size") if key in record}
+    if "frames" in record:
+        for frame in record["frames"]:
+            yield {**frame, **shared}
+        return
     fields = {"image": record["image"]}
     if record.get("clip_features") is not None:
         fields["clip_features"] = record["clip_features"][:, None]
@@ -180,16 +183,13 @@ def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         fields["instances"] = record["instances"]
     if "file_names" in record:
         fields["file_name"] = record["file_names"]
-    shared = {key: record[key] for key in ("instance_counts", "least_size") if key in record}
-    for number, values in enumerate(zip_longest(*fields.values(), fillvalue=_END)):
-        frame = dict(zip(fields, values, strict=True))
-        ended = [name for name, value in frame.items() if value is _END]
-        if ended:
-            raise ValueError(
-                f"video {record.get('video_id')!r}: {' and '.join(ended)} of {number} frames, but "
-                f"{' and '.join(name for name in fields if name not in ended)} of more"
-            )
-        yield {**frame, **shared}
+    lengths = {key: len(values) for key, values in fields.items() if hasattr(values, "__len__")}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"video {record.get('video_id')!r}: expected one number of frames, got {lengths}"
+        )
+    for values in zip(*fields.values(), strict=True):
+        yield {**dict(zip(fields, values, strict=True)), **shared}
 
 
 def _check_length(record: Mapping[str, Any], num_frames: int) -> None:

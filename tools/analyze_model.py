@@ -13,12 +13,9 @@ attention, and elementwise operations are not counted.
 """
 
 import argparse
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,9 +26,8 @@ from torch.utils.flop_counter import flop_registry
 import ovformer.data
 import ovformer.modeling  # noqa: F401  (both register what configs name)
 from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import CfgNode, build_model
-from ovformer.modeling.language.text_classifier import save_text_classifier
-from ovformer.paths import resolve_path
+from ovformer.d2 import CfgNode
+from ovformer.modeling.meta_arch.base_model import build_without_vocabulary
 
 TASKS = ("parameter", "flop", "activation", "structure")
 UNITS = {"parameter": ("M parameters", 1e6), "flop": ("GFLOPs", 1e9)}
@@ -42,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build the model of a config and print what was asked for."""
     args = parse_args(argv)
     cfg = get_ovformer_cfg(args.config_file, args.opts)
-    model = build_without_files(cfg).eval()
+    model = build_without_vocabulary(cfg, "cpu").eval()
+    # The cost depends on the number of class names, not on the names.
+    model.set_text_classifier(
+        torch.randn(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.CLIP.EMBED_DIM)
+    )
     if "structure" in args.tasks:
         print(model)
     tasks = [task for task in UNITS if task in args.tasks]
@@ -76,29 +76,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE ... at the end, as in train_net.py"
     )
     return parser.parse_args(argv)
-
-
-def build_without_files(cfg: CfgNode) -> nn.Module:
-    """Build a model on the CPU; files that a config names and that are missing are replaced.
-
-    These are the text classifier, by a random one, and the counts of categories, by equal ones.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    node, num_classes = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    with tempfile.TemporaryDirectory() as folder:
-        if not node.CLIP_TEXT_PATH or not resolve_path(node.CLIP_TEXT_PATH).is_file():
-            print(f"no text classifier {node.CLIP_TEXT_PATH!r}: counting with a random one")
-            path = Path(folder, "random.safetensors")
-            save_text_classifier(path, torch.randn(num_classes, cfg.MODEL.CLIP.EMBED_DIM), None)
-            node.CLIP_TEXT_PATH = str(path)
-        if node.CAT_INFO_PATH and not resolve_path(node.CAT_INFO_PATH).is_file():
-            path = Path(folder, "categories.json")
-            categories = [{"id": i, "image_count": 1, "frequency": "f"} for i in range(num_classes)]
-            path.write_text(json.dumps(categories), encoding="utf-8")
-            node.CAT_INFO_PATH = str(path)
-        return build_model(cfg)
 
 
 def largest_test_image(cfg: CfgNode) -> tuple[int, int]:

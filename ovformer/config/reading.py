@@ -44,32 +44,36 @@ class UnknownKeyError(KeyError, ValueError):
         return self.args[0]  # KeyError would show the message's repr
 
 
-def get_ovformer_cfg(config_file: str | None = None, opts: Sequence[str] = ()) -> CfgNode:
+def get_ovformer_cfg(
+    config_file: str | None = None, opts: Sequence[str] = (), *, text: str | None = None
+) -> CfgNode:
     """Return the frozen config of a YAML file and command-line overrides.
 
     Args:
         config_file: path of a YAML file, or None for the defaults.
         opts: alternating keys and values, as on the command line.
+        text: the YAML itself, in place of a file.
 
     Raises:
         FileNotFoundError: ``config_file`` does not exist.
         UnknownKeyError: a key is not known; the message names the nearest known ones.
         ValueError: a key has no value, or a value of the wrong type; or the file is no config.
     """
-    cfg, errors = read_config(config_file, opts)
+    cfg, errors = read_config(config_file, opts, text=text)
     if errors:
         raise type(errors[0])("\n".join(map(str, errors)))
     return cfg
 
 
 def read_config(
-    config_file: str | None = None, opts: Sequence[str] = ()
+    config_file: str | None = None, opts: Sequence[str] = (), *, text: str | None = None
 ) -> tuple[CfgNode, list[UnknownKeyError | ValueError]]:
     """Read as much of a config as can be read, so that the rest of it can be checked, too.
 
     Args:
         config_file: path of a YAML file, or None for the defaults.
         opts: alternating keys and values, as on the command line.
+        text: the YAML itself, in place of a file.
 
     Returns:
         The frozen config without the keys that are not known and the values of a wrong type, and
@@ -81,13 +85,17 @@ def read_config(
     """
     cfg = get_cfg()
     add_ovformer_config(cfg)
-    errors = merge_leniently(cfg, config_file, opts, WITHOUT_EFFECT)
+    errors = merge_leniently(cfg, config_file, opts, WITHOUT_EFFECT, text)
     cfg.freeze()
     return cfg, errors
 
 
 def merge_leniently(
-    cfg: CfgNode, config_file: str | None, opts: Sequence[str], without_effect: Collection[str]
+    cfg: CfgNode,
+    config_file: str | None,
+    opts: Sequence[str],
+    without_effect: Collection[str],
+    text: str | None = None,
 ) -> list[UnknownKeyError | ValueError]:
     """Merge what can be merged into a config, in place, so that the rest of it can be checked, too.
 
@@ -96,6 +104,7 @@ def merge_leniently(
         config_file: path of a YAML file, or None.
         opts: alternating keys and values, as on the command line.
         without_effect: keys that are registered as deprecated.
+        text: the YAML itself, in place of a file.
 
     Returns:
         An error for each key that is not known and each value of a wrong type.
@@ -110,8 +119,9 @@ def merge_leniently(
             f"Config options come in pairs KEY VALUE, but there are {len(opts)} words: "
             f"{' '.join(opts)}. Options that start with -- go before them."
         )
+    source = f"--config-file {config_file}" if text is None else "config text"
     values = [
-        *((f"--config-file {config_file}", *leaf) for leaf in _leaves(_load(config_file), cfg)),
+        *((source, *leaf) for leaf in _leaves(_load(config_file, text, source), cfg)),
         *(("command line", *pair) for pair in zip(opts[0::2], opts[1::2], strict=True)),
     ]
     known = dict(_leaves(cfg, cfg))
@@ -131,26 +141,28 @@ def merge_leniently(
     return errors
 
 
-def _load(config_file: str | None) -> dict:
-    """Return the content of a YAML file and of those that it is based on."""
-    if not config_file:
+def _load(config_file: str | None, text: str | None, source: str) -> dict:
+    """Return the content of a text, or of a YAML file and of those that it is based on."""
+    if text is None and not config_file:
         return {}
-    if not Path(config_file).is_file():
+    if text is None and not Path(config_file).is_file():
         raise FileNotFoundError(
             f"--config-file: {config_file} does not exist. The repository's are under configs/."
         )
     try:
-        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        if text is None:
+            values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+        else:
+            values = yaml.safe_load(text)
         count = _num_values(values, {})
     except _ERRORS as error:
         raise ValueError(
-            f"--config-file: {config_file} is no YAML file of 'KEY: value' lines, or one of a "
-            f"_BASE_ that is none: {str(error) or type(error).__name__}"
+            f"{source} is no YAML file of 'KEY: value' lines, or one of a _BASE_ that is "
+            f"none: {str(error) or type(error).__name__}"
         ) from error
     if not isinstance(values, dict) or count > _MOST_VALUES:
         raise ValueError(
-            f"--config-file {config_file}: expected 'KEY: value' lines, of at most {_MOST_VALUES} "
-            "values."
+            f"{source}: expected 'KEY: value' lines, of at most {_MOST_VALUES} values."
         )
     return values
 

@@ -4,7 +4,6 @@ A checkpoint saved by our trainer holds all of it (``Checkpointer``). For others
 published ones, a config file says it.
 """
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -19,8 +18,8 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.engine.empty_model import build_empty_model
 from ovformer.modeling.language.text_classifier import load_text_classifier
+from ovformer.modeling.meta_arch.base_model import build_without_vocabulary
 from ovformer.paths import resolve_path
 
 # What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.
@@ -38,7 +37,7 @@ class Pretrained:
     """A model that was built from its weights.
 
     Attributes:
-        model: in evaluation mode, on its device. Its vocabulary is a placeholder.
+        model: in evaluation mode, on its device. It has no vocabulary yet.
         cfg: what it was built from.
         names: the vocabulary of the weights; None where nobody knows the names.
         embeddings: (K, D) CLIP's embeddings of these, as in the weights; None where there are none.
@@ -84,7 +83,7 @@ def load_pretrained(
     content = read_weights(path)
     metadata = _metadata(content, path)
     cfg = _config(config, path, metadata, opts)
-    model = _empty_model(cfg, _device(device), architecture)
+    model = _build_model(cfg, _device(device), architecture)
     checkpointer = Checkpointer(model)
     checkpointer.load(str(path))
     if not checkpointer.has_loaded_all:
@@ -138,10 +137,7 @@ def _config(
     elif config is not None:
         cfg = get_ovformer_cfg(str(config), opts)
     elif "config" in metadata:
-        with tempfile.TemporaryDirectory(prefix="ovformer_") as folder:
-            file = Path(folder, "config.yaml")
-            file.write_text(metadata["config"], encoding="utf-8")
-            cfg = get_ovformer_cfg(str(file), opts)
+        cfg = get_ovformer_cfg(None, opts, text=metadata["config"])
     elif beside.is_file():
         cfg = get_ovformer_cfg(str(beside), opts)
     else:
@@ -164,8 +160,8 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Module:
-    """Build a model for any vocabulary, which needs no file of the training."""
+def _build_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Module:
+    """Build a model without a vocabulary, which needs no file of the training."""
     if architecture is None:
         known = {name: short for short, (name, _) in ARCHITECTURES.items()}
         architecture = known.get(cfg.MODEL.META_ARCHITECTURE, "video")
@@ -178,7 +174,7 @@ def _empty_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Modu
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE, decoder = ARCHITECTURES[architecture]
     cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = decoder
-    return build_empty_model(cfg, device)
+    return build_without_vocabulary(cfg, device)
 
 
 def _templates(cfg: CfgNode) -> list[str]:

@@ -22,11 +22,10 @@ from ovformer.d2 import (
     Registry,
 )
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.engine.empty_model import build_empty_model
 from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
 from ovformer.engine.stages import STAGES, Stage
 from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTRY
-from ovformer.modeling.meta_arch.base_model import OVFormerBase
+from ovformer.modeling.meta_arch.base_model import OVFormerBase, build_without_vocabulary
 from ovformer.paths import resolve_path
 
 # What constructors of PyTorch and timm raise for numbers that do not fit.
@@ -129,7 +128,7 @@ def build_without_memory(cfg: CfgNode) -> nn.Module:
 def _build(cfg: CfgNode, device: str) -> nn.Module:
     try:
         with torch.device(device):
-            return build_empty_model(cfg, device)
+            return build_without_vocabulary(cfg, device)
     except _BUILD_ERRORS as error:
         if isinstance(error, OSError | ValueError) and "MODEL." in str(error):
             raise

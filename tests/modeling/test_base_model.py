@@ -97,7 +97,11 @@ def build(criterion=None, classes=3, size_divisibility=8, clip_features=None):
     head = nn.Module()
     head.predictor = nn.Module()
     head.predictor.class_embed = UnifiedEmbeddingAlignment(
-        4, text_embeddings=torch.eye(classes, 8), class_names=list("abcdefg"[:classes]), num_heads=2
+        4,
+        clip_dim=8,
+        text_embeddings=torch.eye(classes, 8),
+        class_names=list("abcdefg"[:classes]),
+        num_heads=2,
     )
     backbone = nn.Conv2d(3, 1, 1)
     backbone.size_divisibility = 16

@@ -12,9 +12,8 @@ from ovformer.modeling.decoders.embedding_alignment import UnifiedEmbeddingAlign
 
 def build(classes=5, width=16, **arguments):
     torch.manual_seed(0)
-    return UnifiedEmbeddingAlignment(
-        12, text_embeddings=torch.randn(classes, width), **{"num_heads": 4, **arguments}
-    )
+    arguments = {"text_embeddings": torch.randn(classes, width), "num_heads": 4, **arguments}
+    return UnifiedEmbeddingAlignment(12, clip_dim=width, **arguments)
 
 
 def plain(module, queries, clip_features):
@@ -65,6 +64,16 @@ def test_the_vocabulary_can_be_replaced_by_one_of_another_size() -> None:
     assert module.state_dict()["zs_weight"].shape == (16, 4)
 
 
+def test_a_head_without_a_vocabulary_is_used_after_one_is_set() -> None:
+    module = build(width=16, text_embeddings=None)
+    assert (module.num_classes, module.class_names) == (0, None)
+    queries, clip_features = torch.randn(1, 3, 12), torch.randn(1, 1, 16)
+    with pytest.raises(ValueError, match="set_text_classifier"):
+        module(queries, clip_features)
+    module.set_text_classifier(torch.randn(2, 16), ["a", "b"])
+    assert module(queries, clip_features).shape == (1, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("weights", "names", "message"),
     [
@@ -86,7 +95,6 @@ def test_clip_features_of_another_model_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"MODEL.MASK_FORMER.CLIP_TEXT_PATH": ""}, "tools/build_text_classifier.py"),
         ({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4}, "NUM_CLASSES is 4, but .* has 3 classes"),
         ({"MODEL.CLIP.EMBED_DIM": 512}, "EMBED_DIM is 512, but .* has width 8"),
     ],

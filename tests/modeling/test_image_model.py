@@ -247,7 +247,6 @@ def test_predictions_need_no_annotations_and_no_target_size(build) -> None:
     [
         ({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4}, "NUM_CLASSES is 4, but .* has 3 classes"),
         ({"MODEL.CLIP.EMBED_DIM": 512}, "EMBED_DIM is 512, but .* has width 128"),
-        ({"MODEL.MASK_FORMER.CLIP_TEXT_PATH": ""}, "tools/build_text_classifier.py"),
         ({"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2"]}, r"gives \['layer2'.*not \['res2'\]"),
         ({"MODEL.SEM_SEG_HEAD.CONVS_DIM": 40}, "CONVS_DIM: expected a multiple of 32"),
         ({"MODEL.MASK_FORMER.NHEADS": 5}, "width 32 cannot have 5 heads"),

@@ -19,7 +19,9 @@ def build(
     in_channels=16, queries=6, layers=4, decoder=MultiScaleMaskedTransformerDecoder, **arguments
 ):
     torch.manual_seed(0)
-    class_embed = UnifiedEmbeddingAlignment(16, text_embeddings=torch.randn(3, 8), num_heads=2)
+    class_embed = UnifiedEmbeddingAlignment(
+        16, clip_dim=8, text_embeddings=torch.randn(3, 8), num_heads=2
+    )
     settings = {"hidden_dim": 16, "mask_dim": 10, "num_heads": 4, "dim_feedforward": 32}
     return decoder(
         in_channels,

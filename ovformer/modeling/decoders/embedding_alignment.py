@@ -19,34 +19,37 @@ from ovformer.paths import resolve_path
 
 
 class UnifiedEmbeddingAlignment(nn.Module):
-    """Class logits of queries: scaled cosines between aligned queries and class names."""
+    """Class logits of queries: scaled cosines between aligned queries and class names.
+
+    Source: the unified embedding alignment of OVFormer, https://arxiv.org/abs/2407.07427.
+
+    Args:
+        query_dim: C.
+        clip_dim: D.
+        text_embeddings: (K, D), the text classifier; rows need not have unit length. None for a
+            head without a vocabulary, which :meth:`set_text_classifier` gives it before it is used.
+        class_names: K names, where they are known.
+        hidden_dim: width of the MLP from C to D; 0 is D / 2.
+        num_heads: heads of the attention to the image, a divisor of D.
+        temperature: factor of the cosines.
+
+    Raises:
+        ValueError: the widths or numbers do not fit together.
+    """
 
     @configurable
     def __init__(
         self,
         query_dim: int,
         *,
-        text_embeddings: Tensor,
+        clip_dim: int,
+        text_embeddings: Tensor | None = None,
         class_names: Sequence[str] | None = None,
         hidden_dim: int = 0,
         num_heads: int = 8,
         temperature: float = 50.0,
     ) -> None:
-        """Build the head.
-
-        Args:
-            query_dim: C.
-            text_embeddings: (K, D), the text classifier; rows need not have unit length.
-            class_names: K names, where they are known.
-            hidden_dim: width of the MLP from C to D; 0 is D / 2.
-            num_heads: heads of the attention to the image, a divisor of D.
-            temperature: factor of the cosines.
-
-        Raises:
-            ValueError: the widths or numbers do not fit together.
-        """
         super().__init__()
-        clip_dim = text_embeddings.shape[-1]
         hidden_dim = hidden_dim or clip_dim // 2
         self.linear = nn.Sequential(
             nn.Linear(query_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, clip_dim)
@@ -55,23 +58,28 @@ class UnifiedEmbeddingAlignment(nn.Module):
         self.clip_dim = clip_dim
         self.temperature = temperature
         self.register_buffer("zs_weight", torch.zeros(clip_dim, 1))
-        self.set_text_classifier(text_embeddings, class_names)
+        self.class_names: list[str] | None = None
+        if text_embeddings is not None:
+            self.set_text_classifier(text_embeddings, class_names)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Load ``MODEL.MASK_FORMER.CLIP_TEXT_PATH`` and compare it with the config.
+        """Load ``MODEL.MASK_FORMER.CLIP_TEXT_PATH``, if it is set, and compare it with the config.
 
         Raises:
-            ValueError: there is no path, or the classifier has another number of classes or
-                another width than the config says.
+            ValueError: the classifier has another number of classes or another width than the
+                config says.
         """
         node = cfg.MODEL.MASK_FORMER
+        arguments = {
+            "query_dim": node.HIDDEN_DIM,
+            "clip_dim": cfg.MODEL.CLIP.EMBED_DIM,
+            "hidden_dim": node.ALIGNMENT_HIDDEN_DIM,
+            "num_heads": node.ALIGNMENT_NHEADS,
+            "temperature": node.CLASS_TEMPERATURE,
+        }
         if not node.CLIP_TEXT_PATH:
-            raise ValueError(
-                "MODEL.MASK_FORMER.CLIP_TEXT_PATH: empty, but the model needs a text classifier. "
-                "Make one with tools/build_text_classifier.py, or give the path of a .npy file "
-                "of shape (classes, D)"
-            )
+            return arguments
         classifier = load_text_classifier(resolve_path(node.CLIP_TEXT_PATH))
         num_classes, width = classifier.weights.shape
         expected = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -88,17 +96,14 @@ class UnifiedEmbeddingAlignment(nn.Module):
                 f"model {cfg.MODEL.CLIP.NAME!r}"
             )
         return {
-            "query_dim": node.HIDDEN_DIM,
+            **arguments,
             "text_embeddings": classifier.weights,
             "class_names": classifier.names,
-            "hidden_dim": node.ALIGNMENT_HIDDEN_DIM,
-            "num_heads": node.ALIGNMENT_NHEADS,
-            "temperature": node.CLASS_TEMPERATURE,
         }
 
     @property
     def num_classes(self) -> int:
-        """K, without "no object"."""
+        """K, without "no object"; 0 while there is no vocabulary."""
         return self.zs_weight.shape[1] - 1
 
     def set_text_classifier(self, weights: Tensor, names: Sequence[str] | None = None) -> None:
@@ -134,8 +139,15 @@ class UnifiedEmbeddingAlignment(nn.Module):
             (B, Q, K + 1) logits, float32 also under autocast; the last is "no object".
 
         Raises:
-            ValueError: the CLIP features have another width than the text classifier.
+            ValueError: there is no vocabulary yet, or the CLIP features have another width than the
+                text classifier.
         """
+        if self.num_classes == 0:
+            raise ValueError(
+                "the model has no vocabulary, so it can't classify. Set "
+                "MODEL.MASK_FORMER.CLIP_TEXT_PATH to a file of tools/build_text_classifier.py or "
+                "to a .npy file of shape (classes, D), or call set_text_classifier"
+            )
         if clip_features.dim() != 3 or clip_features.shape[2] != self.clip_dim:
             raise ValueError(
                 f"clip_features: expected (batch, tokens, {self.clip_dim}), got "

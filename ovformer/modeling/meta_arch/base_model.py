@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ovformer.d2 import CfgNode, ImageList, build_backbone, build_sem_seg_head, configurable
+from ovformer.d2 import (
+    CfgNode,
+    ImageList,
+    build_backbone,
+    build_model,
+    build_sem_seg_head,
+    configurable,
+)
 from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTRY
 from ovformer.modeling.language.clip_encoder import ClipEncoder
 from ovformer.modeling.meta_arch.execution import Execution
@@ -345,6 +352,28 @@ class OVFormerBase(nn.Module):
         weights = self.criterion.weight_dict
         losses = self.criterion(outputs, targets, instance_counts)
         return {name: loss * weights[name] for name, loss in losses.items()}
+
+
+def build_without_vocabulary(cfg: CfgNode, device: str) -> nn.Module:
+    """Build a model of random weights that has no vocabulary yet, for inference.
+
+    Neither the text classifier nor anything of the training set is read, and nothing is downloaded.
+    Set a vocabulary with :meth:`OVFormerBase.set_text_classifier`.
+
+    Args:
+        cfg: the config.
+        device: where the model is.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = ""
+    # The criterion is not used: one class is enough for it, without the counts of a training set.
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    cfg.MODEL.MASK_FORMER.CAT_INFO_PATH = ""
+    cfg.DATASETS.TRAIN = ()
+    return build_model(cfg)
 
 
 def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

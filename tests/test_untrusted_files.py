@@ -24,7 +24,7 @@ from ovformer.data.files.vis_json import read_vis_json
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.checkpoint import Checkpointer, read_weights
 from ovformer.evaluation import results_reader, results_writer
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.text_classifier import load_text_classifier
 from ovformer.predictor.pretrained import load_pretrained
 from ovformer.preflight import setup_model
@@ -57,12 +57,12 @@ class ForgedType:
         return np.dtype, ("f8", False, True), state
 
 
-def clip_folder(path: Path) -> ClipEncoder:
+def clip_folder(path: Path) -> CLIPEncoder:
     """Load a CLIP model whose weights are a file."""
     name = make_clip(path.parent / "clip")
     (path.parent / "clip" / "open_clip_model.safetensors").unlink()
     path.rename(path.parent / "clip" / "open_clip_pytorch_model.bin")
-    return ClipEncoder.from_pretrained(name)
+    return CLIPEncoder.from_pretrained(name)
 
 
 BILLION_LISTS = "a0: &a0 [1]\n" + "".join(
@@ -80,7 +80,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "features": ("x.pkl", ImageEmbeddingStore.open),
     "text classifier": ("x.npy", load_text_classifier),
     "CLIP's folder": ("x.bin", clip_folder),
-    "CLIP's weights": ("x.pt", lambda path: ClipEncoder.from_pretrained("RN50", str(path))),
+    "CLIP's weights": ("x.pt", lambda path: CLIPEncoder.from_pretrained("RN50", str(path))),
 }
 
 

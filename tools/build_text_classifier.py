@@ -22,7 +22,7 @@ import torch
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.data.catalog.vocabulary import read_vocabulary
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.prompts import expand_templates
 from ovformer.modeling.language.text_classifier import load_text_classifier, save_text_classifier
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         meta = {"source": args.from_npy.name}
     else:
         templates = expand_templates(args.templates)
-        encoder = ClipEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
+        encoder = CLIPEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
         weights = encoder.text_classifier([name.replace("_", " ") for name in names], templates)
         meta = {"clip": args.clip, "pretrained": args.pretrained, "templates": templates}
     save_text_classifier(args.output, weights, names, meta)

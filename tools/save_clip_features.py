@@ -27,7 +27,7 @@ from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image, 
 from ovformer.data.files.image_files import check_images_exist, image_entries
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.launch import launch
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
@@ -54,7 +54,7 @@ def work(args: argparse.Namespace) -> None:
         if pending:
             items = list(pending.items())
             own = dict(items[index] for index in InferenceSampler(len(items)))
-            encoder = ClipEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
+            encoder = CLIPEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
             encode(own, encoder, writer, args.batch_size, args.num_workers)
 
 
@@ -144,7 +144,7 @@ class ClipImages(Dataset):
 
 def encode(
     images: dict[str, str],
-    encoder: ClipEncoder,
+    encoder: CLIPEncoder,
     writer: ClipFeatureWriter,
     batch_size: int,
     num_workers: int,

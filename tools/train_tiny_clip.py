@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ovformer.data.files.image_embeddings import clip_image
 from ovformer.files import replacing
-from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX, ClipEncoder
+from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX, CLIPEncoder
 from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES, draw_scene
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/quickstart/tiny_clip.json"
@@ -163,7 +163,7 @@ def contrastive_loss(logits: Tensor, names: Sequence[frozenset[int]]) -> Tensor:
 
 def evaluate(folder: Path, seed: int, count: int = 20) -> None:
     """Print the zero-shot accuracy of the stored model on new pictures of one object."""
-    encoder = ClipEncoder.from_pretrained(f"{LOCAL_PREFIX}{folder}")
+    encoder = CLIPEncoder.from_pretrained(f"{LOCAL_PREFIX}{folder}")
     classifier = encoder.text_classifier(CATEGORY_NAMES, TEMPLATES)
     rng = np.random.default_rng([seed, 1])
     correct = {"base": [], "novel": []}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.vocabulary import first_difference, same_name
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore
-from ovformer.modeling.language.clip_encoder import ClipEncoder, check_clip_model
+from ovformer.modeling.language.clip_encoder import CLIPEncoder, check_clip_model
 from ovformer.modeling.language.text_classifier import TextClassifier, load_text_classifier
 from ovformer.paths import resolve_path
 from ovformer.preflight.report import caught
@@ -109,7 +109,7 @@ def clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         return
     clip = cfg.MODEL.CLIP
     try:
-        encoder = ClipEncoder.from_pretrained(clip.NAME, clip.PRETRAINED)
+        encoder = CLIPEncoder.from_pretrained(clip.NAME, clip.PRETRAINED)
     except (OSError, ValueError) as error:
         yield str(error)
         return

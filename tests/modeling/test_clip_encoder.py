@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 
 PREPROCESS = {"size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.25, 0.2]}
 CONFIG = {
@@ -32,13 +32,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder(folder) -> ClipEncoder:
-    return ClipEncoder.from_pretrained(f"local-dir:{folder}")
+def encoder(folder) -> CLIPEncoder:
+    return CLIPEncoder.from_pretrained(f"local-dir:{folder}")
 
 
 def test_loading_draws_no_random_number_of_the_training(folder) -> None:
     state = torch.get_rng_state()
-    ClipEncoder.from_pretrained(f"local-dir:{folder}")
+    CLIPEncoder.from_pretrained(f"local-dir:{folder}")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -46,7 +46,7 @@ def test_a_local_model_is_frozen_and_has_its_weights(encoder, folder) -> None:
     assert (encoder.embed_dim, encoder.image_size) == (16, 32)
     assert not encoder.model.training
     assert not any(p.requires_grad for p in encoder.model.parameters())
-    again = ClipEncoder.from_pretrained(f"local-dir:{folder}", "ignored")
+    again = CLIPEncoder.from_pretrained(f"local-dir:{folder}", "ignored")
     assert torch.equal(again.encode_text(["a cat"]), encoder.encode_text(["a cat"]))
 
 
@@ -105,10 +105,10 @@ def test_images_of_the_wrong_kind(encoder) -> None:
 
 def test_unknown_models_and_weights() -> None:
     with pytest.raises(ValueError, match=r"unknown open_clip model 'ViT-B-23'.*ViT-B-32"):
-        ClipEncoder.from_pretrained("ViT-B-23", "openai")
+        CLIPEncoder.from_pretrained("ViT-B-23", "openai")
     for pretrained in ("openal", ""):
         with pytest.raises(ValueError, match=r"neither a file nor weights of 'ViT-B-32'.*openai"):
-            ClipEncoder.from_pretrained("ViT-B-32", pretrained)
+            CLIPEncoder.from_pretrained("ViT-B-32", pretrained)
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,34 +119,34 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         OSError, match="'openai' .*no route to host.*MODEL.CLIP.PRETRAINED to a file"
     ):
-        ClipEncoder.from_pretrained("RN50", "openai")
+        CLIPEncoder.from_pretrained("RN50", "openai")
 
 
 def test_folders_that_lack_something(folder, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/open_clip_config\.json"):
-        ClipEncoder.from_pretrained(f"local-dir:{tmp_path}/nowhere")
+        CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}/nowhere")
     config = tmp_path / "open_clip_config.json"
     config.write_text((folder / "open_clip_config.json").read_text())
     with pytest.raises(FileNotFoundError, match="no weights"):
-        ClipEncoder.from_pretrained(f"local-dir:{tmp_path}")
+        CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
     weights = tmp_path / "open_clip_model.safetensors"
     weights.write_bytes((folder / weights.name).read_bytes())
     config.write_text("{")
     with pytest.raises(ValueError, match="CLIP model 'local-dir:|Could not load valid config"):
-        ClipEncoder.from_pretrained(f"local-dir:{tmp_path}")
+        CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
     config.write_text(json.dumps({"model_cfg": CONFIG | {"embed_dim": 24}}))
     with pytest.raises(ValueError, match="size mismatch"):
-        ClipEncoder.from_pretrained(f"local-dir:{tmp_path}")
+        CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
     config.write_text(json.dumps({"model_cfg": {"embed_dim": 16}}))
     with pytest.raises(ValueError, match="open_clip cannot build it .*text_cfg"):
-        ClipEncoder.from_pretrained(f"local-dir:{tmp_path}")
+        CLIPEncoder.from_pretrained(f"local-dir:{tmp_path}")
 
 
 def test_a_file_of_weights_for_a_known_model(folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", CONFIG)
     weights = folder / "open_clip_model.safetensors"
-    encoder = ClipEncoder.from_pretrained("tiny-test", str(weights))
-    local = ClipEncoder.from_pretrained(f"local-dir:{folder}")
+    encoder = CLIPEncoder.from_pretrained("tiny-test", str(weights))
+    local = CLIPEncoder.from_pretrained(f"local-dir:{folder}")
     torch.testing.assert_close(
         encoder.model.state_dict()["visual.proj"], local.model.state_dict()["visual.proj"]
     )

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import META_ARCH_REGISTRY, BitMasks, Instances, build_model
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.meta_arch.image_model import OVFormer
 from support.video_models import CLIPS
 
@@ -208,7 +208,7 @@ def test_clip_features_are_computed_where_there_are_none(build, tmp_path) -> Non
     model = build(width=16, **options).eval()
     keys = set(model.state_dict())
 
-    encoder = ClipEncoder.from_pretrained(name)
+    encoder = CLIPEncoder.from_pretrained(name)
     records = [{key: r[key] for key in ("image", "height", "width")} for r in batch()]
     clip_images = [encoder.preprocess(r["image"].permute(1, 2, 0).numpy()) for r in records]
     embeddings = encoder.encode_image(torch.stack(clip_images))[:, None]

@@ -13,7 +13,7 @@ from ovformer.d2 import build_model
 from ovformer.d2 import transforms as T
 from ovformer.data.files.video_files import Frame
 from ovformer.data.samples.augmentation import evaluation_augmentations
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.predictor import VideoPredictor
 from support.predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
 
@@ -147,7 +147,7 @@ def test_new_words_without_reloading(trained, make_frames) -> None:
     predictor = load(trained, "dog, red ball")
     model = predictor.model
     assert predictor.names == ["dog", "red ball"]
-    encoder = ClipEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
+    encoder = CLIPEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
     expected = encoder.text_classifier(["dog", "red ball"], TEMPLATES)
     torch.testing.assert_close(weights_of(predictor), expected)
     names = {item.name for item in predictor.predict(make_frames(2)).objects}
@@ -183,7 +183,7 @@ def test_words_may_change_during_a_stream(trained, make_frames) -> None:
 
 def test_prompts(trained) -> None:
     other = load(trained, WORDS, templates=["my {}"])
-    encoder = ClipEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
+    encoder = CLIPEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
     # Names of the weights keep their embeddings only under the vocabulary "checkpoint".
     torch.testing.assert_close(weights_of(other), encoder.text_classifier(WORDS, ["my {}"]))
     assert len(load(trained, "dog", templates=["simple"])._embedder.templates) == 7

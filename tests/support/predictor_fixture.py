@@ -13,7 +13,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, build_model
 from ovformer.data.files.video_files import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.text_classifier import save_text_classifier
 from ovformer.predictor import VideoPredictor
 from support.tiny_clip import make_clip
@@ -27,7 +27,7 @@ _FEATURES = ["layer2", "layer3", "layer4", "layer5"]
 def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
     """Write a text classifier and return the config of a model with it."""
     classifier = folder / "classifier.safetensors"
-    weights = ClipEncoder.from_pretrained(clip).text_classifier(WORDS, TEMPLATES)
+    weights = CLIPEncoder.from_pretrained(clip).text_classifier(WORDS, TEMPLATES)
     save_text_classifier(classifier, weights, WORDS, {"templates": TEMPLATES})
     values = {
         **TINY,

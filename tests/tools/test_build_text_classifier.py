@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from ovformer.data.catalog.vocabulary import read_vocabulary
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.prompts import expand_templates
 from ovformer.modeling.language.text_classifier import load_text_classifier
 
@@ -42,7 +42,7 @@ def test_names_and_prompts(tool, clip, tmp_path, capsys) -> None:
     assert classifier.names == ["red_circle", "ring"]
     assert classifier.meta["templates"] == ["a {}.", "the {}"]
     assert classifier.meta["clip"] == clip
-    encoder = ClipEncoder.from_pretrained(clip)
+    encoder = CLIPEncoder.from_pretrained(clip)
     expected = encoder.text_classifier(["red circle", "ring"], ["a {}.", "the {}"])
     torch.testing.assert_close(classifier.weights, expected)
     assert "2 classes, width 16" in capsys.readouterr().out

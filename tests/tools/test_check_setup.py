@@ -133,7 +133,7 @@ def test_clip_is_loaded_when_it_is_asked_for(check, tiny_run: TinyRun, monkeypat
     def refuse(*_: object) -> None:
         raise OSError("no network")
 
-    name = "ovformer.preflight.vocabulary.ClipEncoder.from_pretrained"
+    name = "ovformer.preflight.vocabulary.CLIPEncoder.from_pretrained"
     monkeypatch.setattr(name, refuse)
     words = ["--json", "MODEL.MASK_FORMER.CLIP_IMAGE_PATH", ""]
     status, output = check(*tiny_run.command(*words))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image
 from ovformer.data.samples.image_mapper import read_rgb
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from support.lvis_fixture import MiniLvis
 
 TOOL = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
@@ -49,7 +49,7 @@ def run(clip: str, output: Path, *arguments: object) -> ImageEmbeddingStore:
     return ImageEmbeddingStore.open(output)
 
 
-def expected(encoder: ClipEncoder, file: str) -> torch.Tensor:
+def expected(encoder: CLIPEncoder, file: str) -> torch.Tensor:
     return encoder.encode_image(encoder.preprocess(Image.open(file))[None])[0]
 
 
@@ -63,7 +63,7 @@ def test_features_of_data_sets(
     store = run(clip, output, *arguments, "--num-workers", 1)
     records = DatasetCatalog.get("lvis_v1_train")
     assert (len(store), store.dim, store.info["clip"]) == (5, 12, clip)
-    encoder = ClipEncoder.from_pretrained(clip)
+    encoder = CLIPEncoder.from_pretrained(clip)
     for record in records:
         torch.testing.assert_close(
             store.get(record), expected(encoder, record["file_name"]), rtol=1e-5, atol=1e-6
@@ -73,7 +73,7 @@ def test_features_of_data_sets(
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (9, 33)])
 def test_the_tool_sees_images_as_the_model_does(clip: str, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    encoder = ClipEncoder.from_pretrained(clip)
+    encoder = CLIPEncoder.from_pretrained(clip)
     assert torch.equal(clip_image(image, encoder.image_size), encoder.preprocess(image))
 
 
@@ -85,7 +85,7 @@ def test_features_of_a_folder_in_half_precision(
     (mini_lvis.root / "coco" / "notes.txt").write_text("no image")
     store = run(clip, tmp_path / "f.safetensors", "--images", mini_lvis.root / "coco", "--half")
     record = DatasetCatalog.get("lvis_v1_train")[2]
-    feature = expected(ClipEncoder.from_pretrained(clip), record["file_name"])
+    feature = expected(CLIPEncoder.from_pretrained(clip), record["file_name"])
     assert len(store) == 5
     assert torch.equal(store.get(record), feature.half().float())
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer_tools.shape_scenes import CATEGORY_NAMES
 
 
@@ -33,7 +33,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_open_clip_loads_it(folder: Path) -> None:
-    encoder = ClipEncoder.from_pretrained(f"local-dir:{folder}")
+    encoder = CLIPEncoder.from_pretrained(f"local-dir:{folder}")
     assert (encoder.embed_dim, encoder.image_size) == (128, 64)
     assert encoder.encode_text(["red circle"]).shape == (1, 128)
 

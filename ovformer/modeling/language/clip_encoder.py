@@ -26,7 +26,7 @@ HUB_PREFIX = "hf-hub:"
 TEXT_BATCH = 256
 
 
-class ClipEncoder:
+class CLIPEncoder:
     """A frozen CLIP model. It is no ``nn.Module``, so it is in no state dict and no optimizer."""
 
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
@@ -54,7 +54,7 @@ class ClipEncoder:
     @classmethod
     def from_pretrained(
         cls, name: str, pretrained: str = "", device: str | torch.device = "cpu"
-    ) -> "ClipEncoder":
+    ) -> "CLIPEncoder":
         """Load a model with its weights.
 
         Args:
@@ -192,7 +192,7 @@ class ClipEncoder:
 
 
 def check_clip_model(name: str, pretrained: str) -> None:
-    """Raise what :meth:`ClipEncoder.from_pretrained` does for a model that can't be loaded.
+    """Raise what :meth:`CLIPEncoder.from_pretrained` does for a model that can't be loaded.
 
     Nothing is loaded: whether the weights can be had, or read, is not known after that.
     """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.prompts import expand_templates
 
 # Cosine of two embeddings of a name from which on they are from the same CLIP model.
@@ -39,7 +39,7 @@ class NameEmbedder:
         """Store the settings.
 
         Args:
-            clip: name and weights, see :meth:`ClipEncoder.from_pretrained`.
+            clip: name and weights, see :meth:`CLIPEncoder.from_pretrained`.
             device: where it runs.
             templates: prompts, or names of sets of them ("simple", "imagenet").
             trained_with: "name" and "pretrained" of the CLIP model of the training.
@@ -52,10 +52,10 @@ class NameEmbedder:
         self._trained_with = trained_with or {}
         self._reference = reference
         self._reference_templates = list(reference_templates)
-        self._encoder: ClipEncoder | None = None
+        self._encoder: CLIPEncoder | None = None
         self._known: dict[str, Tensor] = {}
 
-    def encoder(self, device: torch.device | None = None) -> ClipEncoder:
+    def encoder(self, device: torch.device | None = None) -> CLIPEncoder:
         """Return the CLIP model.
 
         Args:
@@ -65,7 +65,7 @@ class NameEmbedder:
             ValueError: it is not the one that the weights were trained with.
         """
         if self._encoder is None:
-            encoder = ClipEncoder.from_pretrained(*self.clip, device=device or self.device)
+            encoder = CLIPEncoder.from_pretrained(*self.clip, device=device or self.device)
             self._check(encoder)
             self._encoder = encoder
         return self._encoder
@@ -92,7 +92,7 @@ class NameEmbedder:
             self._known.update(zip(chunk, rows.clone(), strict=True))
         return torch.stack([self._known[name] for name in names])
 
-    def _check(self, encoder: ClipEncoder) -> None:
+    def _check(self, encoder: CLIPEncoder) -> None:
         """Raise ValueError when this CLIP model is not that of the weights."""
         trained = self._trained_with
         wanted = f"{trained.get('name')!r} with weights {trained.get('pretrained')!r}"
@@ -118,7 +118,7 @@ class NameEmbedder:
         elif trained and (trained.get("name"), trained.get("pretrained")) != self.clip:
             raise ValueError(advice.format("another name"))
 
-    def _report_long(self, encoder: ClipEncoder, names: Sequence[str]) -> None:
+    def _report_long(self, encoder: CLIPEncoder, names: Sequence[str]) -> None:
         """Warn of names of which the text model reads the beginning only."""
         longest = max(self.templates, key=len)
         suspects = [name for name in names if len(name) > 40]

@@ -22,14 +22,14 @@ from ovformer.d2 import (
     configurable,
 )
 from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTRY
-from ovformer.modeling.language.clip_encoder import ClipEncoder
+from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.meta_arch.execution import Execution
 from ovformer.modeling.objective.criterion import build_criterion
 
 logger = logging.getLogger(__name__)
 
 
-class ClipFeatureSource:
+class CLIPFeatureSource:
     """CLIP's embeddings of the images of a batch: the stored ones, or computed.
 
     The encoder is made when it is first needed. It is frozen and no part of the model: it is in no
@@ -38,7 +38,7 @@ class ClipFeatureSource:
 
     def __init__(
         self,
-        encoder_factory: Callable[..., ClipEncoder],
+        encoder_factory: Callable[..., CLIPEncoder],
         *,
         clip_dim: int,
         image_size: int,
@@ -59,7 +59,7 @@ class ClipFeatureSource:
         self.image_size = image_size
         self.normalize = normalize
         self.image_format = image_format
-        self._encoder: ClipEncoder | None = None
+        self._encoder: CLIPEncoder | None = None
         self._encoder_device: torch.device | None = None
 
     def __call__(self, records: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
@@ -97,14 +97,14 @@ class ClipFeatureSource:
         with torch.no_grad():
             return encoder.encode_image(torch.stack(images).to(device))
 
-    def _clip_image(self, record: Mapping[str, Any], encoder: ClipEncoder) -> Tensor:
+    def _clip_image(self, record: Mapping[str, Any], encoder: CLIPEncoder) -> Tensor:
         """Return the image that CLIP sees, uint8 RGB (3, S, S)."""
         if "clip_image" in record:
             return record["clip_image"]
         image = record["image"] if self.image_format == "RGB" else record["image"].flip(0)
         return encoder.preprocess(image.permute(1, 2, 0).byte().cpu().numpy())
 
-    def _encoder_on(self, device: torch.device) -> ClipEncoder:
+    def _encoder_on(self, device: torch.device) -> CLIPEncoder:
         """Return the encoder, made at the first call."""
         if self._encoder is None or self._encoder_device != device:
             logger.info(
@@ -194,8 +194,8 @@ class OVFormerBase(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": build_criterion(cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
-            "clip_features": ClipFeatureSource(
-                partial(ClipEncoder.from_pretrained, clip.NAME, clip.PRETRAINED),
+            "clip_features": CLIPFeatureSource(
+                partial(CLIPEncoder.from_pretrained, clip.NAME, clip.PRETRAINED),
                 clip_dim=clip.EMBED_DIM,
                 image_size=clip.IMAGE_SIZE,
                 normalize=clip.NORMALIZE_IMAGE_FEATURES,

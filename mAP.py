@@ -14,8 +14,8 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name, load_categories
-from ovformer.data.files.json_file import naming
-from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.data.files.json_file import name_file_in_errors
+from ovformer.data.files.vis_json import group_categories, load_vis_json
 from ovformer.evaluation.results_reader import Oddities, find_results, read_results
 from ovformer.evaluation.video_metric import VideoMetric, get_protocol
 
@@ -82,7 +82,7 @@ def _score(args: argparse.Namespace) -> None:
     truth = args.gt or spec.annotation_file()
     print(f"{args.et}: {results} against {truth}, protocol {args.protocol}")
     ground_truth = load_vis_json(truth)
-    groups = category_groups(
+    groups = group_categories(
         ground_truth["categories"], spec.groups, load_categories(spec.categories)
     )
     oddities = Oddities(ground_truth)
@@ -95,13 +95,13 @@ def _score(args: argparse.Namespace) -> None:
         # Needs a package of the extra [eval], which the other protocols do without.
         from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota
 
-        with naming(results):
+        with name_file_in_errors(results):
             hota = burst_hota(ground_truth, predictions, groups, args.workers)
         print(hota_table(hota))
         write_hota(hota, out, **about)
     else:
         metric = VideoMetric(ground_truth, groups, get_protocol(args.protocol, spec.evaluator))
-        with naming(results):
+        with name_file_in_errors(results):
             metric.update(predictions)
         scores = metric.compute()
         if scores.note:

@@ -12,7 +12,7 @@ import yaml
 from ovformer.d2 import BACKEND, DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.dataset_spec import register_dataset
 from ovformer.data.catalog.datasets import shapes
-from ovformer.data.files.image_embeddings import ClipFeatureWriter, ImageEmbeddingStore
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore, ImageEmbeddingWriter
 from ovformer.predictor.pretrained import load_pretrained
 from support.tiny_shapes import CLIP_DIM, FILES, ROOT, TinyRun, make_run, run_here
 
@@ -166,7 +166,7 @@ def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:
     register_dataset(replace(shapes.SPECS[0], name="shapes_other"))
     folder = tiny_run.root / "shapes"
     stores = [ImageEmbeddingStore.open(folder / f"clip_{split}.safetensors") for split in FILES]
-    with ClipFeatureWriter(folder / "clip_all.safetensors", {}) as writer:
+    with ImageEmbeddingWriter(folder / "clip_all.safetensors", {}) as writer:
         for store in stores:
             writer.add(store.keys, torch.stack([store.get(key) for key in store.keys]))
     opts = ["DATASETS.TEST", "('shapes_val', 'shapes_other')"]

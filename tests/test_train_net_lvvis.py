@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ovformer.data.catalog.dataset_spec import load_categories, load_dataset
-from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.engine.stages import CLIPS, IMAGE
 from support import tiny_shapes
 from support.lvis_fixture import MiniLvis
@@ -170,7 +170,7 @@ def test_from_the_files_of_the_data_set(run: VideoRun) -> None:
 
 def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:
     store = run.data.root / "metadata" / "both.safetensors"
-    with ClipFeatureWriter(store, {}) as writer:
+    with ImageEmbeddingWriter(store, {}) as writer:
         for record in (*load_dataset("lvvis_train"), *load_dataset("lvis_v1_train")):
             keys = record.get("clip_keys", [record.get("clip_key")])
             writer.add(keys, torch.ones(len(keys), CLIP_DIM))

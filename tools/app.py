@@ -22,7 +22,7 @@ import numpy as np
 from ovformer.arguments import positive_int
 from ovformer.config import UnknownKeyError
 from ovformer.d2 import setup_logger
-from ovformer.data.catalog.vocabulary import names_a_file
+from ovformer.data.catalog.vocabulary import is_vocabulary_file
 from ovformer.demo.browser_page import import_gradio, make_page, serve
 from ovformer.demo.painter import Painter
 from ovformer.demo.prediction_service import Limits, PredictionService
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     Painter()  # where supervision is missing, this fails now
     predictor = load_predictor(args)
     words = args.vocabulary
-    if any(map(names_a_file, words.split(","))):  # visitors name no files
+    if any(map(is_vocabulary_file, words.split(","))):  # visitors name no files
         words = ", ".join(predictor.names)
     # Through the whole model once: what is wrong with it, or with its CLIP model, is seen now.
     predictor.predict(np.zeros((64, 64, 3), np.uint8))

@@ -23,9 +23,9 @@ from ovformer.data.files.json_file import (
     TEXTS,
     check_entries,
     index_by_id,
-    naming,
+    name_file_in_errors,
     read_json,
-    shown,
+    shorten,
     write_json,
 )
 from ovformer.data.files.untrusted_masks import find_fault
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     source, split_file = resolve_path(args.ann), resolve_path(args.split)
     content = read_json(source, keys)
     split = read_json(split_file, ("common", "uncommon"))
-    with naming(split_file):
+    with name_file_in_errors(split_file):
         check_entries("split", [split], {"common": IDS, "uncommon": IDS})
-    with naming(source):
+    with name_file_in_errors(source):
         converted = convert(content, split)
     target = resolve_path(args.out)
     write_json(target, converted)
@@ -145,7 +145,7 @@ def _tracks(sequence: Mapping, own_ids: Mapping[int, int]) -> Iterator[tuple[str
         # Written as a number or as its digits.
         if not isinstance(category, int | str) or str(category) not in map(str, own_ids):
             raise ValueError(
-                f"{place}: track {track} has category {shown(category)}, which is "
+                f"{place}: track {track} has category {shorten(category)}, which is "
                 f"not among the file's {len(own_ids)} categories."
             )
         masks = [

@@ -13,29 +13,27 @@ files are copied. What is left out is counted at the end. docs/tutorial.md shows
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from tqdm import tqdm
 
 from ovformer.arguments import positive_int
 from ovformer.data.exports.coco_frames import read_coco
 from ovformer.data.exports.cvat import read_cvat
 from ovformer.data.exports.label_studio import read_label_studio
-from ovformer.data.exports.media import Folder, Library, opened_export
+from ovformer.data.exports.media import Folder, MediaLibrary, open_export
 from ovformer.data.exports.tracks import AnnotatedVideo, Export
 from ovformer.data.exports.youtube_vis import (
     check_boxes,
     convert_video,
-    folder_names,
-    part_of,
+    make_folder_names,
+    select_videos,
     split_videos,
     write_frames,
 )
 from ovformer.data.files.json_file import write_json
-from ovformer.data.files.video_files import VideoSource
 from ovformer.files import sha256
 
 
@@ -100,14 +98,14 @@ def convert(args: argparse.Namespace) -> None:
     pairs: list[tuple[AnnotatedVideo, Export]] = []
     exports, classes, digests = [], {}, {}
     for path in args.exports:
-        with opened_export(path) as (file, own):
+        with open_export(path) as (file, own):
             if (first := digests.setdefault(sha256(path), path)) is not path:
                 raise ValueError(
                     f"{path}: the same export as {first}: its videos would be there twice, with "
                     "--val perhaps in both parts. Name it once."
                 )
             places = [own, *media] if own else media or [Folder(path.parent)]
-            library = Library(places, frames_of)
+            library = MediaLibrary(places)
             exports.append(Export(str(path), library, args.track_by, args.single_frames))
             videos, names = read(path, file, exports[-1])
         classes |= dict.fromkeys(names)
@@ -121,7 +119,7 @@ def convert(args: argparse.Namespace) -> None:
     if args.val:
         ids = [video["id"] for video in content["videos"]]
         split = zip(("train", "val"), split_videos(ids, args.val, args.seed), strict=True)
-        parts |= {name: part_of(content, members) for name, members in split}
+        parts |= {name: select_videos(content, members) for name, members in split}
     for record, (video, _), positions in tqdm(
         list(zip(content["videos"], pairs, chosen, strict=True)), desc="frames", unit="video"
     ):
@@ -151,12 +149,6 @@ def read(path: Path, file: BinaryIO, export: Export) -> tuple[list[AnnotatedVide
     return read_coco(content, export)
 
 
-def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """Yield the frames of a video file, uint8 (H, W, 3), RGB."""
-    for frame in VideoSource(path):
-        yield frame.image
-
-
 def converted(
     pairs: Sequence[tuple[AnnotatedVideo, Export]], classes: Sequence[str], every: int
 ) -> tuple[list[range], dict]:
@@ -166,7 +158,7 @@ def converted(
     """
     ids = {name: number for number, name in enumerate(classes, start=1)}
     videos, annotations, chosen = [], [], []
-    names = folder_names(video.name for video, _ in pairs)
+    names = make_folder_names(video.name for video, _ in pairs)
     for number, ((video, export), name) in enumerate(
         zip(tqdm(pairs, desc="annotations", unit="video"), names, strict=True), start=1
     ):

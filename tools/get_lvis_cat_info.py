@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ovformer.data.catalog.category_counts import count_categories
-from ovformer.data.files.json_file import naming, read_json, write_json
+from ovformer.data.files.json_file import name_file_in_errors, read_json, write_json
 from ovformer.paths import dataset_root, resolve_path
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.out or dataset_root() / "metadata" / f"{source.stem}_cat_info.json"
 
     content = read_json(source, ("annotations", "categories"))
-    with naming(source):
+    with name_file_in_errors(source):
         categories = count_categories(content)
     if args.add_freq:
         for category in categories:

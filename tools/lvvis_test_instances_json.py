@@ -15,7 +15,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ovformer.data.files.image_files import IMAGE_ERRORS
-from ovformer.data.files.json_file import TEXT, index_by_id, naming, read_json, write_json
+from ovformer.data.files.json_file import (
+    TEXT,
+    index_by_id,
+    name_file_in_errors,
+    read_json,
+    write_json,
+)
 from ovformer.paths import resolve_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -42,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.out or images.parent / "test_instances.json"
     source = resolve_path(args.categories)
     categories = read_json(source, ("categories",))["categories"]
-    with naming(source):
+    with name_file_in_errors(source):
         index_by_id("category", categories, {"name": TEXT})
     videos = list_videos(images)
     write_json(target, {"videos": videos, "categories": categories})

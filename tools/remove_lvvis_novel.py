@@ -17,7 +17,7 @@ from ovformer.data.files.json_file import (
     WHOLE,
     check_entries,
     index_by_id,
-    naming,
+    name_file_in_errors,
     read_json,
     write_json,
 )
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = args.out or source.with_name(f"{source.stem.rstrip('_')}_nonovel.json")
 
     content = read_json(source, ("annotations", "categories"))
-    with naming(source):
+    with name_file_in_errors(source):
         kept = without_novel(content)
     before, content["annotations"] = len(content["annotations"]), kept
     write_json(target, content)

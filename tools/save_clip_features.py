@@ -23,8 +23,12 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import InferenceSampler, comm
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image, clip_key
-from ovformer.data.files.image_files import check_images_exist, image_entries
+from ovformer.data.files.image_embeddings import (
+    ImageEmbeddingWriter,
+    crop_for_embedding,
+    make_image_key,
+)
+from ovformer.data.files.image_files import check_images_exist, iterate_images
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.launch import launch
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
@@ -47,7 +51,7 @@ def work(args: argparse.Namespace) -> None:
         images = folder_images(args.images)
     info = {"clip": args.clip, "pretrained": args.pretrained}
     dtype = torch.float16 if args.half else torch.float32
-    with ClipFeatureWriter(args.output, info, dtype) as writer:
+    with ImageEmbeddingWriter(args.output, info, dtype) as writer:
         pending = {key: file for key, file in images.items() if key not in writer.done}
         if comm.is_main_process():
             print(f"{args.output}: {len(pending)} of {len(images)} images to encode")
@@ -100,9 +104,9 @@ def dataset_images(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         records = load_dataset(name, "--dataset")
         check_images_exist(name, records)
-        for entry in image_entries(records):
+        for entry in iterate_images(records):
             file = entry["file_name"]
-            images[entry.get("clip_key") or clip_key(file)] = file
+            images[entry.get("clip_key") or make_image_key(file)] = file
     return images
 
 
@@ -117,7 +121,7 @@ def folder_images(folder: Path) -> dict[str, str]:
         raise FileNotFoundError(
             f"--images: no image in {folder}. Looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    return {clip_key(file): str(file) for file in files}
+    return {make_image_key(file): str(file) for file in files}
 
 
 class ClipImages(Dataset):
@@ -139,13 +143,13 @@ class ClipImages(Dataset):
     def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
         """Return the key and the image, uint8 (3, S, S)."""
         key, file = self.images[index]
-        return key, clip_image(read_rgb(file), self.size)
+        return key, crop_for_embedding(read_rgb(file), self.size)
 
 
 def encode(
     images: dict[str, str],
     encoder: CLIPEncoder,
-    writer: ClipFeatureWriter,
+    writer: ImageEmbeddingWriter,
     batch_size: int,
     num_workers: int,
 ) -> None:

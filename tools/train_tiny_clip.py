@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torchvision.transforms import Normalize
 from tqdm import tqdm
 
-from ovformer.data.files.image_embeddings import clip_image
+from ovformer.data.files.image_embeddings import crop_for_embedding
 from ovformer.files import replacing
 from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX, CLIPEncoder
 from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES, draw_scene
@@ -114,7 +114,9 @@ def draw_batches(
     scenes = []
     for _ in range(len(all_names) * crops_per_name // 2):
         scene = draw_scene(rng, rng.choice(all_names, rng.integers(1, 6)), SCENE_SIZE)
-        scenes.append((clip_image(scene.image, size), frozenset(map(int, scene.categories))))
+        scenes.append(
+            (crop_for_embedding(scene.image, size), frozenset(map(int, scene.categories)))
+        )
     while True:
         pairs = [(crops[i][rng.integers(crops_per_name)], frozenset([i])) for i in all_names]
         pairs += [scenes[rng.integers(len(scenes))] for _ in range(scenes_per_batch)]

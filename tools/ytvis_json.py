@@ -24,7 +24,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name
-from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.data.files.vis_json import group_categories, load_vis_json
 from ovformer.evaluation.results_reader import Oddities, find_results, read_checked
 from ovformer.files import replacing
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--dataset: {args.dataset} is not a data set of videos.")
     videos = load_vis_json(args.ann or Path(metadata.json_file))
     groups = {"all": {category["id"] for category in videos["categories"]}}
-    groups |= category_groups(videos["categories"], metadata.spec.groups, metadata.category_info)
+    groups |= group_categories(videos["categories"], metadata.spec.groups, metadata.category_info)
     results = find_results(args.results, args.dataset)
     counts = pack(results, videos, groups, args.out or results.parent, args.max_per_video)
     for path, count in counts.items():

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import torch
 
-from ovformer.data.catalog.vocabulary import names_a_file
+from ovformer.data.catalog.vocabulary import is_vocabulary_file
 from ovformer.data.files.video_files import SELF_CONTAINED, Frame, VideoSource
 from ovformer.demo.output_folder import Choice, Watch, Written, predict_to_folder
 from ovformer.demo.result_page import page
@@ -155,7 +155,7 @@ class PredictionService:
         if len(items) > self.limits.words:
             raise ValueError(f"{len(items)} words are too many: at most {self.limits.words}.")
         for item in items:
-            if names_a_file(item):
+            if is_vocabulary_file(item):
                 raise ValueError(f"{item!r} is the name of a file: paste the words in it here.")
         return items
 

@@ -25,7 +25,7 @@ import torch
 
 from ovformer import __version__
 from ovformer.d2 import BACKEND, CfgNode, MetadataCatalog, comm
-from ovformer.data.catalog.dataset_spec import known_counts
+from ovformer.data.catalog.dataset_spec import get_read_counts
 from ovformer.engine.interruption import Interrupted
 from ovformer.engine.resume import named_or_newest
 from ovformer.files import sha256, write_atomically, write_text
@@ -85,7 +85,7 @@ def recorded(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[None
     finally:
         record["ended"] = _now()
         for name, data in record["data"].items():
-            data["images"] = known_counts().get(name)
+            data["images"] = get_read_counts().get(name)
         _write(folder, record)
 
 

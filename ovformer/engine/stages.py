@@ -8,8 +8,8 @@ import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.d2 import CfgNode, DatasetEvaluator, MetadataCatalog
 from ovformer.data.loading.loaders import build_test_loader, build_train_loader
 from ovformer.data.loading.video_loaders import build_video_test_loader, build_video_train_loader
-from ovformer.data.samples.clip_augmentation import clip_input_errors
-from ovformer.data.samples.image_mapper import image_input_errors
+from ovformer.data.samples.clip_augmentation import find_clip_input_errors
+from ovformer.data.samples.image_mapper import find_image_input_errors
 from ovformer.evaluation.lvis_evaluator import LvisEvaluator
 from ovformer.evaluation.video_evaluator import VideoEvaluator
 
@@ -70,7 +70,7 @@ IMAGE = Stage(
     build_train_loader=build_train_loader,
     build_test_loader=build_test_loader,
     evaluators={"lvis": LvisEvaluator},
-    input_errors=image_input_errors,
+    input_errors=find_image_input_errors,
 )
 FRAMES = Stage(
     script="train_net_video.py",
@@ -78,7 +78,7 @@ FRAMES = Stage(
     build_train_loader=build_video_train_loader,
     build_test_loader=build_video_test_loader,
     evaluators={"vis": VideoEvaluator, "burst": VideoEvaluator},
-    input_errors=clip_input_errors,
+    input_errors=find_clip_input_errors,
     can_resume=True,
 )
 CLIPS = replace(FRAMES, script="train_net_lvvis.py", meta_architecture="VideoOVFormer")

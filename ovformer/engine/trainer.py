@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
-from ovformer.data.samples.broken_samples import BrokenTally
+from ovformer.data.samples.broken_samples import BrokenSampleCounter
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
 from ovformer.engine.nonfinite import part_of_process, plain, report_path, write_report
@@ -124,7 +124,7 @@ class Trainer(TrainerBase):
         self._clip_gradients = clip_gradients
         self._accumulation_steps = accumulation_steps
         self._amp_type = amp_type
-        self._broken = None if max_broken is None else BrokenTally(max_broken)
+        self._broken = None if max_broken is None else BrokenSampleCounter(max_broken)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=amp_type == torch.float16)
         self._random_states: list[dict] = []
         self._saved_iter = -1  # the last iteration whose state is in a checkpoint

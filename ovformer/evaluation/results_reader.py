@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from ovformer.data.files.json_file import LIST, NUMBER, Kind, naming, shown
+from ovformer.data.files.json_file import LIST, NUMBER, Kind, name_file_in_errors, shorten
 from ovformer.data.files.untrusted_masks import find_fault
 
 # Ids are looked up, so that it does not matter here whether they are whole.
@@ -140,7 +140,7 @@ def read_checked(path: Path, ground_truth: Mapping) -> Iterator[tuple[int, list[
     checker = ResultsChecker(ground_truth)
     for video_id, entries in groupby(read_results(path), key=itemgetter("video_id")):
         entries = list(entries)
-        with naming(path):
+        with name_file_in_errors(path):
             checker.check(video_id, entries)
         yield video_id, entries
 
@@ -198,10 +198,10 @@ def _decode(text: str, position: int) -> tuple[object, int]:
 def _fault(prediction: object) -> str | None:
     """Say in which way a value is no prediction."""
     if not isinstance(prediction, dict) or not prediction.keys() >= FIELDS.keys():
-        return f"has to be an object with {', '.join(FIELDS)}; found {shown(prediction)}."
+        return f"has to be an object with {', '.join(FIELDS)}; found {shorten(prediction)}."
     for key, kind in FIELDS.items():
         if not kind.fits(prediction[key]):
-            return f"has the {key} {shown(prediction[key])}; expected {kind.text}."
+            return f"has the {key} {shorten(prediction[key])}; expected {kind.text}."
     return None
 
 
@@ -237,7 +237,7 @@ class ResultsChecker:
         """
         for number, entry in enumerate(entries, start=self._checked):
             if fault := _fault(entry) or self._misfit(video_id, entry):
-                raise ValueError(f"Prediction {number}, for video {shown(video_id)}, {fault}")
+                raise ValueError(f"Prediction {number}, for video {shorten(video_id)}, {fault}")
         masks = [mask for entry in entries for mask in entry["segmentations"] if mask is not None]
         if fault := find_fault(masks):
             place = self._place_of(masks[fault.index], entries)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ovformer.d2 import DatasetEvaluator, MetadataCatalog, comm
-from ovformer.data.files.json_file import naming
-from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.data.files.json_file import name_file_in_errors
+from ovformer.data.files.vis_json import group_categories, load_vis_json
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import (
     ResultsWriter,
@@ -99,9 +99,9 @@ class VideoEvaluator(DatasetEvaluator):
                 self._name,
             )
             return {}
-        groups = category_groups(ground_truth["categories"], self._groups, self._categories)
+        groups = group_categories(ground_truth["categories"], self._groups, self._categories)
         metric = VideoMetric(ground_truth, groups)
-        with naming(self._results):
+        with name_file_in_errors(self._results):
             metric.update(read_results(self._results))
         scores = metric.compute()
         logger.info("%s:\n%s", self._name, scores.table())

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
 from ovformer.data.catalog.vocabulary import clean_name, parse_vocabulary
-from ovformer.data.files.image_embeddings import clip_image
-from ovformer.data.files.video_files import Frame, frames_of
+from ovformer.data.files.image_embeddings import crop_for_embedding
+from ovformer.data.files.video_files import Frame, iterate_frames
 from ovformer.data.samples.image_mapper import to_tensor
 from ovformer.modeling.language.name_embedder import NameEmbedder
 from ovformer.modeling.meta_arch.frame_model import OVFormerVideo
@@ -189,7 +189,7 @@ class VideoPredictor:
         several names: :meth:`VideoResult.best` keeps the best one.
 
         Args:
-            video: see :func:`ovformer.data.files.video_files.frames_of`.
+            video: see :func:`ovformer.data.files.video_files.iterate_frames`.
             max_objects: how many are returned, by the image model of each frame; None for
                 TEST.DETECTIONS_PER_IMAGE of the config.
 
@@ -199,7 +199,7 @@ class VideoPredictor:
         Raises:
             ValueError: there is no frame, or frames differ in size.
         """
-        frames = iter(frames_of(video))
+        frames = iter(iterate_frames(video))
         first = next(frames, None)
         if first is None:
             raise ValueError("the video has no frame")
@@ -240,7 +240,7 @@ class VideoPredictor:
         its scores are those of the frame, and ``window`` and ``memory`` change nothing.
 
         Args:
-            video: see :func:`ovformer.data.files.video_files.frames_of`.
+            video: see :func:`ovformer.data.files.video_files.iterate_frames`.
             window: frames that go through the network together. The results of a frame come when
                 its window is full, or the video ends. None for 1, or for a model of clips for
                 MODEL.MASK_FORMER.TEST.CLIP_LENGTH.
@@ -258,7 +258,7 @@ class VideoPredictor:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         window = window or (self.model.window_size if self.model.SEES_CLIPS else 1)
         limit = max_objects or self.model.detections_per_image
-        frames = iter(frames_of(video))
+        frames = iter(iterate_frames(video))
         if not self._tracks:
             yield from self._stream_untracked(frames, limit, score_threshold, max_iou)
             return
@@ -305,7 +305,7 @@ class VideoPredictor:
             )
         return {
             "image": to_tensor(image, self._image_format),
-            "clip_image": clip_image(frame.image, self._clip_image_size),
+            "clip_image": crop_for_embedding(frame.image, self._clip_image_size),
             "height": height,
             "width": width,
         }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.dataset_spec import check_class_count, check_dataset_name
-from ovformer.data.catalog.vocabulary import first_difference
+from ovformer.data.catalog.vocabulary import find_first_difference
 from ovformer.data.files.json_file import read_json
 from ovformer.data.files.json_peek import peek
 from ovformer.engine.stages import Stage
@@ -64,7 +64,7 @@ def _count_errors(cfg: CfgNode) -> Iterator[str]:
     info = sorted(read_json(resolve_path(path)), key=lambda category: category["id"])
     names = [category.get("name") for category in info]
     classes = MetadataCatalog.get(name).get("thing_classes")
-    if classes and all(names) and (difference := first_difference(names, classes)):
+    if classes and all(names) and (difference := find_first_difference(names, classes)):
         yield (
             f"MODEL.MASK_FORMER.CAT_INFO_PATH: {path} has other categories than {name!r}: "
             f"{difference}. Make it from the annotations of that data set: "

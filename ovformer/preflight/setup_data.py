@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_files import check_images_exist, image_entries
-from ovformer.data.loading.training_sets import annotations_of, load_training_sets
+from ovformer.data.files.image_files import check_images_exist, iterate_images
+from ovformer.data.loading.training_sets import collect_annotations, load_training_sets
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.paths import dataset_root
 from ovformer.preflight.data import used_sets
@@ -51,7 +51,7 @@ def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
     if path := metadata.get("json_file"):
         yield Row("ok", name, f"{path}, {size_text(Path(path).stat().st_size)}")
     yield Row("ok", name, contents(records, metadata))
-    count = sum(1 for _ in image_entries(records))
+    count = sum(1 for _ in iterate_images(records))
     check_images_exist(name, records)
     yield Row("ok", name, f"{count} of {count} image files are there")
     images = images_of(records)
@@ -69,12 +69,12 @@ def contents(records: Sequence[dict], metadata: object) -> str:
     if "file_names" in records[0]:
         frames = sum(len(record["file_names"]) for record in records)
         things = f"{len(records)} videos with {frames} frames"
-        tracks = {(r["video_id"], a["id"]) for r in records for a in annotations_of(r)}
+        tracks = {(r["video_id"], a["id"]) for r in records for a in collect_annotations(r)}
         annotations = len(tracks)
     else:
         things = f"{len(records)} images"
         annotations = sum(len(record.get("annotations", ())) for record in records)
-    used = {a["category_id"] for record in records for a in annotations_of(record)}
+    used = {a["category_id"] for record in records for a in collect_annotations(record)}
     classes = metadata.get("thing_classes") or []
     groups = metadata.get("class_groups", {}).items()
     of_groups = ", ".join(f"{len(members)} {group}" for group, members in groups)

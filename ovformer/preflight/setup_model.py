@@ -11,7 +11,7 @@ from torch import nn
 from ovformer.d2 import CfgNode, DatasetCatalog
 from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore
-from ovformer.data.files.image_files import image_entries
+from ovformer.data.files.image_files import iterate_images
 from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX
 from ovformer.paths import resolve_path
 from ovformer.preflight import machine, vocabulary
@@ -125,7 +125,7 @@ def _feature_rows(cfg: CfgNode, key: str, path: str, eval_only: bool) -> Iterato
 
 
 def _stored_rows(store: ImageEmbeddingStore, key: str, name: str) -> Iterator[Row]:
-    entries = list(image_entries(load_dataset(name, key)))
+    entries = list(iterate_images(load_dataset(name, key)))
     store.require(entries)
     yield Row("ok", f"  of {name}", f"all {len(entries)} images have theirs")
 

@@ -8,7 +8,7 @@ from typing import Any
 from ovformer.config import FIXED_KEYS
 from ovformer.d2 import CfgNode
 from ovformer.data.loading.loaders import TRAIN_MAPPERS
-from ovformer.data.loading.training_sets import TRAIN_SAMPLERS, dataset_ratios
+from ovformer.data.loading.training_sets import TRAIN_SAMPLERS, read_dataset_ratios
 from ovformer.data.samples.image_mapper import IMAGE_FORMATS
 from ovformer.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from ovformer.engine.stages import Stage
@@ -128,7 +128,7 @@ def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
         yield from range_errors(cfg, IN_TRAINING)
         yield from _choice_errors(cfg, IN_TRAINING_ONE_OF)
         yield from _schedule_errors(cfg.SOLVER)
-        yield from caught(dataset_ratios, cfg)
+        yield from caught(read_dataset_ratios, cfg)
         yield from stage.input_errors(cfg)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ovformer.d2 import CfgNode, DatasetCatalog, MetadataCatalog
-from ovformer.data.catalog.vocabulary import first_difference, same_name
+from ovformer.data.catalog.vocabulary import find_first_difference, normalise_name
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore
 from ovformer.modeling.language.clip_encoder import CLIPEncoder, check_clip_model
 from ovformer.modeling.language.text_classifier import TextClassifier, load_text_classifier
@@ -44,10 +44,10 @@ def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         if wanted != got:
             yield f"{TEXT_KEY}: {path} has {got} {what}, but {key} is {wanted}."
     for name, classes in _named_sets(cfg, eval_only):
-        if classifier.names and sorted(map(same_name, classes)) == sorted(
-            map(same_name, classifier.names)
+        if classifier.names and sorted(map(normalise_name, classes)) == sorted(
+            map(normalise_name, classifier.names)
         ):
-            if difference := first_difference(classifier.names, classes):
+            if difference := find_first_difference(classifier.names, classes):
                 yield (
                     f"{TEXT_KEY}: {path} has the names of {name!r} in another order: {difference}. "
                     "Make it again from the data set's annotations: "
@@ -61,12 +61,15 @@ def classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         return
     classifier, path = read_classifier(cfg), cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
     for name, classes in _named_sets(cfg, eval_only):
-        ours, theirs = list(map(same_name, classes)), list(map(same_name, classifier.names or []))
+        ours, theirs = (
+            list(map(normalise_name, classes)),
+            list(map(normalise_name, classifier.names or [])),
+        )
         if len(ours) == len(theirs) and sorted(ours) != sorted(theirs):
             count = sum(a != b for a, b in zip(ours, theirs, strict=True))
             yield (
                 f"{TEXT_KEY}: {path} calls {count} of {len(classes)} classes of {name!r} by other "
-                f"names, the first: {first_difference(classifier.names, classes)}."
+                f"names, the first: {find_first_difference(classifier.names, classes)}."
             )
     clip = cfg.MODEL.CLIP
     made_with = (classifier.meta.get("clip"), classifier.meta.get("pretrained"))

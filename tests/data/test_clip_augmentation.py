@@ -12,8 +12,8 @@ from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
 from ovformer.data.samples.clip_augmentation import (
     ClipAugmentation,
-    clip_augmentation,
-    pseudo_augmentation,
+    build_clip_augmentation,
+    build_pseudo_augmentation,
 )
 
 COLOURS = ["brightness", "contrast", "saturation"]
@@ -38,7 +38,7 @@ def augment(augmentation: ClipAugmentation, clip: list[np.ndarray], seed: int) -
 @given(seed=st.integers(0, 2**31 - 1), extra=st.sets(st.sampled_from([*COLOURS, "rotation"])))
 def test_frames_of_a_video_are_augmented_alike(seed: int, extra: set[str]) -> None:
     """Each frame comes out as if all frames had been copies of it."""
-    augmentation = clip_augmentation(
+    augmentation = build_clip_augmentation(
         config(
             AUGMENTATIONS=sorted(extra - {"contrast"}),  # which looks at the first frame's mean
             CROP__ENABLED=True,
@@ -60,7 +60,7 @@ def test_frames_of_a_video_are_augmented_alike(seed: int, extra: set[str]) -> No
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours_of_a_clip_change_alike(name: str) -> None:
-    augmentation = clip_augmentation(
+    augmentation = build_clip_augmentation(
         config(AUGMENTATIONS=[name], MIN_SIZE_TRAIN=(24,), RANDOM_FLIP="none")
     )
     grey, red = np.full((24, 36, 3), 90, np.uint8), np.zeros((24, 36, 3), np.uint8)
@@ -75,7 +75,7 @@ def test_colours_of_a_clip_change_alike(name: str) -> None:
 
 @given(seed=st.integers(0, 2**31 - 1))
 def test_copies_of_an_image_are_augmented_each_in_its_own_way(seed: int) -> None:
-    augmentation = pseudo_augmentation(config(PSEUDO__MIN_SIZE_TRAIN=(16, 17, 18, 19, 20)))
+    augmentation = build_pseudo_augmentation(config(PSEUDO__MIN_SIZE_TRAIN=(16, 17, 18, 19, 20)))
     (frame,) = frames(1, size=(64, 96))
     images, transforms = augment(augmentation, [frame] * 4, seed)
     points = {tuple(t.apply_coords(np.array([[30.0, 20.0]]))[0]) for t in transforms}
@@ -94,7 +94,7 @@ def is_mirrored(transforms: T.TransformList) -> bool:
 
 
 def test_copies_share_the_flip() -> None:
-    augmentation = pseudo_augmentation(config(RANDOM_FLIP="flip_by_clip"))
+    augmentation = build_pseudo_augmentation(config(RANDOM_FLIP="flip_by_clip"))
     found = set()
     for seed in range(20):
         _, transforms = augment(augmentation, frames(1, size=(64, 96)) * 3, seed)
@@ -109,7 +109,7 @@ def test_copies_may_share_the_resize() -> None:
     sizes = {"PSEUDO__MIN_SIZE_TRAIN": (16, 40)}
     per_clip = {}
     for style in ("range", "range_by_clip"):
-        augmentation = pseudo_augmentation(
+        augmentation = build_pseudo_augmentation(
             config(**still, **sizes, PSEUDO__MIN_SIZE_TRAIN_SAMPLING=style)
         )
         clips = [augment(augmentation, frames(1) * 3, seed)[0] for seed in range(10)]
@@ -147,6 +147,6 @@ def test_wrong_values_are_named(options: dict, message: str, prefix: str) -> Non
     if prefix and "RANDOM_FLIP" not in options:
         options = {prefix + key: value for key, value in options.items()}
         message = message.replace("INPUT.", "INPUT.PSEUDO.")
-    build = pseudo_augmentation if prefix else clip_augmentation
+    build = build_pseudo_augmentation if prefix else build_clip_augmentation
     with pytest.raises(ValueError, match=message):
         build(config(**options))

@@ -12,7 +12,7 @@ from PIL import Image
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, crop_for_embedding
 from ovformer.data.loading.training_sets import load_training_sets
 from ovformer.data.loading.video_loaders import build_video_train_loader
 from ovformer.data.samples.clip_mapper import ClipMapper
@@ -72,7 +72,7 @@ def test_a_pseudo_clip(mini_lvis: MiniLvis) -> None:
         crowds = {i for i, a in enumerate(record["annotations"]) if a["iscrowd"]}
         assert not crowds & set(ids.flatten().tolist())
         assert sample["clip_image"][0].shape == (3, 8, 8)
-        view = clip_image(read_rgb(record["file_name"]), 8)
+        view = crop_for_embedding(read_rgb(record["file_name"]), 8)
         assert all(torch.equal(view, found) for found in sample["clip_image"])
 
 
@@ -138,7 +138,7 @@ def test_the_stream_of_videos_and_images_goes_on(mini_lvis: MiniLvis) -> None:
 def test_stored_features_of_pseudo_clips(mini_lvis: MiniLvis, tmp_path: Path) -> None:
     (records,) = load_training_sets(config())
     features = torch.randn(len(records), 512, generator=torch.Generator().manual_seed(0))
-    with ClipFeatureWriter(tmp_path / "store.safetensors", {}) as writer:
+    with ImageEmbeddingWriter(tmp_path / "store.safetensors", {}) as writer:
         writer.add([record["clip_key"] for record in records], features)
     # A published file names images by their id.
     by_id = {r["image_id"]: row[None] for r, row in zip(records, features, strict=True)}

@@ -14,10 +14,10 @@ from torchvision.transforms import functional as F
 
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.files.image_embeddings import (
-    ClipFeatureWriter,
     ImageEmbeddingStore,
-    clip_image,
-    clip_key,
+    ImageEmbeddingWriter,
+    crop_for_embedding,
+    make_image_key,
 )
 from support.lvis_fixture import MiniLvis
 
@@ -25,7 +25,7 @@ INFO = {"clip": "ViT-B-32-quickgelu", "pretrained": "openai"}
 
 
 def write(path: Path, keys: list[str], features: torch.Tensor, **options: object) -> None:
-    with ClipFeatureWriter(path, INFO, **options) as writer:
+    with ImageEmbeddingWriter(path, INFO, **options) as writer:
         writer.add(keys, features)
 
 
@@ -36,16 +36,16 @@ def test_clip_image_is_clips_own_preprocessing(height: int, width: int, size: in
     )
     resized = F.resize(Image.fromarray(image), size, InterpolationMode.BICUBIC)
     expected = F.pil_to_tensor(F.center_crop(resized, size))
-    assert torch.equal(clip_image(image, size), expected)
+    assert torch.equal(crop_for_embedding(image, size), expected)
 
 
 def test_keys_are_relative_to_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "a"))
-    assert clip_key(tmp_path / "a" / "coco" / "x.jpg") == "coco/x.jpg"
-    assert clip_key(tmp_path / "a" / "coco" / ".." / "x.jpg") == "x.jpg"
-    assert clip_key(tmp_path / "ab" / "x.jpg") == (tmp_path / "ab" / "x.jpg").as_posix()
+    assert make_image_key(tmp_path / "a" / "coco" / "x.jpg") == "coco/x.jpg"
+    assert make_image_key(tmp_path / "a" / "coco" / ".." / "x.jpg") == "x.jpg"
+    assert make_image_key(tmp_path / "ab" / "x.jpg") == (tmp_path / "ab" / "x.jpg").as_posix()
     monkeypatch.setenv("DETECTRON2_DATASETS", "datasets")
-    assert clip_key("datasets/coco/x.jpg") == "coco/x.jpg"
+    assert make_image_key("datasets/coco/x.jpg") == "coco/x.jpg"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -141,21 +141,21 @@ def test_interrupted_writing_goes_on(tmp_path: Path) -> None:
     features = torch.randn(7, 4)
     with (
         pytest.raises(KeyboardInterrupt),
-        ClipFeatureWriter(path, INFO, rows_per_part=2) as writer,
+        ImageEmbeddingWriter(path, INFO, rows_per_part=2) as writer,
     ):
         writer.add(["0", "1", "2"], features[:3])
         writer.add(["3"], features[3:4])
         raise KeyboardInterrupt
     assert not path.exists()
-    killed = ClipFeatureWriter(path, INFO, rows_per_part=2)
+    killed = ImageEmbeddingWriter(path, INFO, rows_per_part=2)
     assert killed.done == {"0", "1", "2", "3"}
     killed.add(["4"], features[4:5])  # killed before the next part: this row is lost
-    with ClipFeatureWriter(path, INFO, rows_per_part=2) as writer:
+    with ImageEmbeddingWriter(path, INFO, rows_per_part=2) as writer:
         assert writer.done == {"0", "1", "2", "3"}
         writer.add(["4", "5"], features[4:6])
     assert [p.name for p in tmp_path.iterdir()] == ["store.safetensors"]
     # A complete store can be added to.
-    with ClipFeatureWriter(path, INFO) as writer:
+    with ImageEmbeddingWriter(path, INFO) as writer:
         assert len(writer.done) == 6
         writer.add(["6"], features[6:])
     store = ImageEmbeddingStore.open(path)
@@ -163,7 +163,7 @@ def test_interrupted_writing_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_failure_before_the_first_image_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError), ClipFeatureWriter(tmp_path / "store.safetensors", INFO):
+    with pytest.raises(OSError), ImageEmbeddingWriter(tmp_path / "store.safetensors", INFO):
         raise OSError
     assert not list(tmp_path.iterdir())
 
@@ -172,8 +172,8 @@ def test_a_store_is_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "store.safetensors"
     write(path, ["a"], torch.zeros(1, 4))
     with pytest.raises(ValueError, match="was made with .*openai.* not with .*laion"):
-        ClipFeatureWriter(path, {**INFO, "pretrained": "laion2b"})
+        ImageEmbeddingWriter(path, {**INFO, "pretrained": "laion2b"})
     with pytest.raises(ValueError, match="not with .*float16"):
-        ClipFeatureWriter(path, INFO, torch.float16)
+        ImageEmbeddingWriter(path, INFO, torch.float16)
     with pytest.raises(ValueError, match="has to end with .safetensors"):
-        ClipFeatureWriter(tmp_path / "store.pkl", INFO)
+        ImageEmbeddingWriter(tmp_path / "store.pkl", INFO)

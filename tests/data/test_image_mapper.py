@@ -14,8 +14,8 @@ from PIL import Image
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog
 from ovformer.d2 import transforms as T
-from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_image
-from ovformer.data.samples.augmentation import EXTRA_AUGMENTATIONS, train_augmentations
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, crop_for_embedding
+from ovformer.data.samples.augmentation import EXTRA_AUGMENTATIONS, build_train_augmentations
 from ovformer.data.samples.image_mapper import ImageMapper, read_rgb, transform_mask
 from support.lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
 
@@ -49,7 +49,7 @@ def test_without_augmentation_nothing_changes(mini_lvis: MiniLvis, records: list
         assert str(record) == before
         pixels = pixels_of(record)
         np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
-        assert torch.equal(sample["clip_image"], clip_image(pixels, 16))
+        assert torch.equal(sample["clip_image"], crop_for_embedding(pixels, 16))
         instances = sample["instances"]
         assert instances.image_size == (record["height"], record["width"])
         kept = []
@@ -85,7 +85,7 @@ def test_large_scale_jitter(records: list[dict], seed: int) -> None:
     """Everything beyond the resized image is padding: grey, and in no mask."""
     random.seed(seed)
     np.random.seed(seed)
-    augmentations = train_augmentations(64, 0.3, 2.0, "horizontal", ["rotation"])
+    augmentations = build_train_augmentations(64, 0.3, 2.0, "horizontal", ["rotation"])
     whole = dict(records[2], annotations=[dict(records[2]["annotations"][0])])
     # Reaches out of the image on all sides.
     whole["annotations"][0]["segmentation"] = [corners(-90, -90, 190, 190)]
@@ -196,7 +196,7 @@ def test_stored_features_are_attached(
 ) -> None:
     features = torch.randn(5, 8)
     path = mini_lvis.root / "metadata" / "features.safetensors"
-    with ClipFeatureWriter(path, {"clip": "tiny", "pretrained": "a file"}) as writer:
+    with ImageEmbeddingWriter(path, {"clip": "tiny", "pretrained": "a file"}) as writer:
         writer.add([record["clip_key"] for record in records], features)
     # As configs name it: relative to the dataset root.
     opts = ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/metadata/features.safetensors"]

@@ -21,7 +21,7 @@ from ovformer.d2 import (
     TrainingSampler,
     comm,
 )
-from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.data.loading import loaders
 from ovformer.data.loading.loaders import StreamSampler, build_test_loader, build_train_loader
 from ovformer.data.loading.training_sets import TRAIN_SAMPLERS
@@ -328,7 +328,7 @@ def test_missing_clip_features_are_said_before_any_work(
     mini_lvis: MiniLvis, is_train: bool
 ) -> None:
     path = mini_lvis.root / "features.safetensors"
-    with ClipFeatureWriter(path, {}) as writer:
+    with ImageEmbeddingWriter(path, {}) as writer:
         writer.add(["coco/train2017/000000000001.png"], torch.zeros(1, 4))
     key = "MODEL.MASK_FORMER.CLIP_IMAGE_PATH" + ("_TRAIN" if is_train else "")
     cfg = config(key, str(path), "MODEL.CLIP.EMBED_DIM", 4)

@@ -15,10 +15,10 @@ from ovformer.data.files.video_files import (
     Frame,
     VideoSource,
     VideoWriter,
-    as_rgb,
-    frames_of,
+    iterate_frames,
     read_picture,
     thin_frames,
+    to_rgb,
 )
 from ovformer.files import temporary_name
 
@@ -214,7 +214,7 @@ def test_pictures(tmp_path: Path) -> None:
     for name, (image, expected) in pictures.items():
         image.save(tmp_path / name)
         np.testing.assert_array_equal(read_picture(tmp_path / name), expected, err_msg=name)
-        np.testing.assert_array_equal(as_rgb(image), expected, err_msg=name)
+        np.testing.assert_array_equal(to_rgb(image), expected, err_msg=name)
         assert VideoSource(tmp_path / name).is_still
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -230,17 +230,17 @@ def test_arrays_and_iterators() -> None:
         (x for x in (grey, grey)),
         np.stack([grey] * 2)[..., None],
     ):
-        frames = list(frames_of(video))
+        frames = list(iterate_frames(video))
         assert [frame.number for frame in frames] == [0, 1]
         assert frames[0].image.shape == (3, 4, 3)
-    assert len(list(frames_of(np.zeros((5, 6, 3), np.uint8)))) == 1
-    assert len(list(frames_of(np.zeros((7, 5, 6, 3), np.uint8)))) == 7
-    np.testing.assert_array_equal(as_rgb(grey.astype(np.uint16) * 256), as_rgb(grey))
+    assert len(list(iterate_frames(np.zeros((5, 6, 3), np.uint8)))) == 1
+    assert len(list(iterate_frames(np.zeros((7, 5, 6, 3), np.uint8)))) == 7
+    np.testing.assert_array_equal(to_rgb(grey.astype(np.uint16) * 256), to_rgb(grey))
     for bad in (grey.astype(np.float32), grey[:0], np.zeros((3, 4, 5), np.uint8), grey > 3):
         with pytest.raises(ValueError, match="a frame has to be uint8"):
-            as_rgb(bad)
+            to_rgb(bad)
     with pytest.raises(TypeError, match="expected a path, an array, or an iterable"):
-        frames_of(3)
+        iterate_frames(3)
 
 
 def test_thinning() -> None:

@@ -16,10 +16,10 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, comm
 from ovformer.d2 import transforms as T
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.data.loading import training_sets
 from ovformer.data.loading.video_loaders import build_video_test_loader, build_video_train_loader
-from ovformer.data.samples.clip_mapper import ClipMapper, clip_instances
+from ovformer.data.samples.clip_mapper import ClipMapper, make_clip_instances
 from ovformer.data.samples.video_reader import ReadAhead
 from support.mini_videos import VIDEOS, MiniVideos
 
@@ -63,7 +63,7 @@ def write_store(mini_videos: MiniVideos, split: str, path: Path) -> dict[str, to
     """Store random features of all frames of a split and return them."""
     keys = [key for record in load_dataset(f"ytvis_2019_{split}") for key in record["clip_keys"]]
     features = torch.randn(len(keys), 512, generator=torch.Generator().manual_seed(0))
-    with ClipFeatureWriter(path, {}) as writer:
+    with ImageEmbeddingWriter(path, {}) as writer:
         writer.add(keys, features)
     return dict(zip(keys, features, strict=True))
 
@@ -112,11 +112,11 @@ def test_an_instance_that_leaves_keeps_its_label(mini_videos: MiniVideos) -> Non
     frames = [record["annotations"][t] for t in (2, 3)]
     same = [T.TransformList([T.NoOpTransform()])] * 2
     sizes = [(40, 60)] * 2
-    first, last = clip_instances(frames, same, sizes, (40, 60))
+    first, last = make_clip_instances(frames, same, sizes, (40, 60))
     assert first.gt_classes.tolist() == last.gt_classes.tolist() == [0, 5]
     assert (first.gt_ids.tolist(), last.gt_ids.tolist()) == ([1, 2], [1, -1])
     assert not last.gt_masks.tensor[1].any()
-    nothing = clip_instances([[], []], same, sizes, (40, 60))
+    nothing = make_clip_instances([[], []], same, sizes, (40, 60))
     assert [len(instances) for instances in nothing] == [0, 0]
     assert nothing[0].gt_masks.tensor.shape == (0, 40, 60)
 

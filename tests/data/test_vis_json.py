@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.data.files.vis_json import category_groups, load_vis_json, read_vis_json, to_rle
+from ovformer.data.files.vis_json import group_categories, load_vis_json, read_vis_json, to_rle
 
 SQUARE = np.zeros((4, 6), dtype=np.uint8)
 SQUARE[1:3, 2:5] = 1
@@ -186,10 +186,10 @@ def test_groups_prefer_the_fields_of_the_file() -> None:
     groups = {"base": ("novel", (False,)), "novel": ("novel", (True,))}
     table = [{**category, "novel": category["id"] == 5} for category in TABLE]
     found = [{"id": 2, "name": "cat", "novel": True}, {"id": 5, "name": "dog"}]
-    assert category_groups(found, groups, table) == {"base": [], "novel": [2, 5]}
+    assert group_categories(found, groups, table) == {"base": [], "novel": [2, 5]}
     # An id that means something else in the file belongs to no group.
     renamed = [{"id": 5, "name": "lion"}]
-    assert category_groups(renamed, groups, table) == {"base": [], "novel": []}
+    assert group_categories(renamed, groups, table) == {"base": [], "novel": []}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.data.catalog.vocabulary import parse_vocabulary, table_names
+from ovformer.data.catalog.vocabulary import list_tables, parse_vocabulary
 
 
 def test_words() -> None:
@@ -22,7 +22,7 @@ def test_words() -> None:
 
 def test_tables_by_name() -> None:
     assert {"lvis", "lvvis", "coco", "ytvis_2019", "ytvis_2021", "ovis", "burst"} <= {
-        *table_names()
+        *list_tables()
     }
     counts = {"lvis": 1203, "lvvis": 1196, "coco": 80, "ytvis_2019": 40, "ovis": 25}
     for name, count in counts.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovformer.data.files.vis_json import category_groups, load_vis_json
+from ovformer.data.files.vis_json import group_categories, load_vis_json
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.video_metric import Protocol, VideoMetric, get_protocol
 from ovformer.evaluation.video_scores import ROWS, VideoScores
@@ -48,7 +48,7 @@ def test_equals_the_published_scorers(reference, scorer, evaluator, groups) -> N
     truth = load_vis_json(reference("eval_small_gt.json"))
     metric = VideoMetric(
         truth,
-        category_groups(truth["categories"], groups, ()),
+        group_categories(truth["categories"], groups, ()),
         get_protocol("published", evaluator),
     )
     metric.update(read_results(reference("eval_small_dt.json")))

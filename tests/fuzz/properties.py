@@ -22,7 +22,7 @@ from ovformer.config import UnknownKeyError, get_ovformer_cfg
 from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
 from ovformer.data.catalog.category_counts import count_categories
 from ovformer.data.catalog.custom import register_custom
-from ovformer.data.files.json_file import naming, read_json
+from ovformer.data.files.json_file import name_file_in_errors, read_json
 from ovformer.data.files.lvis_json import read_lvis_json
 from ovformer.data.files.untrusted_masks import (
     MAX_PIXELS,
@@ -226,7 +226,7 @@ def _refused_or(path: Path, read: Callable[[], Any]) -> Any:
 
 def _naming(path: Path, read: Callable[[], Any]) -> Callable[[], Any]:
     def named() -> Any:
-        with naming(path):
+        with name_file_in_errors(path):
             return read()
 
     return named

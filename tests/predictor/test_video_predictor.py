@@ -12,7 +12,7 @@ from PIL import Image
 from ovformer.d2 import build_model
 from ovformer.d2 import transforms as T
 from ovformer.data.files.video_files import Frame
-from ovformer.data.samples.augmentation import evaluation_augmentations
+from ovformer.data.samples.augmentation import build_evaluation_augmentations
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.predictor import VideoPredictor
 from support.predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
@@ -32,7 +32,7 @@ def test_frames_are_resized_as_in_evaluation(predictor, make_frames) -> None:
     for size in ((48, 64), (100, 40), (30, 200)):
         frame = make_frames(1, size)[0]
         expected = T.AugInput(frame)
-        T.AugmentationList(evaluation_augmentations(64, 128))(expected)
+        T.AugmentationList(build_evaluation_augmentations(64, 128))(expected)
         got = predictor._record(Frame(frame, 0.0, 0))["image"]
         np.testing.assert_array_equal(got.permute(1, 2, 0), expected.image)
 

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from ovformer import run as training_script
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.engine.stages import IMAGE, Stage
 from ovformer.modeling.language.text_classifier import save_text_classifier
 from support.loggers import own_loggers
@@ -115,7 +115,7 @@ def draw_split(root: Path, split: str, num_images: int) -> None:
         Image.fromarray(pixels).save(root / "shapes" / name)
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "shapes" / FILES[split]).write_text(json.dumps(content))
-    with ClipFeatureWriter(root / "shapes" / f"clip_{split}.safetensors", {}) as writer:
+    with ImageEmbeddingWriter(root / "shapes" / f"clip_{split}.safetensors", {}) as writer:
         keys = [f"shapes/{image['file_name']}" for image in images]
         generator = torch.Generator().manual_seed(len(split))
         writer.add(keys, torch.randn(len(keys), CLIP_DIM, generator=generator))

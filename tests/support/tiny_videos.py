@@ -14,7 +14,7 @@ import yaml
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.data.catalog.dataset_spec import load_categories, load_dataset
-from ovformer.data.files.image_embeddings import ClipFeatureWriter
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.engine.stages import CLIPS, FRAMES, Stage
 from ovformer.modeling.language.text_classifier import save_text_classifier
 from ovformer.run import main
@@ -119,7 +119,7 @@ def make_run(folder: Path, stage: Stage = FRAMES) -> VideoRun:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(len(names), CLIP_DIM, generator=generator)
     save_text_classifier(metadata / "classes.safetensors", weights, names, {})
-    with ClipFeatureWriter(metadata / "frames.safetensors", {}) as writer:
+    with ImageEmbeddingWriter(metadata / "frames.safetensors", {}) as writer:
         for split in SPLITS:
             for record in load_dataset(f"{family}_{split}"):
                 features = torch.randn(record["length"], CLIP_DIM, generator=generator)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ovformer.d2 import DatasetCatalog
-from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore, crop_for_embedding
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from support.lvis_fixture import MiniLvis
@@ -74,7 +74,7 @@ def test_features_of_data_sets(
 def test_the_tool_sees_images_as_the_model_does(clip: str, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     encoder = CLIPEncoder.from_pretrained(clip)
-    assert torch.equal(clip_image(image, encoder.image_size), encoder.preprocess(image))
+    assert torch.equal(crop_for_embedding(image, encoder.image_size), encoder.preprocess(image))
 
 
 def test_features_of_a_folder_in_half_precision(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.dataset_spec import DatasetSpec, load_categories, register_dataset
-from ovformer.data.files.json_file import read_json, shown
+from ovformer.data.files.json_file import read_json, shorten
 from ovformer.data.files.lvis_json import read_lvis_json
 from ovformer.data.files.vis_json import read_vis_json
 from ovformer.paths import resolve_path
@@ -32,7 +32,7 @@ def register_custom(entries: Sequence[Mapping]) -> None:
     """
     faults = []
     if not isinstance(entries, list | tuple):
-        raise ValueError(f"{_KEY}: expected a list of data sets, got {shown(entries)}.")
+        raise ValueError(f"{_KEY}: expected a list of data sets, got {shorten(entries)}.")
     for number, entry in enumerate(entries):
         try:
             register_dataset(_spec(number, entry))
@@ -56,11 +56,11 @@ def _spec(number: int, entry: Mapping) -> DatasetSpec:
     if unknown:
         raise ValueError(f"{place}: unknown {unknown}. Known: {', '.join(_REQUIRED)}, novel.")
     if wrong := next((key for key in _REQUIRED if not isinstance(entry[key], str)), None):
-        raise ValueError(f"{place}: {wrong}: expected text, got {shown(entry[wrong])}.")
+        raise ValueError(f"{place}: {wrong}: expected text, got {shorten(entry[wrong])}.")
     name = entry["name"]
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):  # results go into a folder of that name
         raise ValueError(
-            f"{place}: name: expected letters, digits, '_', '-' and '.', got {shown(name)}."
+            f"{place}: name: expected letters, digits, '_', '-' and '.', got {shorten(name)}."
         )
     if name in DatasetCatalog.list() and "spec" not in MetadataCatalog.get(name).as_dict():
         raise ValueError(f"{place}: the name {name!r} is taken. Choose another one.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.category_counts import count_categories
-from ovformer.data.files.json_file import TEXT, index_by_id, naming, read_json
+from ovformer.data.files.json_file import TEXT, index_by_id, name_file_in_errors, read_json
 from ovformer.paths import dataset_root
 
 CATEGORY_FOLDER = Path(__file__).parent / "categories"
@@ -117,7 +117,7 @@ def load_categories(name: str) -> list[dict]:
             'objects with "id" and "name".'
         )
     content = read_json(path)
-    with naming(path):
+    with name_file_in_errors(path):
         categories = _annotated_categories(content) if isinstance(content, dict) else content
         return [c for _, c in sorted(index_by_id("category", categories, {"name": TEXT}).items())]
 
@@ -153,7 +153,7 @@ def load_dataset(name: str, key: str = "DATASETS.TRAIN") -> list[dict]:
     return records
 
 
-def known_counts() -> dict[str, int]:
+def get_read_counts() -> dict[str, int]:
     """Return the number of images or videos of each data set that this process has read."""
     return dict(_counts)
 

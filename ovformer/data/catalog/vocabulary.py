@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from ovformer.data.catalog.dataset_spec import CATEGORY_FOLDER, load_categories
-from ovformer.data.files.json_file import TEXT, TEXTS, index_by_id, naming, read_json
+from ovformer.data.files.json_file import TEXT, TEXTS, index_by_id, name_file_in_errors, read_json
 
 # Short names of tables in ovformer/data/catalog/categories.
 _ALIASES = {"lvis": "lvis_v1", "lv-vis": "lvvis"}
@@ -23,7 +23,7 @@ def parse_vocabulary(
 
     Args:
         words: names in a string with commas, or in a list, whose items may contain commas. Each is
-            a class name; or the name of a category table (:func:`table_names`); or a .txt or .json
+            a class name; or the name of a category table (:func:`list_tables`); or a .txt or .json
             file, see :func:`read_vocabulary`.
         named: more vocabularies by name.
 
@@ -51,7 +51,7 @@ def parse_vocabulary(
     if not names:
         raise ValueError(
             f"vocabulary: no name in {words!r}. Give words ('dog, red ball'), a file with a name a "
-            f"line, or one of: {', '.join([*(named or {}), *table_names()])}"
+            f"line, or one of: {', '.join([*(named or {}), *list_tables()])}"
         )
     if repeated:
         logger.info(
@@ -60,7 +60,7 @@ def parse_vocabulary(
     return list(names.values())
 
 
-def table_names() -> list[str]:
+def list_tables() -> list[str]:
     """Return the names of the category tables."""
     return sorted([*_ALIASES, *(path.stem for path in CATEGORY_FOLDER.glob("*.json"))])
 
@@ -70,22 +70,22 @@ def clean_name(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def same_name(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return what names have in common that differ by case, underscores or spaces only."""
     return clean_name(name).casefold()
 
 
-def first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+def find_first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
     """Say where two lists of class names differ first; "" where each name is the same."""
     if len(theirs) != len(ours):
         return f"{len(theirs)} instead of {len(ours)}"
     for number, (name, other) in enumerate(zip(theirs, ours, strict=True)):
-        if same_name(name) != same_name(other):
+        if normalise_name(name) != normalise_name(other):
             return f"class {number} is {name!r} instead of {other!r}"
     return ""
 
 
-def names_a_file(word: str) -> bool:
+def is_vocabulary_file(word: str) -> bool:
     """Tell whether :func:`parse_vocabulary` takes a word for the path of a file of names."""
     return word.strip().endswith(_SUFFIXES)
 
@@ -117,7 +117,7 @@ def read_vocabulary(path: Path) -> list[str]:
         if TEXTS.fits(entries):
             return entries
         if all(isinstance(entry, dict) and {"id", "name"} <= entry.keys() for entry in entries):
-            with naming(path):
+            with name_file_in_errors(path):
                 found = index_by_id("category", entries, {"name": TEXT})
             return [entry["name"] for _, entry in sorted(found.items())]
     raise ValueError(
@@ -132,11 +132,11 @@ def _expand(item: str | PathLike, named: Mapping[str, Sequence[str]]) -> Sequenc
     word = item.strip()
     if word in named:
         return named[word]
-    if word in table_names():
+    if word in list_tables():
         return [category["name"] for category in load_categories(_ALIASES.get(word, word))]
-    return read_vocabulary(Path(word)) if names_a_file(word) else [word]
+    return read_vocabulary(Path(word)) if is_vocabulary_file(word) else [word]
 
 
 def _is_file(words: str) -> bool:
     """Tell whether a whole string, commas and all, is the path of a vocabulary."""
-    return names_a_file(words) and len(words) < 1000 and Path(words).is_file()
+    return is_vocabulary_file(words) and len(words) < 1000 and Path(words).is_file()

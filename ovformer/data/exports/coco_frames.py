@@ -10,14 +10,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ovformer.data.exports.media import FrameFiles
-from ovformer.data.exports.shapes import Box, Region, Shape, polygon
+from ovformer.data.exports.shapes import Box, Region, Shape, make_polygon
 from ovformer.data.exports.tracks import (
     AnnotatedVideo,
     Export,
     FrameTracks,
-    named_faults,
+    name_place_in_errors,
 )
-from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_order
+from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
 
 
 def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVideo], list[str]]:
@@ -37,7 +37,7 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
         raise ValueError(f"{export.path}: has no {missing}. Is it COCO's format of instances?")
-    with named_faults(export.path):
+    with name_place_in_errors(export.path):
         names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
         images = {image["id"]: image for image in content["images"]}
         video_names = {v["id"]: v["name"] for v in content.get("videos") or () if "name" in v}
@@ -53,7 +53,7 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
     videos = []
     for key, frames in groups.items():
         name = str(video_names.get(key, PurePosixPath(str(key)).name)) or "frames"
-        with named_faults(f"{export.path}: video {name!r}"):
+        with name_place_in_errors(f"{export.path}: video {name!r}"):
             videos.append(_video(name, frames, of_image, names, export))
     return videos, list(names.values())
 
@@ -70,7 +70,7 @@ def _video(
     if all("frame_index" in frame for frame in frames):
         frames.sort(key=lambda frame: frame["frame_index"])
     else:
-        frames.sort(key=lambda frame: natural_order(frame["file_name"]))
+        frames.sort(key=lambda frame: natural_sort_key(frame["file_name"]))
     sizes = {(frame.get("height"), frame.get("width")) for frame in frames}
     if len(sizes) > 1:
         raise ValueError(
@@ -80,7 +80,7 @@ def _video(
     joined = FrameTracks(export)
     for position, frame in enumerate(frames):
         for place, annotation in of_image[frame["id"]]:
-            with named_faults(place):
+            with name_place_in_errors(place):
                 shape = _shape(place, annotation)
                 identity = _identity(annotation, export)
                 category = names[annotation["category_id"]]
@@ -107,7 +107,7 @@ def _shape(place: str, annotation: dict) -> Shape:
         if isinstance(area, dict):
             return Region(area)
         if area:
-            return Region([polygon(points).area[0] for points in area])
+            return Region([make_polygon(points).area[0] for points in area])
         x, y, width, height = annotation["bbox"]
         return Box(float(x), float(y), float(width), float(height))
     except (KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element, ParseError
 import numpy as np
 
 from ovformer.data.exports.cvat_frames import frames_by_name, frames_by_number
-from ovformer.data.exports.shapes import Box, CroppedMask, Shape, ellipse, polygon
+from ovformer.data.exports.shapes import Box, CroppedMask, Shape, make_ellipse, make_polygon
 from ovformer.data.exports.tracks import (
     AnnotatedVideo,
     Export,
@@ -24,7 +24,7 @@ from ovformer.data.exports.tracks import (
     KeyFrame,
     Track,
 )
-from ovformer.data.files.image_files import natural_order
+from ovformer.data.files.image_files import natural_sort_key
 
 # What CVAT can put into a track or an image.
 _AREAS = ("box", "polygon", "mask", "ellipse")
@@ -225,12 +225,12 @@ def _shape(element: Element, place: str, export: Export) -> Shape | None:
             right, bottom = float(values["xbr"]), float(values["ybr"])
             return Box(left, top, right - left, bottom - top, rotation)
         if element.tag == "polygon":
-            return polygon(
+            return make_polygon(
                 [float(v) for pair in values["points"].split(";") for v in pair.split(",")]
             )
         if element.tag == "ellipse":
             radii = float(values["rx"]), float(values["ry"])
-            return ellipse(float(values["cx"]), float(values["cy"]), radii, rotation)
+            return make_ellipse(float(values["cx"]), float(values["cy"]), radii, rotation)
         place_and_size = (int(values[key]) for key in ("left", "top", "width", "height"))
         runs = np.array([int(run) for run in values["rle"].split(",")], np.int64)
         return CroppedMask(*place_and_size, runs)
@@ -303,7 +303,7 @@ def _image_videos(task: _Task, export: Export) -> Iterator[AnnotatedVideo]:
     for image in task.images:
         folders[PurePosixPath(image[0]).parent].append(image)
     for folder, images in folders.items():
-        images.sort(key=lambda image: natural_order(image[0]))
+        images.sort(key=lambda image: natural_sort_key(image[0]))
         name = folder.name or task.name or PurePosixPath(export.path).stem
         sizes = {size for _, _, size, _ in images}
         if len(sizes) > 1:

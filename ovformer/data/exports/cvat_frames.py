@@ -7,21 +7,21 @@ from pathlib import PurePosixPath
 
 from ovformer.data.exports.media import (
     VIDEO_SUFFIXES,
-    Found,
     FrameFiles,
     Frames,
-    Library,
+    MediaFile,
+    MediaLibrary,
     VideoFrames,
     Zip,
 )
-from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_order
+from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
 
 # What CVAT calls the frames of a video.
 _FRAME_NAME = re.compile(r"frame_(\d+)$")
 
 
 def frames_by_number(
-    library: Library, task: str, source: str, numbers: range | None, place: str
+    library: MediaLibrary, task: str, source: str, numbers: range | None, place: str
 ) -> tuple[Frames, Sequence[int]]:
     """Find the frames of a task whose annotations only number them.
 
@@ -50,7 +50,7 @@ def frames_by_number(
         else:
             if numbers is None:
                 raise ValueError(f"{place}: nothing says which frames of {found} it is about.")
-            return VideoFrames(found, library.open_video, numbers), numbers
+            return VideoFrames(found, numbers), numbers
     if not images:
         raise FileNotFoundError(
             f"{place}: found neither frames nor a video. Export with images from CVAT, or name the "
@@ -59,7 +59,7 @@ def frames_by_number(
     return _numbered(_own_images(images, task, source, place), numbers, place)
 
 
-def frames_by_name(library: Library, names: Sequence[str], source: str, path: str) -> Frames:
+def frames_by_name(library: MediaLibrary, names: Sequence[str], source: str, path: str) -> Frames:
     """Find the frames that annotations name: files, or frames of a video file.
 
     Args:
@@ -75,13 +75,13 @@ def frames_by_name(library: Library, names: Sequence[str], source: str, path: st
     numbers = [_FRAME_NAME.search(PurePosixPath(name).stem) for name in names]
     if source and None not in numbers and not library.images():
         found = library.find(source, VIDEO_SUFFIXES, f"{path}: image {names[0]}")
-        return VideoFrames(found, library.open_video, [int(match[1]) for match in numbers])
+        return VideoFrames(found, [int(match[1]) for match in numbers])
     return FrameFiles(
         [library.find(name, IMAGE_SUFFIXES, f"{path}: image {name}") for name in names]
     )
 
 
-def _own_images(images: list[Found], task: str, source: str, place: str) -> list[Found]:
+def _own_images(images: list[MediaFile], task: str, source: str, place: str) -> list[MediaFile]:
     """Return the images of the task's own folder, if they lie in several."""
     folders = defaultdict(list)
     for found in images:
@@ -98,7 +98,7 @@ def _own_images(images: list[Found], task: str, source: str, place: str) -> list
 
 
 def _numbered(
-    images: list[Found], numbers: range | None, place: str
+    images: list[MediaFile], numbers: range | None, place: str
 ) -> tuple[Frames, Sequence[int]]:
     matches = [_FRAME_NAME.search(PurePosixPath(found.name).stem) for found in images]
     if None not in matches:
@@ -108,7 +108,7 @@ def _numbered(
             raise ValueError(f"{place}: is about frames {numbers}, of which no image is there.")
         return FrameFiles([by_number[n] for n in present]), present
     names = sorted(found.name for found in images)
-    if names != sorted(names, key=natural_order):
+    if names != sorted(names, key=natural_sort_key):
         raise ValueError(
             f"{place}: which image is which frame can't be told, since CVAT sorts names as text, "
             f"for example {names[:3]}. Export as 'CVAT for images', which names each image."

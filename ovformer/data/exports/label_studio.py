@@ -16,21 +16,21 @@ from pycocotools import mask as coco_mask
 
 from ovformer.data.exports.media import (
     VIDEO_SUFFIXES,
-    Found,
     FrameFiles,
+    MediaFile,
     VideoFrames,
-    path_of,
+    parse_path,
 )
-from ovformer.data.exports.shapes import Box, Region, Shape, ellipse, polygon
+from ovformer.data.exports.shapes import Box, Region, Shape, make_ellipse, make_polygon
 from ovformer.data.exports.tracks import (
     AnnotatedVideo,
     Export,
     FrameTracks,
     KeyFrame,
     Track,
-    named_faults,
+    name_place_in_errors,
 )
-from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_order
+from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
 from ovformer.data.files.untrusted_masks import is_frame_size
 
 _LABEL_KEYS = ("labels", "rectanglelabels", "polygonlabels", "brushlabels", "ellipselabels")
@@ -51,16 +51,16 @@ def read_label_studio(tasks: Any, export: Export) -> tuple[list[AnnotatedVideo],
         ValueError: the file is not valid; the message names the place.
     """
     videos: list[AnnotatedVideo] = []
-    folders: dict[tuple, list[tuple[Found, str, list[list[dict]]]]] = defaultdict(list)
+    folders: dict[tuple, list[tuple[MediaFile, str, list[list[dict]]]]] = defaultdict(list)
     for number, task in enumerate(tasks):
         place = f"{export.path}: task number {number}"
-        with named_faults(place):
+        with name_place_in_errors(place):
             place = f"{export.path}: task {task.get('id', f'number {number}')}"
             regions = _regions(task, place, export)
             if regions is None:
                 continue
             media = _media(task, place)
-            if path_of(media).suffix.lower() in VIDEO_SUFFIXES:
+            if parse_path(media).suffix.lower() in VIDEO_SUFFIXES:
                 videos.append(_video(media, regions, place, export))
             else:
                 found = export.library.find(media, IMAGE_SUFFIXES, place)
@@ -154,7 +154,7 @@ def _media(task: dict, place: str) -> str:
         value
         for value in task["data"].values()
         if isinstance(value, str)
-        and path_of(value).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        and parse_path(value).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
     ]
     if len(addresses) != 1:
         raise ValueError(
@@ -190,7 +190,7 @@ def _video(media: str, regions: list[list[dict]], place: str, export: Export) ->
         raise ValueError(f"{place}: its regions say that the video has {sorted(counts)} frames.")
     return AnnotatedVideo(
         name=PurePosixPath(found.name).stem,
-        frames=VideoFrames(found, export.library.open_video),
+        frames=VideoFrames(found),
         tracks=tracks,
         in_percent=True,
         expected=counts.pop() if counts else None,
@@ -205,14 +205,14 @@ def _key_frame(item: dict) -> KeyFrame:
 
 
 def _image_video(
-    images: list[tuple[Found, str, list[list[dict]]]], export: Export
+    images: list[tuple[MediaFile, str, list[list[dict]]]], export: Export
 ) -> AnnotatedVideo:
-    images.sort(key=lambda image: natural_order(image[0].name))
+    images.sort(key=lambda image: natural_sort_key(image[0].name))
     joined, sizes = FrameTracks(export), set()
     for position, (_, place, regions) in enumerate(images):
         for region in regions:
             own = f"{place}: region {region[0].get('id')}"
-            with named_faults(own):
+            with name_place_in_errors(own):
                 size, shape = _shape(region, own, export)
                 if shape is not None:
                     sizes.add(size)
@@ -266,10 +266,10 @@ def _drawn(value: dict, height: int, width: int) -> Shape:
         alpha = pixels.reshape(height, width, 4)[..., 3] > 0
         return Region(coco_mask.encode(np.asfortranarray(alpha, np.uint8)))
     if "points" in value:
-        return polygon(np.asarray(value["points"], np.float64) * (x, y))
+        return make_polygon(np.asarray(value["points"], np.float64) * (x, y))
     if "radiusX" in value:
         radii = value["radiusX"] * x, value["radiusY"] * y
-        return ellipse(value["x"] * x, value["y"] * y, radii, rotation)
+        return make_ellipse(value["x"] * x, value["y"] * y, radii, rotation)
     sides = (float(value[key]) for key in ("x", "y", "width", "height"))
     return Box(*sides, rotation=rotation, pivot="corner").scaled(x, y)
 

@@ -11,17 +11,17 @@ import stat
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import cv2
-import numpy as np
 from PIL import Image
 
 from ovformer.data.files.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES
+from ovformer.data.files.video_files import VideoSource
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 # More than any annotation file or image should have, less than what fills a disk or a memory.
@@ -37,9 +37,6 @@ _MACOS = "__MACOSX/"
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 # EXIF: the tag of the orientation, and its values for pictures that lie on their side.
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
-
-# From the path of a video to its frames, uint8 (H, W, 3), RGB.
-OpenVideo = Callable[[Path], Iterable[np.ndarray]]
 
 
 class Frames(Protocol):
@@ -144,7 +141,7 @@ class Zip:
             )
 
 
-class Found(NamedTuple):
+class MediaFile(NamedTuple):
     """A file among the media."""
 
     source: Folder | Zip
@@ -154,35 +151,33 @@ class Found(NamedTuple):
         return f"{self.source}/{self.name}"
 
 
-class Library:
+class MediaLibrary:
     """All places where frames and videos are looked for, the first one first.
 
     Attributes:
         sources: these places.
-        open_video: decodes a video file.
     """
 
-    def __init__(self, sources: Sequence[Folder | Zip], open_video: OpenVideo) -> None:
+    def __init__(self, sources: Sequence[Folder | Zip]) -> None:
         self.sources = sources
-        self.open_video = open_video
         # Of each place: the files by name, and by name without suffix.
-        self._index: list[dict[str, list[Found]]] = []
+        self._index: list[dict[str, list[MediaFile]]] = []
         for source in sources:
             index = defaultdict(list)
             for name in source.names:
                 path = PurePosixPath(name)
                 for key in {path.name, path.stem}:
-                    index[key].append(Found(source, name))
+                    index[key].append(MediaFile(source, name))
             self._index.append(index)
 
-    def images(self) -> list[Found]:
+    def images(self) -> list[MediaFile]:
         """Return the images of the first place that has any."""
         for source in self.sources:
-            if found := [Found(source, name) for name in source.names if _is_image(name)]:
+            if found := [MediaFile(source, name) for name in source.names if _is_image(name)]:
                 return found
         return []
 
-    def find(self, reference: str, suffixes: Sequence[str], place: str) -> Found:
+    def find(self, reference: str, suffixes: Sequence[str], place: str) -> MediaFile:
         """Find the file that an annotation is about.
 
         Args:
@@ -196,7 +191,7 @@ class Library:
             ValueError: there are several, and it can't be told which.
         """
         # A path may hold what means something else in an address, such as "#" and "%".
-        for wanted in (_as_path(reference), path_of(reference)):
+        for wanted in (_as_path(reference), parse_path(reference)):
             keys = {wanted.name, _UPLOAD_PREFIX.sub("", wanted.name)}
             for index in self._index:
                 found = [
@@ -216,7 +211,7 @@ class Library:
 class FrameFiles:
     """Frames in image files, which are copied."""
 
-    def __init__(self, files: Sequence[Found]) -> None:
+    def __init__(self, files: Sequence[MediaFile]) -> None:
         self.files = files
 
     def probe(self) -> tuple[int, tuple[int, int]]:
@@ -245,34 +240,30 @@ class FrameFiles:
 
 
 class VideoFrames:
-    """Frames inside a video file, which become JPEGs."""
+    """Frames inside a video file, which become JPEGs.
 
-    def __init__(
-        self, found: Found, open_video: OpenVideo, wanted: Sequence[int] | None = None
-    ) -> None:
-        """Remember where they are.
+    Args:
+        found: the video file.
+        wanted: numbers of the frames in the file, rising; None for all.
+    """
 
-        Args:
-            found: the video file.
-            open_video: decodes it.
-            wanted: numbers of the frames in the file, rising; None for all.
-        """
+    def __init__(self, found: MediaFile, wanted: Sequence[int] | None = None) -> None:
         if isinstance(found.source, Zip):
             raise ValueError(f"{found}: a video inside a zip file. Unpack it and give the folder.")
         self.path = found.source.path / found.name
-        self._open = open_video
         self._wanted = wanted
 
     def probe(self) -> tuple[int, tuple[int, int]]:
         """See :class:`Frames`. The video is decoded: files do not always know their length."""
         count, size = 0, None
-        for image in self._open(self.path):
-            size = size or image.shape[:2]
-            if image.shape[:2] != size:
+        for frame in VideoSource(self.path):
+            height, width = frame.image.shape[:2]
+            size = size or (height, width)
+            if (height, width) != size:
                 raise ValueError(
-                    f"{self.path}: frame {count} has {image.shape[0]} x {image.shape[1]} pixels "
-                    f"(height x width), those before have {size[0]} x {size[1]}. The frames of a "
-                    "video have one size."
+                    f"{self.path}: frame {frame.number} has {height} x {width} pixels (height x "
+                    f"width), those before have {size[0]} x {size[1]}. The frames of a video have "
+                    "one size."
                 )
             count += 1
         if self._wanted is None:
@@ -288,17 +279,17 @@ class VideoFrames:
         """See :class:`Frames`."""
         numbers = {(i if self._wanted is None else self._wanted[i]): i for i in chosen}
         names = []
-        for number, image in enumerate(self._open(self.path)):
-            if number in numbers:
-                names.append(f"{numbers[number]:05d}.jpg")
+        for frame in VideoSource(self.path):
+            if frame.number in numbers:
+                names.append(f"{numbers[frame.number]:05d}.jpg")
                 options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-                if not cv2.imwrite(str(folder / names[-1]), image[..., ::-1], options):
+                if not cv2.imwrite(str(folder / names[-1]), frame.image[..., ::-1], options):
                     raise OSError(f"{folder / names[-1]}: the frame could not be written")
         return names
 
 
 @contextmanager
-def opened_export(path: Path) -> Iterator[tuple[BinaryIO, Zip | None]]:
+def open_export(path: Path) -> Iterator[tuple[BinaryIO, Zip | None]]:
     """Open the annotations of an export.
 
     Args:
@@ -334,7 +325,7 @@ def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def path_of(reference: str) -> PurePosixPath:
+def parse_path(reference: str) -> PurePosixPath:
     """Return the path inside an address, as Label Studio writes it, or of a path of Windows."""
     try:
         address = urlsplit(reference.replace("\\", "/"))
@@ -348,10 +339,10 @@ def _as_path(reference: str) -> PurePosixPath:
     return PurePosixPath(reference.replace("\\", "/"))
 
 
-def _nearest(found: list[Found], wanted: PurePosixPath, place: str) -> Found:
+def _nearest(found: list[MediaFile], wanted: PurePosixPath, place: str) -> MediaFile:
     """Return the file whose folders agree best with the wanted path."""
 
-    def agreement(one: Found) -> tuple[bool, int]:
+    def agreement(one: MediaFile) -> tuple[bool, int]:
         parts = PurePosixPath(one.name).parts
         pairs = zip(reversed(parts[:-1]), reversed(wanted.parts[:-1]), strict=False)
         same = [a == b for a, b in pairs]
@@ -363,7 +354,7 @@ def _nearest(found: list[Found], wanted: PurePosixPath, place: str) -> Found:
     return found[0]
 
 
-def _image_size(found: Found) -> tuple[int, int]:
+def _image_size(found: MediaFile) -> tuple[int, int]:
     """Return height and width of an image, upright as its EXIF data say."""
     try:
         with found.source.open(found.name) as file, Image.open(file) as image:

@@ -175,7 +175,7 @@ class CroppedMask:
 Shape = Box | Region | CroppedMask
 
 
-def polygon(points: Sequence[float] | np.ndarray) -> Region:
+def make_polygon(points: Sequence[float] | np.ndarray) -> Region:
     """Return the area inside a polygon.
 
     Args:
@@ -192,7 +192,7 @@ def polygon(points: Sequence[float] | np.ndarray) -> Region:
     return Region([flat.tolist()])
 
 
-def ellipse(x: float, y: float, radii: tuple[float, float], rotation: float) -> Region:
+def make_ellipse(x: float, y: float, radii: tuple[float, float], rotation: float) -> Region:
     """Return the area inside an ellipse, as a polygon of 72 corners.
 
     Args:
@@ -206,10 +206,10 @@ def ellipse(x: float, y: float, radii: tuple[float, float], rotation: float) -> 
     turn = math.radians(rotation)
     xs = x + across * math.cos(turn) - down * math.sin(turn)
     ys = y + across * math.sin(turn) + down * math.cos(turn)
-    return polygon(np.stack([xs, ys], axis=1))
+    return make_polygon(np.stack([xs, ys], axis=1))
 
 
-def merged_rle(shapes: Sequence[Shape], height: int, width: int) -> dict | None:
+def merge_shapes(shapes: Sequence[Shape], height: int, width: int) -> dict | None:
     """Return the mask that shapes cover together.
 
     Args:

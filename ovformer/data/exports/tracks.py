@@ -6,12 +6,12 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ovformer.data.exports.media import Frames, Library
+from ovformer.data.exports.media import Frames, MediaLibrary
 from ovformer.data.exports.shapes import Shape
 
 
 @contextmanager
-def named_faults(place: str) -> Iterator[None]:
+def name_place_in_errors(place: str) -> Iterator[None]:
     """Turn errors about content of another kind than expected into one that names a place."""
     try:
         yield
@@ -144,7 +144,7 @@ class Export:
     """
 
     path: str
-    library: Library
+    library: MediaLibrary
     track_by: str = "track_id"
     single_frames: bool = False
     skipped: Counter = field(default_factory=Counter)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ovformer.data.exports.shapes import Box, merged_rle
+from ovformer.data.exports.shapes import Box, merge_shapes
 from ovformer.data.exports.tracks import AnnotatedVideo, Export, Track
 
 # Letters of a folder's name; file systems take 255 bytes, and a letter may have four.
@@ -95,7 +95,7 @@ def write_frames(
     return [f"{name}/{file}" for file in video.frames.write(folder / name, chosen)]
 
 
-def folder_names(names: Iterable[str]) -> list[str]:
+def make_folder_names(names: Iterable[str]) -> list[str]:
     """Return names that are safe for folders and all different: "clip", "clip" -> "clip-2"."""
     used: list[str] = []
     taken: set[str] = set()
@@ -128,7 +128,7 @@ def split_videos(ids: Sequence[int], val: float, seed: int) -> tuple[list[int], 
     return [i for i in ids if i not in drawn], [i for i in ids if i in drawn]
 
 
-def part_of(content: dict, ids: Iterable[int]) -> dict:
+def select_videos(content: dict, ids: Iterable[int]) -> dict:
     """Return an annotation file with some of the videos; it has all categories."""
     wanted = set(ids)
     return {
@@ -144,7 +144,7 @@ def _mask(video: AnnotatedVideo, track: Track, number: float, size: tuple[int, i
     if video.in_percent:
         shapes = [shape.scaled(size[1] / 100, size[0] / 100) for shape in shapes]
     try:
-        return merged_rle(shapes, *size)
+        return merge_shapes(shapes, *size)
     except ValueError as error:
         raise ValueError(f"{track.name}: frame {number:g}: {error}.") from error
 

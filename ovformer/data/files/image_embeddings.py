@@ -26,7 +26,7 @@ from ovformer.paths import dataset_root, resolve_path
 _TOOL = "tools/save_clip_features.py"
 
 
-def clip_key(file_name: str | os.PathLike) -> str:
+def make_image_key(file_name: str | os.PathLike) -> str:
     """Return the name of an image in a feature store, the same wherever the data sets lie.
 
     Args:
@@ -41,7 +41,7 @@ def clip_key(file_name: str | os.PathLike) -> str:
     return path.removeprefix(root).replace(os.sep, "/")
 
 
-def clip_image(image: np.ndarray, size: int) -> torch.Tensor:
+def crop_for_embedding(image: np.ndarray, size: int) -> torch.Tensor:
     """Return what CLIP sees of an image, not yet normalised.
 
     Args:
@@ -86,8 +86,8 @@ class ImageEmbeddingStore:
         """Open a store.
 
         Args:
-            path: ``.safetensors`` of :class:`ClipFeatureWriter`, or a published ``.pkl``; as in a
-                config, relative to the dataset root.
+            path: ``.safetensors`` of :class:`ImageEmbeddingWriter`, or a published ``.pkl``;
+                absolute, or relative to the dataset root.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -151,7 +151,7 @@ class ImageEmbeddingStore:
     def _find(self, record: dict | str) -> int | None:
         if isinstance(record, str):
             return self._index.get(_without_root(record))
-        key = record.get("clip_key") or clip_key(record["file_name"])
+        key = record.get("clip_key") or make_image_key(record["file_name"])
         row = self._index.get(key)
         return self._index.get(record.get("image_id")) if row is None else row
 
@@ -165,7 +165,7 @@ class ImageEmbeddingStore:
         return f"{text}. Add them with: python {_TOOL} --dataset NAME --output {self.path}"
 
 
-class ClipFeatureWriter:
+class ImageEmbeddingWriter:
     """Writes a feature store that is complete or not there; interrupted work can go on.
 
     Features are collected in a folder ``<path>.parts`` beside the store, in files that are complete
@@ -216,7 +216,7 @@ class ClipFeatureWriter:
             self.done.update(store.keys)
         comm.synchronize()  # all know what is done before one goes on
 
-    def __enter__(self) -> "ClipFeatureWriter":
+    def __enter__(self) -> "ImageEmbeddingWriter":
         return self
 
     def __exit__(self, exc_type: type | None, *_: object) -> None:
@@ -233,7 +233,7 @@ class ClipFeatureWriter:
         """Add images.
 
         Args:
-            keys: N keys, see :func:`clip_key`.
+            keys: N keys, see :func:`make_image_key`.
             features: (N, D).
         """
         self._keys += keys

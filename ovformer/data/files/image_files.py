@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from PIL import Image
 
 from ovformer.d2 import CfgNode
-from ovformer.data.files.image_embeddings import clip_key
+from ovformer.data.files.image_embeddings import make_image_key
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What Pillow raises where a file is no image, is broken, or is far too large.
@@ -31,12 +31,12 @@ IMAGE_ERRORS = (
 logger = logging.getLogger(__name__)
 
 
-def natural_order(name: str) -> list:
+def natural_sort_key(name: str) -> list:
     """Return a key that sorts numbers in names by their value: frame2 before frame10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def image_entries(records: Iterable[dict]) -> Iterator[dict]:
+def iterate_images(records: Iterable[dict]) -> Iterator[dict]:
     """Yield "file_name" and "clip_key" of each image of a data set: of videos, each frame.
 
     Args:
@@ -47,7 +47,7 @@ def image_entries(records: Iterable[dict]) -> Iterator[dict]:
         if "file_names" not in record:
             yield record
             continue
-        keys = record.get("clip_keys") or map(clip_key, record["file_names"])
+        keys = record.get("clip_keys") or map(make_image_key, record["file_names"])
         for t, (file_name, key) in enumerate(zip(record["file_names"], keys, strict=True)):
             yield {
                 "file_name": file_name,
@@ -57,18 +57,18 @@ def image_entries(records: Iterable[dict]) -> Iterator[dict]:
             }
 
 
-def tolerated(cfg: CfgNode) -> float:
+def read_missing_limit(cfg: CfgNode) -> float:
     """Return the share of a data set's images that may be missing, by ``DATALOADER``'s keys."""
     return cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else 0.0
 
 
-def check_images_exist(name: str, records: Iterable[dict], tolerated: float = 0.0) -> None:
+def check_images_exist(name: str, records: Iterable[dict], max_missing: float = 0.0) -> None:
     """Check that all images or frames of a data set are there, by listing each folder once.
 
     Args:
         name: the data set, for the error message.
         records: its dataset dicts; those whose file is a URL are not checked.
-        tolerated: the share of them that may be missing, with a warning.
+        max_missing: the share of them that may be missing, with a warning.
 
     Raises:
         FileNotFoundError: images are missing.
@@ -76,7 +76,7 @@ def check_images_exist(name: str, records: Iterable[dict], tolerated: float = 0.
     folders: dict[str, set[str]] = {}
     missing = []
     count = 0
-    for entry in image_entries(records):
+    for entry in iterate_images(records):
         count += 1
         folder, file_name = os.path.split(entry["file_name"])
         if "://" in folder:
@@ -90,7 +90,7 @@ def check_images_exist(name: str, records: Iterable[dict], tolerated: float = 0.
         if "frame" in missing[0]:
             first += " (frame {frame} of video {video_id})".format(**missing[0])
         message = f"{name}: {len(missing)} of {count} images not found, the first is {first}. "
-        if len(missing) > tolerated * count:
+        if len(missing) > max_missing * count:
             raise FileNotFoundError(
                 f"{message}datasets/README.md says how the folders are laid out."
             )

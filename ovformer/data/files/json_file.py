@@ -125,13 +125,13 @@ def check_entries(
 
     Raises:
         ValueError: it is none; the message names the entry, by its id where it has one, the field,
-            what was expected and what is there. See :func:`naming` for the file.
+            what was expected and what is there. See :func:`name_file_in_errors` for the file.
     """
     if not isinstance(entries, list):
-        raise ValueError(f"expected a list of {kind} entries, got {shown(entries)}.")
+        raise ValueError(f"expected a list of {kind} entries, got {shorten(entries)}.")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ValueError(f"{kind} number {number}: expected an object, got {shown(entry)}.")
+            raise ValueError(f"{kind} number {number}: expected an object, got {shorten(entry)}.")
         if missing := [key for key in required if key not in entry]:
             raise ValueError(f"{_name(kind, number, entry)} has no {missing}.")
         for key, expected in required.items():
@@ -162,13 +162,13 @@ def index_by_id(
     return index
 
 
-def shown(value: object) -> str:
+def shorten(value: object) -> str:
     """Return the beginning of a value of any size, for a message."""
     return f"{reprlib.repr(value):.80}"
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_file_in_errors(path: Path) -> Iterator[None]:
     """Put the name of a file in front of the message of a ValueError that lacks it."""
     try:
         yield
@@ -179,9 +179,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _name(kind: str, number: int, entry: dict) -> str:
-    return f"{kind} {shown(entry['id']) if 'id' in entry else f'number {number}'}"
+    return f"{kind} {shorten(entry['id']) if 'id' in entry else f'number {number}'}"
 
 
 def _mismatch(kind: str, number: int, entry: dict, key: str, expected: Kind) -> str:
     name = f"{kind} number {number}" if key == "id" else _name(kind, number, entry)
-    return f"{name}: {key}: expected {expected.text}, got {shown(entry[key])}."
+    return f"{name}: {key}: expected {expected.text}, got {shorten(entry[key])}."

@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from ovformer.data.files.json_file import naming
-from ovformer.data.files.lvis_json import image_name
-from ovformer.data.files.vis_json import frame_name
+from ovformer.data.files.json_file import name_file_in_errors
+from ovformer.data.files.lvis_json import parse_image_name
+from ovformer.data.files.vis_json import parse_frame_name
 
 # Bytes at the start and at the end that are looked at.
 PEEK = 1 << 22
@@ -43,13 +43,13 @@ def peek(path: Path, image_folder: str | os.PathLike) -> str | None:
             f"{path}: not valid JSON, which begins and ends with brackets. The file has {size} "
             "bytes and is most likely truncated; download or generate it again."
         )
-    with naming(path):
+    with name_file_in_errors(path):
         for text in (start.decode("utf-8", "replace"), end.decode("utf-8", "replace")):
             if match := _FRAMES.search(text):
-                return os.path.join(image_folder, frame_name(_unquoted(match)))
+                return os.path.join(image_folder, parse_frame_name(_unquoted(match)))
             for key, pattern in _IMAGE.items():
                 if match := pattern.search(text):
-                    return os.path.join(image_folder, image_name({key: _unquoted(match)}))
+                    return os.path.join(image_folder, parse_image_name({key: _unquoted(match)}))
     return None
 
 

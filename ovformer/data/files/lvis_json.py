@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ovformer.d2 import BoxMode
-from ovformer.data.files.image_embeddings import clip_key
+from ovformer.data.files.image_embeddings import make_image_key
 from ovformer.data.files.json_file import (
     BOX,
     IDS,
@@ -19,7 +19,7 @@ from ovformer.data.files.json_file import (
     Kind,
     check_entries,
     index_by_id,
-    naming,
+    name_file_in_errors,
     read_json,
 )
 from ovformer.data.files.untrusted_masks import (
@@ -67,7 +67,7 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     """
     content = read_json(path, ("images", "annotations"), object_hook=_compact)
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
-    with naming(path):
+    with name_file_in_errors(path):
         _check_categories(content.get("categories", []), categories)
         records = _image_records(content["images"], image_folder)
         annotations = _group_by_image(content.pop("annotations"), records)
@@ -80,7 +80,7 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     return [records[image_id] for image_id in sorted(records)]
 
 
-def image_name(image: Mapping) -> str:
+def parse_image_name(image: Mapping) -> str:
     """Return the path of an image below the folder of images; see :func:`read_lvis_json`."""
     return image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
 
@@ -114,10 +114,10 @@ def _image_records(images: object, image_folder: Path) -> dict[int, dict]:
         if not (image.get("file_name") or image.get("coco_url")):
             raise ValueError(f"image {number} has no 'file_name' or 'coco_url'.")
         check_num_pixels(f"image {number}", image["height"], image["width"])
-        file_name = os.path.join(image_folder, image_name(image))
+        file_name = os.path.join(image_folder, parse_image_name(image))
         records[number] = {
             "file_name": file_name,
-            "clip_key": clip_key(file_name),
+            "clip_key": make_image_key(file_name),
             "image_id": number,
             "height": image["height"],
             "width": image["width"],

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from ovformer.data.files.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES, natural_order
+from ovformer.data.files.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES, natural_sort_key
 from ovformer.data.files.untrusted_masks import MAX_PIXELS
 from ovformer.files import replacing, temporary_name
 
@@ -84,7 +84,7 @@ class VideoSource:
         if self.path.is_dir():
             self._images = sorted(
                 (p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES),
-                key=lambda p: natural_order(p.name),
+                key=lambda p: natural_sort_key(p.name),
             )
             if not self._images:
                 raise FileNotFoundError(
@@ -123,12 +123,12 @@ class VideoSource:
             yield from _decoded(self.path, container, stream, max_pixels)
 
 
-def frames_of(video: Any) -> Iterable[Frame]:
+def iterate_frames(video: Any) -> Iterable[Frame]:
     """Return the frames of anything that can be a video.
 
     Args:
         video: a path (see :class:`VideoSource`), a picture as an array, or an iterable of
-            :class:`Frame`, of arrays (see :func:`as_rgb`) or of PIL images.
+            :class:`Frame`, of arrays (see :func:`to_rgb`) or of PIL images.
     """
     if isinstance(video, str | PathLike):
         return VideoSource(video)
@@ -145,7 +145,7 @@ def frames_of(video: Any) -> Iterable[Frame]:
     return _numbered(video)
 
 
-def as_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
+def to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     """Return a picture as uint8 (H, W, 3), RGB.
 
     Args:
@@ -182,7 +182,7 @@ def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarr
         formats = _PICTURES.intersection(Image.registered_extensions().values())
         with Image.open(path, formats=sorted(formats)) as image:
             _check_pixels(image.height, image.width, max_pixels)
-            return as_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise
     except IMAGE_ERRORS as error:
@@ -361,7 +361,7 @@ def _numbered(images: Iterable[Any]) -> Iterator[Frame]:
         if isinstance(image, Frame):
             yield image
         else:
-            yield Frame(as_rgb(image), number / DEFAULT_RATE, number)
+            yield Frame(to_rgb(image), number / DEFAULT_RATE, number)
 
 
 def _pil_pixels(image: Image.Image) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pycocotools import mask as coco_mask
 
 from ovformer.d2 import BoxMode
-from ovformer.data.files.image_embeddings import clip_key
+from ovformer.data.files.image_embeddings import make_image_key
 from ovformer.data.files.json_file import (
     IDS,
     LIST,
@@ -25,9 +25,9 @@ from ovformer.data.files.json_file import (
     WHOLE,
     Kind,
     index_by_id,
-    naming,
+    name_file_in_errors,
     read_json,
-    shown,
+    shorten,
 )
 from ovformer.data.files.untrusted_masks import (
     check_num_pixels,
@@ -79,7 +79,7 @@ def load_vis_json(path: Path) -> dict:
             f'{path} is no video annotation file: an object with non-empty "videos" and '
             '"categories" was expected. A results.json is given elsewhere (mAP.py: --dt).'
         )
-    with naming(path):
+    with name_file_in_errors(path):
         _check(content)
     return content
 
@@ -122,7 +122,7 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
     ]
 
 
-def frame_name(name: str) -> str:
+def parse_frame_name(name: str) -> str:
     """Return the path of a frame below the folder of frames.
 
     Some released files were written on Windows, with a foreign folder in front.
@@ -157,7 +157,7 @@ def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | 
         check_polygons(polygons, height, width)
         segmentation = polygons_to_rle(polygons, height, width)
     elif not isinstance(segmentation, dict):
-        raise ValueError(f"expected polygons, an RLE or null, got {shown(segmentation)}")
+        raise ValueError(f"expected polygons, an RLE or null, got {shorten(segmentation)}")
     elif isinstance(segmentation.get("counts"), list):
         segmentation = runs_to_rle(segmentation.get("size"), segmentation["counts"])
     counts = segmentation.get("counts")
@@ -166,7 +166,7 @@ def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | 
     return {"size": [int(side) for side in segmentation["size"]], "counts": counts.decode("ascii")}
 
 
-def category_groups(
+def group_categories(
     categories: Sequence[dict], groups: Mapping[str, tuple[str, tuple]], table: Sequence[dict]
 ) -> dict[str, list[int]]:
     """Sort the categories of an annotation file into the groups of a data set.
@@ -274,8 +274,8 @@ def _encode(place: str, annotation: dict, video: dict) -> None:
 
 
 def _video_record(video: dict, tracks: list[dict], folder: Path, contiguous_ids: dict) -> dict:
-    names = list(map(frame_name, video["file_names"]))
-    prefix = clip_key(folder)
+    names = list(map(parse_frame_name, video["file_names"]))
+    prefix = make_image_key(folder)
     annotations = [[] for _ in names]
     for track in tracks:
         for frame, mask in zip(annotations, track["segmentations"], strict=True):

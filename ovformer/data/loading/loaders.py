@@ -26,7 +26,7 @@ from ovformer.d2 import (
     comm,
 )
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_files import check_images_exist, image_entries, tolerated
+from ovformer.data.files.image_files import check_images_exist, iterate_images, read_missing_limit
 from ovformer.data.loading.training_sets import build_sampler, load_training_sets
 from ovformer.data.samples.broken_samples import MOST_TRIES, SampleError
 from ovformer.data.samples.image_mapper import ImageMapper
@@ -86,7 +86,7 @@ def stream_loader(
     batch_size = _batch_size_per_process(cfg)
     skip_broken = cfg.DATALOADER.SKIP_BROKEN
     if mapper.clip_features is not None and not skip_broken:
-        mapper.clip_features.require(image_entries(itertools.chain(*sets)))
+        mapper.clip_features.require(iterate_images(itertools.chain(*sets)))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = StreamSampler(build_sampler(cfg, sets, seed), skip=start_iteration * batch_size)
     return DataLoader(
@@ -112,7 +112,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
     """
     mapper = ImageMapper(cfg, is_train=False)
     records = load_dataset(dataset_name, "DATASETS.TEST")
-    check_images_exist(dataset_name, records, tolerated(cfg))
+    check_images_exist(dataset_name, records, read_missing_limit(cfg))
     if mapper.clip_features is not None:
         mapper.clip_features.require(records)
     # Annotations are left behind: the evaluator reads its own, and they are most of the memory.
@@ -190,7 +190,7 @@ class MappedDataset(Dataset):
             return self.mapper(record)
         except Exception as error:
             what, key = ("image", "image_id") if "file_name" in record else ("video", "video_id")
-            files = [entry["file_name"] for entry in image_entries([record])]
+            files = [entry["file_name"] for entry in iterate_images([record])]
             is_named = any(file in str(error) for file in files)
             raise SampleError(
                 f"{self.names[self._set_of(index)]}, {what} id {record.get(key)}: "

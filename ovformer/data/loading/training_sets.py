@@ -15,7 +15,7 @@ from ovformer.d2 import (
     comm,
 )
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_files import check_images_exist, tolerated
+from ovformer.data.files.image_files import check_images_exist, read_missing_limit
 
 TRAIN_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
@@ -41,7 +41,7 @@ def load_training_sets(cfg: CfgNode) -> list[list[dict]]:
     sets = []
     for name in names:
         records = load_dataset(name, "DATASETS.TRAIN")
-        check_images_exist(name, records, tolerated(cfg))
+        check_images_exist(name, records, read_missing_limit(cfg))
         if _classes(name) != _classes(names[0]):
             records = _with_classes_of(names[0], name, records)
         sets.append(records)
@@ -66,14 +66,14 @@ def build_sampler(cfg: CfgNode, sets: Sequence[Sequence[dict]], seed: int) -> Sa
     Raises:
         ValueError: the sampler is not known, or the ratios don't fit the training sets.
     """
-    ratios = dataset_ratios(cfg)
+    ratios = read_dataset_ratios(cfg)
     if not ratios:
         return _sampler(cfg, list(itertools.chain(*sets)), seed)
     samplers = [_sampler(cfg, records, seed + n) for n, records in enumerate(sets)]
     return RatioSampler(samplers, [len(records) for records in sets], ratios, seed)
 
 
-def dataset_ratios(cfg: CfgNode) -> list[float]:
+def read_dataset_ratios(cfg: CfgNode) -> list[float]:
     """Return ``DATASETS.DATASET_RATIO``, or raise ValueError if it doesn't fit the sets."""
     ratios, names = list(cfg.DATASETS.DATASET_RATIO), cfg.DATASETS.TRAIN
     is_valid = all(isinstance(ratio, int | float) and ratio > 0 for ratio in ratios)
@@ -124,14 +124,14 @@ class RatioSampler(Sampler):
                 yield self._offsets[number] + int(next(streams[number]))
 
 
-def annotations_of(record: Mapping) -> list[dict]:
+def collect_annotations(record: Mapping) -> list[dict]:
     """Return all annotations of an image, or of all frames of a video."""
     annotations = record.get("annotations", [])
     return list(itertools.chain(*annotations)) if "file_names" in record else annotations
 
 
 def _has_objects(record: Mapping) -> bool:
-    return any(not annotation.get("iscrowd", 0) for annotation in annotations_of(record))
+    return any(not annotation.get("iscrowd", 0) for annotation in collect_annotations(record))
 
 
 def _classes(name: str) -> list[str] | None:
@@ -166,12 +166,12 @@ def _with_classes_of(first: str, name: str, records: list[dict]) -> list[dict]:
 
     kept, total, left = [], 0, 0
     for record in records:
-        before = len(annotations_of(record))
+        before = len(collect_annotations(record))
         is_video = "file_names" in record
         annotations = record.get("annotations", [])
         annotations = list(map(relabelled, annotations)) if is_video else relabelled(annotations)
         record = {**record, "annotations": annotations}
-        after = len(annotations_of(record))
+        after = len(collect_annotations(record))
         total, left = total + before, left + after
         if after or not before:
             kept.append(record)
@@ -205,7 +205,7 @@ def _sampler(cfg: CfgNode, records: Sequence[Mapping], seed: int) -> Sampler:
         return TrainingSampler(len(records), seed=seed)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            [{"annotations": annotations_of(record)} for record in records],
+            [{"annotations": collect_annotations(record)} for record in records],
             cfg.DATALOADER.REPEAT_THRESHOLD,
             sqrt=cfg.DATALOADER.REPEAT_SQRT,
         )

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from ovformer.d2 import CfgNode, InferenceSampler
 from ovformer.data.catalog.dataset_spec import load_dataset
-from ovformer.data.files.image_files import check_images_exist, image_entries, tolerated
+from ovformer.data.files.image_files import check_images_exist, iterate_images, read_missing_limit
 from ovformer.data.loading.loaders import stream_loader
 from ovformer.data.loading.training_sets import load_training_sets
 from ovformer.data.samples.clip_mapper import ClipMapper
@@ -57,9 +57,9 @@ def build_video_test_loader(
             f"DATASETS.TEST: {dataset_name!r} is a data set of images; train_net.py evaluates it."
         )
     records = [record for record in records if record["video_id"] not in skip]
-    check_images_exist(dataset_name, records, tolerated(cfg))
+    check_images_exist(dataset_name, records, read_missing_limit(cfg))
     if reader.clip_features is not None:
-        reader.clip_features.require(image_entries(records))
+        reader.clip_features.require(iterate_images(records))
     # Annotations are left behind: the evaluator reads its own, and they are most of the memory.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
     if records:

@@ -23,7 +23,7 @@ FLIPS = ("horizontal", "vertical", "none")
 PAD_VALUE = 128
 
 
-def train_augmentations(
+def build_train_augmentations(
     image_size: int, min_scale: float, max_scale: float, flip: str, extra: Sequence[str]
 ) -> list[T.Augmentation]:
     """Return the augmentations of training; the result still has to be padded with :func:`pad`.
@@ -40,14 +40,14 @@ def train_augmentations(
         ValueError: a name is not known.
     """
     return [
-        *flip_augmentations(flip),
-        *extra_augmentations(extra, "INPUT.AUGMENTATIONS"),
+        *build_flip(flip),
+        *build_extra_augmentations(extra, "INPUT.AUGMENTATIONS"),
         T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size),
         T.FixedSizeCrop((image_size, image_size), pad=False),
     ]
 
 
-def evaluation_augmentations(min_size: int, max_size: int) -> list[T.Augmentation]:
+def build_evaluation_augmentations(min_size: int, max_size: int) -> list[T.Augmentation]:
     """Return the resize of evaluation.
 
     Args:
@@ -64,7 +64,7 @@ def pad(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
     return np.pad(array, [*missing, *rest], constant_values=value)
 
 
-def flip_augmentations(flip: str) -> list[T.Augmentation]:
+def build_flip(flip: str) -> list[T.Augmentation]:
     """Return the random flip that ``INPUT.RANDOM_FLIP`` names, or raise ValueError."""
     if flip not in FLIPS:
         raise ValueError(f"INPUT.RANDOM_FLIP: unknown flip {flip!r}. Known: {', '.join(FLIPS)}.")
@@ -73,7 +73,7 @@ def flip_augmentations(flip: str) -> list[T.Augmentation]:
     return [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
 
 
-def extra_augmentations(names: Sequence[str], key: str) -> list[T.Augmentation]:
+def build_extra_augmentations(names: Sequence[str], key: str) -> list[T.Augmentation]:
     """Return the augmentations of these names, in this order.
 
     Args:

@@ -15,7 +15,7 @@ class SampleError(ValueError):
     """An image or video can't be loaded; the message names data set, file and id."""
 
 
-class BrokenTally:
+class BrokenSampleCounter:
     """Counts the samples of a training that were left out, and ends it if they are too many.
 
     Attributes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ovformer.d2 import CfgNode
 from ovformer.d2 import transforms as T
-from ovformer.data.samples.augmentation import extra_augmentations, flip_augmentations
+from ovformer.data.samples.augmentation import build_extra_augmentations, build_flip
 
 RESIZE_STYLES = ("choice", "range")
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
@@ -48,7 +48,7 @@ class ClipAugmentation:
         return images, transforms
 
 
-def clip_augmentation(cfg: CfgNode) -> ClipAugmentation:
+def build_clip_augmentation(cfg: CfgNode) -> ClipAugmentation:
     """Return the augmentation of videos, all of which the frames of a clip share.
 
     Args:
@@ -59,13 +59,13 @@ def clip_augmentation(cfg: CfgNode) -> ClipAugmentation:
         ValueError: a value is not known.
     """
     node = cfg.INPUT
-    extra = extra_augmentations(node.AUGMENTATIONS, "INPUT.AUGMENTATIONS")
+    extra = build_extra_augmentations(node.AUGMENTATIONS, "INPUT.AUGMENTATIONS")
     return ClipAugmentation(
         [*_flip(cfg), *extra, *_crop(node, "INPUT"), _resize(node, "INPUT")],
     )
 
 
-def pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
+def build_pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
     """Return the augmentation of the copies of an image, which makes their objects move.
 
     The copies share the flip, and the resize if its name ends with "_by_clip", which then comes
@@ -78,7 +78,7 @@ def pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
         ValueError: a value is not known.
     """
     node, prefix = cfg.INPUT.PSEUDO, "INPUT.PSEUDO"
-    extra = extra_augmentations(node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS")
+    extra = build_extra_augmentations(node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS")
     # Rotation comes before the crop: it would turn in polygons that were cropped from the image.
     shared, own = _flip(cfg), [*extra, *_crop(node, prefix)]
     is_shared = node.MIN_SIZE_TRAIN_SAMPLING.endswith(BY_CLIP)
@@ -86,12 +86,12 @@ def pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
     return ClipAugmentation(shared, own)
 
 
-def clip_input_errors(cfg: CfgNode) -> Iterator[str]:
+def find_clip_input_errors(cfg: CfgNode) -> Iterator[str]:
     """Yield all that is wrong with the keys of both augmentations."""
     parts = [partial(_flip, cfg)]
     for node, prefix in ((cfg.INPUT, "INPUT"), (cfg.INPUT.PSEUDO, "INPUT.PSEUDO")):
         parts += [
-            partial(extra_augmentations, node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS"),
+            partial(build_extra_augmentations, node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS"),
             partial(_crop, node, prefix),
             partial(_resize, node, prefix),
         ]
@@ -104,7 +104,7 @@ def clip_input_errors(cfg: CfgNode) -> Iterator[str]:
 
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
-    return flip_augmentations("horizontal" if flip == "flip" + BY_CLIP else flip)
+    return build_flip("horizontal" if flip == "flip" + BY_CLIP else flip)
 
 
 def _resize(node: CfgNode, prefix: str) -> T.Augmentation:

@@ -15,21 +15,25 @@ from torch import Tensor
 
 from ovformer.d2 import BitMasks, CfgNode, Instances, configurable
 from ovformer.d2 import transforms as T
-from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image, clip_key
+from ovformer.data.files.image_embeddings import (
+    ImageEmbeddingStore,
+    crop_for_embedding,
+    make_image_key,
+)
 from ovformer.data.samples.augmentation import PAD_VALUE, pad
 from ovformer.data.samples.clip_augmentation import (
     ClipAugmentation,
-    clip_augmentation,
-    pseudo_augmentation,
+    build_clip_augmentation,
+    build_pseudo_augmentation,
 )
 from ovformer.data.samples.frame_sampling import sample_frames
 from ovformer.data.samples.image_mapper import (
     check_image_format,
-    open_store,
+    open_embeddings,
     to_tensor,
     transform_mask,
 )
-from ovformer.data.samples.video_reader import check_frame_size, read_frame, stored_features
+from ovformer.data.samples.video_reader import check_frame_size, read_frame, stack_embeddings
 
 
 class ClipMapper:
@@ -74,11 +78,11 @@ class ClipMapper:
     def from_config(cls, cfg: CfgNode) -> dict:
         """Read the arguments from a config."""
         return {
-            "augmentation": clip_augmentation(cfg),
-            "pseudo_augmentation": pseudo_augmentation(cfg),
+            "augmentation": build_clip_augmentation(cfg),
+            "pseudo_augmentation": build_pseudo_augmentation(cfg),
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": open_store(cfg, "CLIP_IMAGE_PATH_TRAIN"),
+            "clip_features": open_embeddings(cfg, "CLIP_IMAGE_PATH_TRAIN"),
             "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
             "frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE,
             "shuffle": cfg.INPUT.SAMPLING_FRAME_SHUFFLE,
@@ -100,7 +104,7 @@ class ClipMapper:
         times = sample_frames(
             video["length"], self.num_frames, self.frame_range, seed, self.shuffle
         )
-        keys = video.get("clip_keys") or list(map(clip_key, video["file_names"]))
+        keys = video.get("clip_keys") or list(map(make_image_key, video["file_names"]))
         read = {t: read_frame(video, t) for t in sorted(set(times))}
         for t, frame in read.items():
             check_frame_size(video, t, frame.shape[:2], (video["height"], video["width"]))
@@ -118,19 +122,21 @@ class ClipMapper:
             "image": [
                 to_tensor(pad(image, size, PAD_VALUE), self.image_format) for image in images
             ],
-            "instances": clip_instances(annotations, transforms, sizes, size),
+            "instances": make_clip_instances(annotations, transforms, sizes, size),
         }
         if self.clip_features is None:
-            views = {t: clip_image(frame, self.clip_image_size) for t, frame in read.items()}
+            views = {
+                t: crop_for_embedding(frame, self.clip_image_size) for t, frame in read.items()
+            }
             sample["clip_image"] = [views[t] for t in times]
         elif is_video:
-            sample["clip_features"] = stored_features(self.clip_features, sample)
+            sample["clip_features"] = stack_embeddings(self.clip_features, sample)
         else:
             sample["clip_features"] = self.clip_features.get(record).repeat(len(times), 1)
         return sample
 
 
-def clip_instances(
+def make_clip_instances(
     annotations: Sequence[Sequence[dict]],
     transforms: Sequence[T.TransformList],
     sizes: Sequence[tuple[int, int]],
@@ -181,7 +187,7 @@ def _one_frame_video(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in per_image} | {
         "length": 1,
         "file_names": [record["file_name"]],
-        "clip_keys": [record.get("clip_key") or clip_key(record["file_name"])],
+        "clip_keys": [record.get("clip_key") or make_image_key(record["file_name"])],
         "annotations": [
             [{**a, "id": number} for number, a in enumerate(record.get("annotations", []))],
         ],

@@ -21,15 +21,15 @@ from ovformer.d2 import (
     read_image,
 )
 from ovformer.d2 import transforms as T
-from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore, crop_for_embedding
 from ovformer.data.files.untrusted_masks import polygons_to_rle
 from ovformer.data.samples.augmentation import (
     PAD_VALUE,
-    evaluation_augmentations,
-    extra_augmentations,
-    flip_augmentations,
+    build_evaluation_augmentations,
+    build_extra_augmentations,
+    build_flip,
+    build_train_augmentations,
     pad,
-    train_augmentations,
 )
 
 # INPUT.FORMAT
@@ -75,7 +75,7 @@ class ImageMapper:
         """Read the arguments from a config."""
         key = "CLIP_IMAGE_PATH_TRAIN" if is_train else "CLIP_IMAGE_PATH"
         if is_train:
-            augmentations = train_augmentations(
+            augmentations = build_train_augmentations(
                 cfg.INPUT.IMAGE_SIZE,
                 cfg.INPUT.MIN_SCALE,
                 cfg.INPUT.MAX_SCALE,
@@ -83,7 +83,7 @@ class ImageMapper:
                 cfg.INPUT.AUGMENTATIONS,
             )
         else:
-            augmentations = evaluation_augmentations(
+            augmentations = build_evaluation_augmentations(
                 cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
             )
         return {
@@ -92,7 +92,7 @@ class ImageMapper:
             "pad_to": cfg.INPUT.IMAGE_SIZE if is_train else 0,
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": open_store(cfg, key),
+            "clip_features": open_embeddings(cfg, key),
         }
 
     def __call__(self, record: dict) -> dict:
@@ -111,7 +111,7 @@ class ImageMapper:
         if self.clip_features is not None:
             sample["clip_features"] = self.clip_features.get(record)[None]
         else:
-            sample["clip_image"] = clip_image(image, self.clip_image_size)
+            sample["clip_image"] = crop_for_embedding(image, self.clip_image_size)
 
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
@@ -128,7 +128,7 @@ class ImageMapper:
         return sample
 
 
-def image_input_errors(cfg: CfgNode) -> Iterator[str]:
+def find_image_input_errors(cfg: CfgNode) -> Iterator[str]:
     """Yield all that is wrong with the keys of the training's augmentation."""
     node = cfg.INPUT
     if node.IMAGE_SIZE < 1:
@@ -139,8 +139,8 @@ def image_input_errors(cfg: CfgNode) -> Iterator[str]:
             f"one first; got {node.MIN_SCALE} and {node.MAX_SCALE}."
         )
     for make, *arguments in (
-        (flip_augmentations, node.RANDOM_FLIP),
-        (extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
+        (build_flip, node.RANDOM_FLIP),
+        (build_extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
     ):
         try:
             make(*arguments)
@@ -226,7 +226,7 @@ def _instances(
     return filter_empty_instances(instances)
 
 
-def open_store(cfg: CfgNode, key: str) -> ImageEmbeddingStore | None:
+def open_embeddings(cfg: CfgNode, key: str) -> ImageEmbeddingStore | None:
     """Open the feature store that a key of ``MODEL.MASK_FORMER`` names, if it names one.
 
     Raises:

@@ -15,10 +15,15 @@ import torch
 
 from ovformer.d2 import CfgNode, configurable
 from ovformer.d2 import transforms as T
-from ovformer.data.files.image_embeddings import ImageEmbeddingStore, clip_image
-from ovformer.data.samples.augmentation import evaluation_augmentations
+from ovformer.data.files.image_embeddings import ImageEmbeddingStore, crop_for_embedding
+from ovformer.data.samples.augmentation import build_evaluation_augmentations
 from ovformer.data.samples.broken_samples import SampleError
-from ovformer.data.samples.image_mapper import check_image_format, open_store, read_rgb, to_tensor
+from ovformer.data.samples.image_mapper import (
+    check_image_format,
+    open_embeddings,
+    read_rgb,
+    to_tensor,
+)
 
 # How many frames of a video are decoded before they are asked for: two published windows.
 FRAMES_AHEAD = 20
@@ -56,12 +61,12 @@ class VideoReader:
     def from_config(cls, cfg: CfgNode) -> dict:
         """Read the arguments from a config."""
         return {
-            "augmentations": evaluation_augmentations(
+            "augmentations": build_evaluation_augmentations(
                 cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
             ),
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": open_store(cfg, "CLIP_IMAGE_PATH"),
+            "clip_features": open_embeddings(cfg, "CLIP_IMAGE_PATH"),
         }
 
     def open(self, record: dict, executor: Executor) -> dict:
@@ -79,7 +84,7 @@ class VideoReader:
 
         features = None
         if self.clip_features is not None:
-            features = sample["clip_features"] = stored_features(self.clip_features, record)
+            features = sample["clip_features"] = stack_embeddings(self.clip_features, record)
 
         def read(t: int) -> tuple[tuple[int, int], dict]:
             return self._read(record, t, features)
@@ -100,7 +105,7 @@ class VideoReader:
         pixels = read_frame(record, t)
         frame = {"file_name": record["file_names"][t]}
         if features is None:
-            frame["clip_image"] = clip_image(pixels, self.clip_image_size)
+            frame["clip_image"] = crop_for_embedding(pixels, self.clip_image_size)
         else:
             frame["clip_features"] = features[t, None]
         augmented = T.AugInput(pixels)
@@ -174,7 +179,7 @@ def _frame_name(record: dict, t: int) -> str:
     return f"Image {record.get('image_id')}"
 
 
-def stored_features(store: ImageEmbeddingStore, record: dict) -> torch.Tensor:
+def stack_embeddings(store: ImageEmbeddingStore, record: dict) -> torch.Tensor:
     """Return CLIP's features of the frames of a record: float32 (T, D)."""
     return torch.stack([store.get(key) for key in record["clip_keys"]])
 

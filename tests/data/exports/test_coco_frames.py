@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ovformer.data.exports.coco_frames import read_coco
-from ovformer.data.exports.media import Folder, Library
+from ovformer.data.exports.media import Folder, MediaLibrary
 from ovformer.data.exports.tracks import AnnotatedVideo, Export
 from ovformer.data.exports.youtube_vis import check_boxes, convert_video
 from support.annotation_exports import coco, draw, write_frames
@@ -23,7 +23,7 @@ def content(tmp_path: Path) -> dict:
 
 
 def read(content: dict, folder: Path, **options) -> tuple[list[AnnotatedVideo], Export]:
-    export = Export("c.json", Library([Folder(folder)], open), **options)
+    export = Export("c.json", MediaLibrary([Folder(folder)]), **options)
     videos, names = read_coco(content, export)
     assert names == ["square", "disc"]
     return videos, export

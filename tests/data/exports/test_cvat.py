@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.data.exports.cvat import read_cvat
-from ovformer.data.exports.media import Folder, Library
+from ovformer.data.exports.media import Folder, MediaLibrary
 from ovformer.data.exports.tracks import AnnotatedVideo, Export
 from ovformer.data.exports.youtube_vis import convert_video
 from support.annotation_exports import (
@@ -44,7 +44,7 @@ def folder(clip: DrawnVideo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(xml: bytes, folder: Path, **options) -> tuple[list[AnnotatedVideo], list[str], Export]:
-    export = Export("a.xml", Library([Folder(folder)], open), **options)
+    export = Export("a.xml", MediaLibrary([Folder(folder)]), **options)
     return *read_cvat(BytesIO(xml), export), export
 
 

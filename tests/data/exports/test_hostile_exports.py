@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ovformer.data.exports.coco_frames import read_coco
 from ovformer.data.exports.cvat import read_cvat
 from ovformer.data.exports.label_studio import read_label_studio
-from ovformer.data.exports.media import Folder, Library
+from ovformer.data.exports.media import Folder, MediaLibrary
 from ovformer.data.exports.tracks import AnnotatedVideo, Export
 from ovformer.data.exports.youtube_vis import convert_video
 from support.annotation_exports import (
@@ -29,6 +29,7 @@ from support.annotation_exports import (
     ls_task,
     ls_tracked,
     write_frames,
+    write_video,
 )
 
 CLIP = draw("clip", 3)
@@ -41,7 +42,7 @@ RANDOM = st.randoms(use_true_random=False)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("media")
     write_frames(path, CLIP)
-    (path / "film.mp4").write_bytes(b"")
+    write_video(path, draw("film", 3))
     return path
 
 
@@ -96,7 +97,7 @@ def changed_xml(xml: bytes, random: Random) -> bytes:
 
 
 def check(read, content: Any, folder: Path) -> None:
-    export = Export("export", Library([Folder(folder)], lambda path: CLIP.images))
+    export = Export("export", MediaLibrary([Folder(folder)]))
     try:
         videos: list[AnnotatedVideo] = read(content, export)[0]
         for video in videos:

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.data.exports.label_studio import decode_brush, read_label_studio
-from ovformer.data.exports.media import Folder, Library
+from ovformer.data.exports.media import Folder, MediaLibrary
 from ovformer.data.exports.shapes import Box
 from ovformer.data.exports.tracks import Export
 from ovformer.data.exports.youtube_vis import check_boxes, convert_video
-from ovformer.data.files.video_files import VideoSource
 from support.annotation_exports import (
     HEIGHT,
     WIDTH,
@@ -55,12 +54,8 @@ def test_a_brush_that_claims_to_be_huge_is_not_unpacked() -> None:
         decode_brush(codes, 64)
 
 
-def open_video(path: Path):
-    return (frame.image for frame in VideoSource(path))
-
-
 def export_of(folder: Path, **options) -> Export:
-    return Export("export.json", Library([Folder(folder)], open_video), **options)
+    return Export("export.json", MediaLibrary([Folder(folder)]), **options)
 
 
 @pytest.fixture

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ovformer.data.exports import media
 from ovformer.data.exports.media import (
     VIDEO_SUFFIXES,
     Folder,
-    Found,
     FrameFiles,
-    Library,
+    MediaFile,
+    MediaLibrary,
     VideoFrames,
     Zip,
-    opened_export,
+    open_export,
 )
-from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_order
-from support.annotation_exports import draw, png, write_frames, zip_of
+from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
+from ovformer.data.files.video_files import iterate_frames
+from support.annotation_exports import draw, png, write_frames, write_video, zip_of
 
 PICTURE = png(np.zeros((4, 6, 3), np.uint8))
 
@@ -60,17 +62,17 @@ def test_members_that_can_not_be_unpacked_are_named(tmp_path: Path, name: str) -
     source = Zip(path)
     with pytest.raises(ValueError, match=f"a.zip: member '{name}' can't be unpacked"):
         if name == "a.xml":
-            with opened_export(path) as (file, _):
+            with open_export(path) as (file, _):
                 file.read()
         else:
-            FrameFiles([Found(source, name)]).write(tmp_path, [0])
+            FrameFiles([MediaFile(source, name)]).write(tmp_path, [0])
     with pytest.raises(ValueError, match=f"a.zip/{name}: not an image .*can't be unpacked"):
-        FrameFiles([Found(source, name)]).probe()
+        FrameFiles([MediaFile(source, name)]).probe()
 
 
 def test_frames_of_a_zip_get_names_of_our_own(tmp_path: Path) -> None:
     source = Zip(write_zip(tmp_path, {"images/$(x) y.PNG": PICTURE, "images/z.png": PICTURE}))
-    frames = FrameFiles([Found(source, name) for name in source.names])
+    frames = FrameFiles([MediaFile(source, name) for name in source.names])
     assert frames.probe() == (2, (4, 6))
     assert frames.write(tmp_path, range(2)) == ["00000.png", "00001.png"]
     assert (tmp_path / "00000.png").read_bytes() == PICTURE
@@ -78,17 +80,17 @@ def test_frames_of_a_zip_get_names_of_our_own(tmp_path: Path) -> None:
 
 def test_an_export_is_one_file_in_a_zip(tmp_path: Path) -> None:
     members = {"a/annotations.xml": b"<a/>", "__MACOSX/a/._annotations.xml": b"of macOS"}
-    with opened_export(write_zip(tmp_path, members)) as (file, source):
+    with open_export(write_zip(tmp_path, members)) as (file, source):
         assert file.read() == b"<a/>" and isinstance(source, Zip)
     with pytest.raises(ValueError, match="expected one .xml or .json inside, found none"):
-        with opened_export(write_zip(tmp_path, {"a.txt": b""})):
+        with open_export(write_zip(tmp_path, {"a.txt": b""})):
             pass
     (tmp_path / "a.txt").write_text("no")
     with pytest.raises(ValueError, match="expected an export of annotations"):
-        with opened_export(tmp_path / "a.txt"):
+        with open_export(tmp_path / "a.txt"):
             pass
     with pytest.raises(FileNotFoundError):
-        with opened_export(tmp_path / "none.xml"):
+        with open_export(tmp_path / "none.xml"):
             pass
 
 
@@ -112,7 +114,7 @@ def test_files_are_found_by_what_a_tool_calls_them(
     for name in ("one/00000.png", "two/00000.png", "two/only.png", "take #1/50%25?.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(PICTURE)
-    library = Library([Folder(tmp_path)], open)
+    library = MediaLibrary([Folder(tmp_path)])
     assert library.find(reference, IMAGE_SUFFIXES, "here").name == expected
     with pytest.raises(ValueError, match="here: 00000.png may be .*one.* or .*two"):
         library.find("00000.png", IMAGE_SUFFIXES, "here")
@@ -124,33 +126,31 @@ def test_frames_of_a_video_have_one_size(tmp_path: Path) -> None:
     write_frames(tmp_path, draw("clip", 2))
     (tmp_path / "clip" / "00001.png").write_bytes(PICTURE)
     source = Folder(tmp_path)
-    frames = FrameFiles([Found(source, name) for name in source.names])
+    frames = FrameFiles([MediaFile(source, name) for name in source.names])
     with pytest.raises(ValueError, match="00000.png has 48 x 64 .*00001.png has 4 x 6"):
         frames.probe()
     for content in (b"nothing", b"P6 20000 20000 255\n"):  # no image; one that is far too large
         (tmp_path / "clip" / "00001.png").write_bytes(content)
         with pytest.raises(ValueError, match="00001.png: not an image"):
             frames.probe()
+
+
+def test_frames_of_a_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path, draw("film", 3))
+    found = MediaFile(Folder(path), path.name)
+    assert VideoFrames(found).probe() == (3, (48, 64))
+    assert VideoFrames(found, [0, 2]).write(tmp_path, [1]) == ["00001.jpg"]
+    with pytest.raises(ValueError, match=r"film.mp4: .* up to 3, .* 3 \(0 to 2\)"):
+        VideoFrames(found, [0, 3]).probe()
     images = [np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)]
-    (tmp_path / "a.mp4").write_bytes(b"")
-    film = Found(Folder(tmp_path / "a.mp4"), "a.mp4")
-    with pytest.raises(ValueError, match="frame 1 has 6 x 4 pixels .* those before have 4 x 6"):
-        VideoFrames(film, lambda path: images).probe()
-
-
-def test_a_video_that_is_shorter_than_its_annotations(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"")
-    images = [np.zeros((4, 6, 3), np.uint8)] * 3
-    found = Found(Folder(tmp_path / "a.mp4"), "a.mp4")
-    assert VideoFrames(found, lambda path: images).probe() == (3, (4, 6))
-    assert VideoFrames(found, lambda path: images, [0, 2]).write(tmp_path, [1]) == ["00001.jpg"]
-    with pytest.raises(ValueError, match="frames up to 3, but it has 3"):
-        VideoFrames(found, lambda path: images, [0, 3]).probe()
+    monkeypatch.setattr(media, "VideoSource", lambda _: iterate_frames(images))
+    with pytest.raises(ValueError, match="film.mp4: frame 1 has 6 x 4 .* 4 x 6"):
+        VideoFrames(found).probe()
 
 
 def test_natural_order() -> None:
     names = ["f10.png", "f2.png", "f1.png", "a.png", "10.png", "²1.png"]
-    assert sorted(names, key=natural_order) == [
+    assert sorted(names, key=natural_sort_key) == [
         "10.png",
         "a.png",
         "f1.png",

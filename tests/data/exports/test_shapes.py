@@ -11,9 +11,9 @@ from ovformer.data.exports.shapes import (
     Box,
     CroppedMask,
     Region,
-    ellipse,
-    merged_rle,
-    polygon,
+    make_ellipse,
+    make_polygon,
+    merge_shapes,
 )
 from support.annotation_exports import runs
 
@@ -25,7 +25,7 @@ MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 
 
 def drawn(*shapes) -> np.ndarray:
-    rle = merged_rle(shapes, *SIZE)
+    rle = merge_shapes(shapes, *SIZE)
     return np.zeros(SIZE, bool) if rle is None else coco_mask.decode(rle) > 0
 
 
@@ -77,12 +77,12 @@ def test_a_quarter_turn(pivot: str, place: tuple[int, int]) -> None:
 
 @given(arrays(float, (5, 2), elements=COORDINATE), st.floats(0, 1))
 def test_a_polygon_between_two_that_differ_by_a_shift(points: np.ndarray, ratio: float) -> None:
-    between = polygon(points).between(polygon(points + 8), ratio)
+    between = make_polygon(points).between(make_polygon(points + 8), ratio)
     np.testing.assert_allclose(between.area[0], (points + 8 * ratio).ravel(), atol=1e-9)
 
 
 def test_what_has_nothing_between() -> None:
-    triangle, square = polygon([0, 0, 4, 0, 4, 4]), polygon([0, 0, 4, 0, 4, 4, 0, 4])
+    triangle, square = make_polygon([0, 0, 4, 0, 4, 4]), make_polygon([0, 0, 4, 0, 4, 4, 0, 4])
     mask = CroppedMask(0, 0, 2, 2, np.array([0, 4]))
     with pytest.raises(ValueError, match="3 and 4 points"):
         triangle.between(square, 0.5)
@@ -92,17 +92,17 @@ def test_what_has_nothing_between() -> None:
 
 
 def test_an_ellipse_has_the_area_of_an_ellipse() -> None:
-    area = drawn(ellipse(25, 20, (16, 9), 0)).sum()
+    area = drawn(make_ellipse(25, 20, (16, 9), 0)).sum()
     assert area == pytest.approx(np.pi * 16 * 9, rel=0.02)
-    turned = drawn(ellipse(25, 20, (16, 9), 90))
+    turned = drawn(make_ellipse(25, 20, (16, 9), 90))
     assert turned[5:35].any(axis=1).all() and not turned[:, :14].any()
 
 
 def test_parts_are_one_mask_and_nothing_is_none() -> None:
-    both = drawn(Box(0, 0, 4, 4), polygon([10, 10, 20, 10, 20, 20, 10, 20]))
+    both = drawn(Box(0, 0, 4, 4), make_polygon([10, 10, 20, 10, 20, 20, 10, 20]))
     assert both.sum() == 16 + 100
-    assert merged_rle([], *SIZE) is None
-    assert merged_rle([Box(3, 3, 0, 0)], *SIZE) is None
+    assert merge_shapes([], *SIZE) is None
+    assert merge_shapes([Box(3, 3, 0, 0)], *SIZE) is None
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_parts_are_one_mask_and_nothing_is_none() -> None:
     [
         (lambda: Box(0, 0, float("nan"), 1), "finite"),
         (lambda: Box(0, 0, -1, 1), "no negative size"),
-        (lambda: polygon([1, 2, 3, 4]), "three or more points"),
-        (lambda: polygon([1, 2, 3, 4, 5, float("inf")]), "finite"),
+        (lambda: make_polygon([1, 2, 3, 4]), "three or more points"),
+        (lambda: make_polygon([1, 2, 3, 4, 5, float("inf")]), "finite"),
         (lambda: CroppedMask(0, 0, 3, 3, np.array([4, 4])), "runs of 8 pixels .* 3 x 3"),
         (lambda: CroppedMask(-1, 0, 2, 2, np.array([0, 4])), "negative"),
         (lambda: drawn(CroppedMask(48, 0, 4, 1, np.array([0, 4]))), "columns 48 to 52"),
-        (lambda: drawn(polygon([0, 0, 1e9, 0, 1e9, 1e9])), "far out of the frame"),
+        (lambda: drawn(make_polygon([0, 0, 1e9, 0, 1e9, 1e9])), "far out of the frame"),
         (lambda: CroppedMask(0, 0, 2, 2, np.array([2**63 - 1, 2**63 - 1, 6])), "runs of 1844"),
         (lambda: drawn(Region({"size": list(SIZE), "counts": [2**70]})), "whole numbers"),
         (lambda: drawn(Region({"size": [2, 2], "counts": [0, 4]})), "RLE of 2 x 2"),

@@ -4,19 +4,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ovformer.data.exports.youtube_vis import folder_names, part_of, split_videos
+from ovformer.data.exports.youtube_vis import make_folder_names, select_videos, split_videos
 
 
 @given(st.lists(st.text(max_size=8), max_size=12))
 def test_folder_names_are_safe_and_differ(names: list[str]) -> None:
-    made = folder_names(names)
+    made = make_folder_names(names)
     assert len({name.lower() for name in made}) == len(names)
     assert all(name and "/" not in name and "\\" not in name and name[0] != "." for name in made)
 
 
 def test_folder_names_stay_readable() -> None:
-    assert folder_names(["my clip", "../x", "a", "A", ""]) == ["my_clip", "x", "a", "A-2", "video"]
-    assert [len(name) for name in folder_names(["x" * 300] * 2)] == [60, 62]
+    assert make_folder_names(["my clip", "../x", "a", "A", ""]) == [
+        "my_clip",
+        "x",
+        "a",
+        "A-2",
+        "video",
+    ]
+    assert [len(name) for name in make_folder_names(["x" * 300] * 2)] == [60, 62]
 
 
 @settings(max_examples=40)
@@ -36,5 +42,5 @@ def test_a_split_shares_the_videos(count: int, val: float, seed: int) -> None:
         "annotations": [{"video_id": i} for i in ids],
         "categories": [1],
     }
-    part = part_of(content, rest)
+    part = select_videos(content, rest)
     assert [v["id"] for v in part["videos"]] == [a["video_id"] for a in part["annotations"]] == rest

@@ -17,7 +17,7 @@ from torch import nn
 import ovformer.modeling  # noqa: F401  (registers the models)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BitMasks, CfgNode, Instances, build_model
-from ovformer.data.files.image_embeddings import ClipFeatureWriter, clip_key
+from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, make_image_key
 from ovformer_tools.benchmarks.measure import default_device
 
 ROOT = Path(__file__).parents[3]
@@ -103,9 +103,9 @@ def video_record(
     for t, frame in enumerate(draw_frames(length, size, seed)):
         names.append(str(folder / f"{t:05d}.jpg"))
         cv2.imwrite(names[-1], frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-    keys = [clip_key(name) for name in names]
+    keys = [make_image_key(name) for name in names]
     features = torch.randn(length, clip_dim, generator=torch.Generator().manual_seed(seed))
-    with ClipFeatureWriter(folder / STORE, {}) as writer:
+    with ImageEmbeddingWriter(folder / STORE, {}) as writer:
         writer.add(keys, features)
     return {
         "video_id": 1,

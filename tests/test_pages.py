@@ -19,7 +19,7 @@ import yaml
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.data.files.video_files import VideoWriter
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from support.annotation_exports import cvat_video, draw, write_video, zip_of
 from support.lvis_fixture import make_lvis

@@ -20,6 +20,7 @@ from ovformer.data.files import video_files
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore
 from ovformer.data.files.json_file import read_json
 from ovformer.data.files.video_files import read_picture
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.data.files.vis_json import read_vis_json
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.checkpoint import Checkpointer, read_weights
@@ -360,7 +361,7 @@ def test_a_foreign_part_of_results(tmp_path: Path) -> None:
 def test_videos(tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs the extra [demo]")
     path = tmp_path / "a:b.mp4"
-    with video_files.VideoWriter(path, 10) as film:
+    with VideoWriter(path, 10) as film:
         film.write(np.zeros((32, 32, 3), np.uint8), 0)
     assert len(list(video_files.VideoSource(path))) == 1
     with pytest.raises(ValueError, match="a:b.mp4: a frame of 32 x 32 pixels .* at most 1000"):

@@ -19,7 +19,7 @@ import numpy as np
 from make_shapes import track_annotations
 from ovformer.arguments import positive_int
 from ovformer.data.files.json_file import write_json
-from ovformer.data.files.video_files import VideoWriter
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.files import write_text
 from ovformer.predictor.predictions import categories
 from ovformer_tools.shape_scenes import (

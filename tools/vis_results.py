@@ -24,7 +24,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name, load_dataset
-from ovformer.data.files.video_files import VideoWriter
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.data.files.vis_json import load_vis_json
 from ovformer.data.samples.video_reader import check_frame_size, read_frame
 from ovformer.demo.painter import Painter

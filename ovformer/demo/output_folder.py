@@ -16,7 +16,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from ovformer.data.files.video_files import Frame, VideoSource, VideoWriter, thin_frames
+from ovformer.data.files.video_files import Frame, VideoSource, thin_frames
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.demo.painter import Painter, scale_for
 from ovformer.demo.result_page import Thumbnails, page
 from ovformer.files import write_atomically, write_text

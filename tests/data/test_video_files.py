@@ -1,6 +1,7 @@
 """Videos and pictures of all kinds, good and bad."""
 
 import io
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,12 +15,12 @@ from ovformer.data.files.video_files import (
     SELF_CONTAINED,
     Frame,
     VideoSource,
-    VideoWriter,
     iterate_frames,
     read_picture,
     thin_frames,
     to_rgb,
 )
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.files import temporary_name
 
 av = pytest.importorskip("av", reason="needs the extra [demo]")
@@ -118,7 +119,7 @@ def test_a_video_that_breaks_off(tmp_path: Path, caplog) -> None:
     path.write_bytes(content[: len(content) * 2 // 3])
     frames = list(VideoSource(path))
     assert 10 < len(frames) < 30
-    assert f"{len(frames)} frames, but it says that it has 30" in caplog.text
+    assert re.search(rf"a\.mp4: {len(frames)} frames .* 30\. ", caplog.text)
     path.write_bytes(content[:200])
     with pytest.raises(
         ValueError, match=r"a\.mp4: (neither a video|a video without a frame|has no pict)"
@@ -127,7 +128,7 @@ def test_a_video_that_breaks_off(tmp_path: Path, caplog) -> None:
 
 
 def test_what_is_no_video(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such video, picture or folder"):
+    with pytest.raises(FileNotFoundError, match="nothing.mp4"):
         VideoSource(tmp_path / "nothing.mp4")
     for name, content in (("text.mp4", b"hello" * 100), ("empty.mp4", b"")):
         (tmp_path / name).write_bytes(content)
@@ -142,10 +143,10 @@ def test_what_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no pictures"):
         VideoSource(sound)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileNotFoundError, match="no picture in this folder"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'folder'}.*.png"):
         VideoSource(tmp_path / "folder")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
-    with pytest.raises(ValueError, match=r"bad\.png: the picture can't be decoded"):
+    with pytest.raises(ValueError, match=r"bad\.png: .*decoded"):
         list(VideoSource(tmp_path / "bad.png"))
 
 

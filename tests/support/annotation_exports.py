@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ovformer.data.files.video_files import VideoWriter
+from ovformer.data.files.video_writer import VideoWriter
 
 HEIGHT, WIDTH = 48, 64
 COLOURS = {"square": (230, 60, 40), "disc": (40, 90, 230)}

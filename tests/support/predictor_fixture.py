@@ -11,7 +11,7 @@ import torch
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, build_model
-from ovformer.data.files.video_files import VideoWriter
+from ovformer.data.files.video_writer import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.text_classifier import save_text_classifier

@@ -1,35 +1,32 @@
-"""Frames in and films out: video files, pictures and folders of pictures, arrays, live streams.
+"""Reads frames from video files, images, folders of images, arrays and live streams.
 
-A frame is uint8 (H, W, 3), RGB, upright, with the time at which it is shown. Files of videos are
-read and written by PyAV (the package ``av``, extra [demo]).
+A frame is uint8 (H, W, 3), RGB, upright, with the time at which it is shown. Video files are read
+by PyAV (the package ``av``, extra [demo]).
+
+Legend: H W pixels.
 """
 
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from ovformer.data.files.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES, natural_sort_key
 from ovformer.data.files.untrusted_masks import MAX_PIXELS
-from ovformer.files import replacing, temporary_name
 
-# Frames per second of what has no times: folders, lists, iterators.
+# Frames per second of folders, lists and iterators, which have no times.
 DEFAULT_RATE = 10.0
-# FFmpeg's formats whose files hold their frames themselves. Others may name further files or
-# addresses, and those are opened: of a file from somebody else, only these should be read.
+# FFmpeg's formats whose files hold their frames themselves. Other formats may name further files
+# or addresses, which FFmpeg opens: read only these formats from an untrusted source.
 SELF_CONTAINED = "asf,avi,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mpeg,mpegts,mpegvideo,mxf,ogg,webm"
-# What a picture may be, whatever its suffix: reading some others starts programs.
+# Allowed formats of an image, with any suffix: Pillow starts programs to read some others.
 _PICTURES = {"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
-# Of films: times are kept as multiples of so many parts of a second.
-_CLOCK = 90_000
 
 logger = logging.getLogger(__name__)
 
@@ -51,30 +48,27 @@ class Frame(NamedTuple):
 class VideoSource:
     """A video that can be iterated over more than once.
 
+    Args:
+        path: a video, an image, or a folder of images, which are sorted by name (2 before 10).
+        formats: FFmpeg's names of the formats that a video may have, with commas
+            (:data:`SELF_CONTAINED`); None for all.
+        max_pixels: most pixels of a frame. A larger one is an error, if possible before decoding.
+
     Attributes:
         path: the file or folder.
-        num_frames: as the container says or time and rate suggest; None where nobody knows.
+        num_frames: as the container says or duration and rate suggest; None where it is unknown.
         rate: frames per second, on average.
-        is_still: whether it is one picture and no video.
+        is_still: whether it is a single image and no video.
+
+    Raises:
+        FileNotFoundError: the file does not exist, or the folder has no image.
+        ValueError: it is neither a video nor an image, or a video with too many pixels.
+        ModuleNotFoundError: PyAV is not installed.
     """
 
     def __init__(
         self, path: str | PathLike, formats: str | None = None, max_pixels: int = MAX_PIXELS
     ) -> None:
-        """Look at a file or folder.
-
-        Args:
-            path: a video, a picture, or a folder of pictures, which are taken in the order of their
-                names (2 before 10).
-            formats: those of FFmpeg that a video may have, with commas (:data:`SELF_CONTAINED`);
-                None for all.
-            max_pixels: of a frame. One with more is an error, if possible before it is decoded.
-
-        Raises:
-            FileNotFoundError: there is no such file, or the folder has no picture.
-            ValueError: it is neither a video nor a picture, or a video with too many pixels.
-            ModuleNotFoundError: PyAV is not installed.
-        """
         self.path = Path(path)
         self.num_frames: int | None = None
         self.rate = DEFAULT_RATE
@@ -88,46 +82,46 @@ class VideoSource:
             )
             if not self._images:
                 raise FileNotFoundError(
-                    f"{path}: no picture in this folder. Looked for {', '.join(IMAGE_SUFFIXES)}"
+                    f"{path}: no image in this folder. Looked for {', '.join(IMAGE_SUFFIXES)}"
                 )
         elif not self.path.exists():
-            raise FileNotFoundError(f"{path}: no such video, picture or folder")
+            raise FileNotFoundError(f"{path}: no such video, image or folder")
         elif self.path.suffix.lower() in IMAGE_SUFFIXES:
             self._images, self.is_still = [self.path], True
         else:
-            with _opened(self.path, *self._limits) as (container, stream):
+            with _open_video(self.path, *self._limits) as (container, stream):
                 self.rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-                self.num_frames = _expected_frames(container, stream, self.rate)
+                self.num_frames = _estimate_num_frames(container, stream, self.rate)
         if self._images:
             self.num_frames = len(self._images)
 
     @property
     def file_names(self) -> list[str] | None:
-        """The pictures of a folder; None for a video file."""
+        """The images of a folder; None for a video file."""
         return [path.name for path in self._images] or None
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames, with the times that the file gives them.
 
-        A video that breaks off gives the frames before that, and a warning.
+        A video that is cut off yields the frames before the cut, and a warning is logged.
 
         Raises:
-            ValueError: there is not a single frame that can be decoded, or one has too many pixels.
+            ValueError: no frame can be decoded, or one has too many pixels.
         """
         max_pixels = self._limits[1]
         if self._images:
             for number, path in enumerate(self._images):
                 yield Frame(read_picture(path, max_pixels), number / self.rate, number)
             return
-        with _opened(self.path, *self._limits) as (container, stream):
-            yield from _decoded(self.path, container, stream, max_pixels)
+        with _open_video(self.path, *self._limits) as (container, stream):
+            yield from _decode(self.path, container, stream, max_pixels)
 
 
 def iterate_frames(video: Any) -> Iterable[Frame]:
-    """Return the frames of anything that can be a video.
+    """Return an iterable over the frames of anything that can be a video.
 
     Args:
-        video: a path (see :class:`VideoSource`), a picture as an array, or an iterable of
+        video: a path (see :class:`VideoSource`), an image as an array, or an iterable of
             :class:`Frame`, of arrays (see :func:`to_rgb`) or of PIL images.
     """
     if isinstance(video, str | PathLike):
@@ -142,24 +136,25 @@ def iterate_frames(video: Any) -> Iterable[Frame]:
         raise TypeError(
             f"expected a path, an array, or an iterable of frames, got {type(video).__name__}"
         )
-    return _numbered(video)
+    return _number_frames(video)
 
 
 def to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
-    """Return a picture as uint8 (H, W, 3), RGB.
+    """Convert an image to uint8 (H, W, 3), RGB.
 
     Args:
         image: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels in the order
-            RGB(A); or a PIL image. Of 16 bits the higher 8 are kept, and transparency is ignored.
+            RGB(A); or a PIL image. The higher 8 of 16 bits are kept; transparency is ignored.
 
     Raises:
         ValueError: it has another shape or type, or no pixel.
     """
     if isinstance(image, Image.Image):
-        image = _pil_pixels(image)
+        image = _convert_pil(image)
     image = np.asarray(image)
-    is_picture = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
-    if not is_picture or image.dtype not in (np.uint8, np.uint16) or not image.size:
+    has_channels = image.ndim == 3 and image.shape[2] in (1, 3, 4)
+    has_type = image.dtype in (np.uint8, np.uint16)
+    if not (image.ndim == 2 or has_channels) or not has_type or not image.size:
         raise ValueError(
             "a frame has to be uint8 (or uint16) of shape (height, width, 3) in RGB, or grey "
             f"(height, width), got {image.dtype} {image.shape}"
@@ -172,10 +167,10 @@ def to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return a picture as uint8 (H, W, 3), RGB, upright as its EXIF data say.
+    """Read an untrusted image as uint8 (H, W, 3), RGB, upright as its EXIF data say.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it can't be decoded, or has more than ``max_pixels`` pixels.
     """
     try:
@@ -186,7 +181,7 @@ def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarr
     except FileNotFoundError:
         raise
     except IMAGE_ERRORS as error:
-        raise ValueError(f"{path}: the picture can't be decoded ({error})") from error
+        raise ValueError(f"{path}: the image can't be decoded ({error})") from error
 
 
 def thin_frames(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> Iterator[Frame]:
@@ -194,8 +189,8 @@ def thin_frames(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) 
 
     Args:
         frames: in order of time.
-        stride: one of so many.
-        seconds: the first that comes after each multiple of so many seconds; 0 for all.
+        stride: keep one frame of ``stride``.
+        seconds: keep the first frame after each multiple of this many seconds; 0 for all.
     """
     due = 0.0
     for index, frame in enumerate(frames):
@@ -204,68 +199,8 @@ def thin_frames(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) 
             due = due + seconds if due + seconds > frame.time else frame.time + seconds
 
 
-class VideoWriter:
-    """Writes an mp4 (H.264, yuv420p) that browsers play; a context manager.
-
-    The file is there, and complete, when the block has ended, in whatever way.
-    """
-
-    def __init__(self, path: Path, rate: float) -> None:
-        """Make the file.
-
-        Args:
-            path: ends in ``.mp4``.
-            rate: frames per second, for players that ask; each frame has a time of its own.
-        """
-        self.path = path
-        self._av = import_av()
-        self._container = self._av.open(
-            str(temporary_name(path)), "w", format="mp4", options={"movflags": "faststart"}
-        )
-        self._rate = Fraction(max(rate, 0.1)).limit_denominator(1001)
-        self._stream: Any = None
-        self._last = -1
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._stream is None:
-            self._container.close()
-            temporary_name(self.path).unlink(missing_ok=True)
-            return
-        with replacing(self.path):
-            try:
-                self._container.mux(self._stream.encode())
-            finally:
-                self._container.close()
-
-    def write(self, image: np.ndarray, time: float) -> None:
-        """Add a frame. One of another size than the first is resized.
-
-        Args:
-            image: uint8 (H, W, 3), RGB.
-            time: seconds from the beginning of the film, rising.
-        """
-        if self._stream is None:
-            height, width = (-(-side // 2) * 2 for side in image.shape[:2])  # yuv420p: even sides
-            self._stream = self._container.add_stream("libx264", rate=self._rate)
-            self._stream.height, self._stream.width = height, width
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.codec_context.time_base = Fraction(1, _CLOCK)
-            self._stream.options = {"crf": "20", "preset": "fast"}
-        height, width = self._stream.height, self._stream.width
-        if height - image.shape[0] not in (0, 1) or width - image.shape[1] not in (0, 1):
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        padding = ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0))
-        frame = self._av.VideoFrame.from_ndarray(np.pad(image, padding, "edge"), format="rgb24")
-        frame.pts = self._last = max(round(time * _CLOCK), self._last + 1)
-        frame.time_base = Fraction(1, _CLOCK)
-        self._container.mux(self._stream.encode(frame))
-
-
 def import_av() -> ModuleType:
-    """Return PyAV, or raise ModuleNotFoundError that says how to install it."""
+    """Import PyAV, or raise a ModuleNotFoundError that says how to install it."""
     try:
         import av
     except ModuleNotFoundError as error:
@@ -279,10 +214,10 @@ def import_av() -> ModuleType:
 
 
 @contextmanager
-def _opened(path: Path, formats: str | None, max_pixels: int) -> Iterator[tuple[Any, Any]]:
+def _open_video(path: Path, formats: str | None, max_pixels: int) -> Iterator[tuple[Any, Any]]:
     """Open a video: the container and its first video stream."""
     av = import_av()
-    # Only this file: a playlist may name others, and addresses.
+    # FFmpeg may open this file only: a playlist names others, and addresses.
     options = {"protocol_whitelist": "file", **({"format_whitelist": formats} if formats else {})}
     try:
         container = av.open(f"file:{path}", options=options)
@@ -301,16 +236,16 @@ def _opened(path: Path, formats: str | None, max_pixels: int) -> Iterator[tuple[
 
 
 def _check_pixels(height: int, width: int, most: int, place: str = "") -> None:
-    """Raise ValueError where a frame has too many pixels."""
+    """Raise ValueError if a frame has too many pixels."""
     if height * width > most:
         raise ValueError(
-            f"{place}{height} x {width} pixels (height x width) is too large, at most {most} "
-            "pixels are taken"
+            f"{place}{height} x {width} pixels (height x width) is too large: at most {most} "
+            "pixels are allowed"
         )
 
 
-def _decoded(path: Path, container: Any, stream: Any, max_pixels: int) -> Iterator[Frame]:
-    """Decode a stream, over broken packets."""
+def _decode(path: Path, container: Any, stream: Any, max_pixels: int) -> Iterator[Frame]:
+    """Yield the frames of a stream; broken packets are skipped and reported at the end."""
     av = import_av()
     number, broken, start, reason = 0, 0, None, ""
     packets = container.demux(stream)
@@ -326,7 +261,7 @@ def _decoded(path: Path, container: Any, stream: Any, max_pixels: int) -> Iterat
         for frame in frames:
             time = frame.time if frame.time is not None else number / DEFAULT_RATE
             start = time if start is None else start
-            # A stream may go on with larger frames than it says at the beginning.
+            # The size may change within a stream, so the check when it was opened is not enough.
             _check_pixels(frame.height, frame.width, max_pixels, f"{path}: a frame of ")
             image = frame.to_ndarray(format="rgb24")
             turns = round(frame.rotation / 90) % 4
@@ -335,20 +270,21 @@ def _decoded(path: Path, container: Any, stream: Any, max_pixels: int) -> Iterat
             number += 1
     if not number:
         raise ValueError(f"{path}: a video without a frame that can be decoded")
-    # Other formats than mp4 count places without a frame, or do not know.
+    # In other formats than mp4 the stream's count is unknown, or includes packets without frames.
     is_short = "mp4" in container.format.name and number < stream.frames
     if broken or is_short:
         logger.warning(
-            "%s: gave %d frames, but it says that it has %s. It is cut off or damaged%s",
+            "%s: %d frames could be read, but the file says that it has %s. It is cut off or "
+            "damaged%s",
             path,
             number,
             stream.frames or "more",
-            f" ({broken} places: {reason})" if broken else "",
+            f" ({broken} broken packets: {reason})" if broken else "",
         )
 
 
-def _expected_frames(container: Any, stream: Any, rate: float) -> int | None:
-    """Return how many frames a video has, or by its duration should have; None if unknown."""
+def _estimate_num_frames(container: Any, stream: Any, rate: float) -> int | None:
+    """Return the number of frames by the stream's count or its duration; None if unknown."""
     if stream.frames:
         return stream.frames
     if stream.duration is not None:
@@ -356,7 +292,7 @@ def _expected_frames(container: Any, stream: Any, rate: float) -> int | None:
     return round(container.duration / 1e6 * rate) if container.duration else None
 
 
-def _numbered(images: Iterable[Any]) -> Iterator[Frame]:
+def _number_frames(images: Iterable[Any]) -> Iterator[Frame]:
     for number, image in enumerate(images):
         if isinstance(image, Frame):
             yield image
@@ -364,8 +300,8 @@ def _numbered(images: Iterable[Any]) -> Iterator[Frame]:
             yield Frame(to_rgb(image), number / DEFAULT_RATE, number)
 
 
-def _pil_pixels(image: Image.Image) -> np.ndarray:
-    """Return the pixels of a PIL image, of those with 16 bits all 16."""
-    if image.mode.startswith("I"):  # 16 bits, or 32 of which PNG uses 16
+def _convert_pil(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a PIL image as uint8 RGB, or uint16 grey for 16-bit images."""
+    if image.mode.startswith("I"):  # 16 bits, or 32 bits with values of 16
         return np.clip(np.asarray(image), 0, 65535).astype(np.uint16)
     return np.asarray(image.convert("RGB"))

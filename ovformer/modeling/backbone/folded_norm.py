@@ -20,17 +20,15 @@ from ovformer.d2 import FrozenBatchNorm2d
 class FoldingConv2d(nn.Conv2d):
     """A convolution that does the work of the frozen norm after it, unless gradients are on.
 
+    Args:
+        conv: what this module stands for.
+        norm: what is applied to its output, and to nothing else.
+
     Attributes:
         folds: set it to False to have the norm do its own work.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
-        """Take the parameters of a convolution.
-
-        Args:
-            conv: what this module stands for.
-            norm: what is applied to its output, and to nothing else.
-        """
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -112,7 +110,6 @@ class FoldedNorm(FrozenBatchNorm2d):
     """A frozen norm that does nothing while the convolution before it does its work."""
 
     def __init__(self, norm: FrozenBatchNorm2d) -> None:
-        """Take the constants of a norm."""
         super().__init__(norm.num_features, norm.eps)
         for name, constant in norm.named_buffers():
             setattr(self, name, constant)

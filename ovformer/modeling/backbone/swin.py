@@ -205,7 +205,30 @@ class PatchEmbed(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 class D2SwinTransformer(Backbone):
-    """Swin Transformer with features ``res2`` to ``res5`` at strides 4 to 32."""
+    """Swin Transformer with features ``res2`` to ``res5`` at strides 4 to 32.
+
+    Args:
+        pretrain_img_size: side in pixels of the pre-training images, for ``ape``.
+        patch_size: side of a patch in pixels.
+        in_channels: channels of the image.
+        embed_dim: channels of the first stage; each further stage has twice as many.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        window_size: side of a window in tokens.
+        mlp_ratio: hidden width of a block's MLP relative to its channels.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_scale: factor of the attention logits; None is (channels per head) ** -0.5.
+        drop_rate: dropout of tokens, projections and MLPs.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        ape: add a learned absolute position embedding to the patches.
+        patch_norm: normalise the patch embedding.
+        out_features: which of ``res2`` to ``res5`` are returned.
+        use_checkpoint: recompute activations in the backward pass, to save memory.
+
+    Raises:
+        ValueError: numbers of stages differ, heads do not divide channels, unknown feature.
+    """
 
     @configurable
     def __init__(
@@ -229,30 +252,6 @@ class D2SwinTransformer(Backbone):
         out_features: Sequence[str] = STAGE_NAMES,
         use_checkpoint: bool = False,
     ) -> None:
-        """Build the network.
-
-        Args:
-            pretrain_img_size: side in pixels of the pre-training images, for ``ape``.
-            patch_size: side of a patch in pixels.
-            in_channels: channels of the image.
-            embed_dim: channels of the first stage; each further stage has twice as many.
-            depths: blocks of each stage.
-            num_heads: attention heads of each stage.
-            window_size: side of a window in tokens.
-            mlp_ratio: hidden width of a block's MLP relative to its channels.
-            qkv_bias: whether queries, keys and values have a bias.
-            qk_scale: factor of the attention logits; None is (channels per head) ** -0.5.
-            drop_rate: dropout of tokens, projections and MLPs.
-            attn_drop_rate: dropout of attention weights.
-            drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
-            ape: add a learned absolute position embedding to the patches.
-            patch_norm: normalise the patch embedding.
-            out_features: which of ``res2`` to ``res5`` are returned.
-            use_checkpoint: recompute activations in the backward pass, to save memory.
-
-        Raises:
-            ValueError: numbers of stages differ, heads do not divide channels, unknown feature.
-        """
         super().__init__()
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
         _check_stages(dims, depths, num_heads, out_features)

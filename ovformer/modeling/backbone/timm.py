@@ -25,6 +25,18 @@ class TimmBackbone(Backbone):
     """A timm network without its classifier, as a multi-scale feature extractor.
 
     Parameters are named ``base.<timm's name>``, which is what released checkpoints hold.
+
+    Args:
+        base_name: a name of :data:`PUBLISHED_NAMES` or any timm model with a feature pyramid.
+        out_levels: levels to return, ascending.
+        norm: "FrozenBN" replaces batch norms by constant ones, "BN" keeps them trained.
+        freeze_at: so many levels are not trained; level 1 of a ResNet is its stem.
+        pretrained: let timm download its own weights.
+        in_channels: channels of the input image.
+        kwargs: more arguments of timm's constructor.
+
+    Raises:
+        ValueError: an argument is not known to timm or does not fit the network.
     """
 
     def __init__(
@@ -38,20 +50,6 @@ class TimmBackbone(Backbone):
         in_channels: int = 3,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Build the network.
-
-        Args:
-            base_name: a name of :data:`PUBLISHED_NAMES` or any timm model with a feature pyramid.
-            out_levels: levels to return, ascending.
-            norm: "FrozenBN" replaces batch norms by constant ones, "BN" keeps them trained.
-            freeze_at: so many levels are not trained; level 1 of a ResNet is its stem.
-            pretrained: let timm download its own weights.
-            in_channels: channels of the input image.
-            kwargs: more arguments of timm's constructor.
-
-        Raises:
-            ValueError: an argument is not known to timm or does not fit the network.
-        """
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"MODEL.TIMM.NORM: expected one of {', '.join(NORMS)}, got {norm!r}")

@@ -18,20 +18,19 @@ from ovformer.ops.ms_deform_attn import ms_deform_attn, on_host
 
 
 class MSDeformAttn(nn.Module):
-    """Multi-scale deformable attention: each query looks at a few places of each level."""
+    """Multi-scale deformable attention: each query looks at a few places of each level.
+
+    Args:
+        channels: C.
+        num_levels: L.
+        num_heads: M, a divisor of C.
+        num_points: P, per head and level.
+
+    Raises:
+        ValueError: C cannot be divided into so many heads.
+    """
 
     def __init__(self, channels: int, num_levels: int, num_heads: int, num_points: int) -> None:
-        """Initialise as published: heads look in different directions, points ever further away.
-
-        Args:
-            channels: C.
-            num_levels: L.
-            num_heads: M, a divisor of C.
-            num_points: P, per head and level.
-
-        Raises:
-            ValueError: C cannot be divided into so many heads.
-        """
         super().__init__()
         if num_heads < 1 or channels % num_heads:
             raise ValueError(

@@ -14,16 +14,15 @@ from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTR
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskFormerHead(nn.Module):
-    """From backbone features and CLIP features to predictions."""
+    """From backbone features and CLIP features to predictions.
+
+    Args:
+        pixel_decoder: from backbone features to mask features and a list of features.
+        predictor: query decoder, from these and CLIP features to predictions.
+    """
 
     @configurable
     def __init__(self, *, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
-        """Combine the two decoders.
-
-        Args:
-            pixel_decoder: from backbone features to mask features and a list of features.
-            predictor: query decoder, from these and CLIP features to predictions.
-        """
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor

@@ -30,7 +30,28 @@ PRECISIONS = ("float32", "autocast")
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MSDeformAttnPixelDecoder(nn.Module):
-    """From backbone features to mask features, and three levels for the query decoder."""
+    """From backbone features to mask features, and three levels for the query decoder.
+
+    Args:
+        input_shape: channels and stride of each backbone feature that is used.
+        transformer_in_features: those that go through deformable attention; the finer ones
+            only join in the FPN.
+        conv_dim: C, a multiple of 32.
+        mask_dim: Cm.
+        norm: normalisation of the FPN's convolutions, as in detectron2; "" for none.
+        common_stride: stride of the mask features, in pixels of the image.
+        num_layers: deformable attention layers.
+        num_heads: heads of each.
+        num_points: sampling points per head and level.
+        dim_feedforward: width of each layer's feed-forward network.
+        dropout: probability, in the deformable attention layers.
+        activation_checkpointing: recompute what is inside these layers in the backward pass.
+        precision: under autocast: "float32" or "autocast".
+
+    Raises:
+        ValueError: the features do not exist or do not reach ``common_stride``, a width does
+            not fit, or the precision is unknown.
+    """
 
     @configurable
     def __init__(
@@ -50,28 +71,6 @@ class MSDeformAttnPixelDecoder(nn.Module):
         activation_checkpointing: bool = False,
         precision: str = "float32",
     ) -> None:
-        """Build the decoder.
-
-        Args:
-            input_shape: channels and stride of each backbone feature that is used.
-            transformer_in_features: those that go through deformable attention; the finer ones
-                only join in the FPN.
-            conv_dim: C, a multiple of 32.
-            mask_dim: Cm.
-            norm: normalisation of the FPN's convolutions, as in detectron2; "" for none.
-            common_stride: stride of the mask features, in pixels of the image.
-            num_layers: deformable attention layers.
-            num_heads: heads of each.
-            num_points: sampling points per head and level.
-            dim_feedforward: width of each layer's feed-forward network.
-            dropout: probability, in the deformable attention layers.
-            activation_checkpointing: recompute what is inside these layers in the backward pass.
-            precision: under autocast: "float32" or "autocast".
-
-        Raises:
-            ValueError: the features do not exist or do not reach ``common_stride``, a width does
-                not fit, or the precision is unknown.
-        """
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(

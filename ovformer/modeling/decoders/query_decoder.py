@@ -33,7 +33,24 @@ Query decoders, called with the config and the width of the pixel decoder's feat
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """Decoder with masked attention (Mask2Former, https://arxiv.org/abs/2112.01527)."""
+    """Decoder with masked attention (Mask2Former, https://arxiv.org/abs/2112.01527).
+
+    Args:
+        in_channels: width of the pixel decoder's features.
+        class_embed: class head, called with queries (B, Q, C) and CLIP features (B, M, D).
+        hidden_dim: C.
+        mask_dim: Cm.
+        num_queries: Q.
+        num_layers: layers; one more prediction is made from the initial queries.
+        num_heads: heads of all attentions.
+        dim_feedforward: width of the feed-forward networks.
+        deep_supervision: return the predictions of all layers in training.
+        num_levels: feature levels, looked at in turn.
+        activation_checkpointing: recompute what is inside a layer in the backward pass.
+
+    Raises:
+        ValueError: a number is too small.
+    """
 
     # Whether queries see all frames of a clip, and not each image by itself.
     SEES_CLIPS = False
@@ -54,24 +71,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         num_levels: int = 3,
         activation_checkpointing: bool = False,
     ) -> None:
-        """Build the decoder.
-
-        Args:
-            in_channels: width of the pixel decoder's features.
-            class_embed: class head, called with queries (B, Q, C) and CLIP features (B, M, D).
-            hidden_dim: C.
-            mask_dim: Cm.
-            num_queries: Q.
-            num_layers: layers; one more prediction is made from the initial queries.
-            num_heads: heads of all attentions.
-            dim_feedforward: width of the feed-forward networks.
-            deep_supervision: return the predictions of all layers in training.
-            num_levels: feature levels, looked at in turn.
-            activation_checkpointing: recompute what is inside a layer in the backward pass.
-
-        Raises:
-            ValueError: a number is too small.
-        """
         super().__init__()
         if num_layers < 1 or num_queries < 1:
             raise ValueError(

@@ -17,18 +17,16 @@ class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with the parameters of :class:`torch.nn.MultiheadAttention`.
 
     Unlike that, it takes one mask for all heads and skips the softmax over a single token.
+
+    Args:
+        channels: C.
+        num_heads: a divisor of C.
+
+    Raises:
+        ValueError: C cannot be divided into so many heads.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
-        """Initialise as published.
-
-        Args:
-            channels: C.
-            num_heads: a divisor of C.
-
-        Raises:
-            ValueError: C cannot be divided into so many heads.
-        """
         super().__init__()
         if num_heads < 1 or channels % num_heads:
             raise ValueError(

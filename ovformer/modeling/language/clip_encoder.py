@@ -27,18 +27,17 @@ TEXT_BATCH = 256
 
 
 class CLIPEncoder:
-    """A frozen CLIP model. It is no ``nn.Module``, so it is in no state dict and no optimizer."""
+    """A frozen CLIP model. It is no ``nn.Module``, so it is in no state dict and no optimizer.
+
+    Args:
+        model: made by open_clip's factory, which attaches its preprocessing.
+        tokenizer: from texts to token ids.
+
+    Raises:
+        ValueError: the model does not take square images.
+    """
 
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
-        """Freeze an open_clip model.
-
-        Args:
-            model: made by open_clip's factory, which attaches its preprocessing.
-            tokenizer: from texts to token ids.
-
-        Raises:
-            ValueError: the model does not take square images.
-        """
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         config = PreprocessCfg(**model.visual.preprocess_cfg)

@@ -24,7 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class NameEmbedder:
-    """Embeds names, each once. The CLIP model is loaded when it is first needed."""
+    """Embeds names, each once. The CLIP model is loaded when it is first needed.
+
+    Args:
+        clip: name and weights, see :meth:`CLIPEncoder.from_pretrained`.
+        device: where it runs.
+        templates: prompts, or names of sets of them ("simple", "imagenet").
+        trained_with: "name" and "pretrained" of the CLIP model of the training.
+        reference: names and their embeddings (K, D) by that model.
+        reference_templates: the prompts that these were made with; empty where not known.
+    """
 
     def __init__(
         self,
@@ -36,16 +45,6 @@ class NameEmbedder:
         reference: tuple[Sequence[str], Tensor] | None = None,
         reference_templates: Sequence[str] = (),
     ) -> None:
-        """Store the settings.
-
-        Args:
-            clip: name and weights, see :meth:`CLIPEncoder.from_pretrained`.
-            device: where it runs.
-            templates: prompts, or names of sets of them ("simple", "imagenet").
-            trained_with: "name" and "pretrained" of the CLIP model of the training.
-            reference: names and their embeddings (K, D) by that model.
-            reference_templates: the prompts that these were made with; empty where not known.
-        """
         self.clip = clip
         self.device = device
         self.templates = expand_templates(templates)

@@ -34,6 +34,13 @@ class CLIPFeatureSource:
 
     The encoder is made when it is first needed. It is frozen and no part of the model: it is in no
     state dict and no optimizer.
+
+    Args:
+        encoder_factory: called with ``device=...``, returns the encoder.
+        clip_dim: D.
+        image_size: side in pixels of the images that the encoder takes.
+        normalize: L2-normalise the features.
+        image_format: channel order of a record's ``image``, "RGB" or "BGR".
     """
 
     def __init__(
@@ -45,15 +52,6 @@ class CLIPFeatureSource:
         normalize: bool = False,
         image_format: str = "RGB",
     ) -> None:
-        """Store the settings.
-
-        Args:
-            encoder_factory: called with ``device=...``, returns the encoder.
-            clip_dim: D.
-            image_size: side in pixels of the images that the encoder takes.
-            normalize: L2-normalise the features.
-            image_format: channel order of a record's ``image``, "RGB" or "BGR".
-        """
         self.encoder_factory = encoder_factory
         self.clip_dim = clip_dim
         self.image_size = image_size
@@ -125,7 +123,20 @@ class CLIPFeatureSource:
 
 
 class OVFormerBase(nn.Module):
-    """A backbone, a head, and a criterion for training; subclasses define ``forward``."""
+    """A backbone, a head, and a criterion for training; subclasses define ``forward``.
+
+    Args:
+        backbone: from normalised images to a dict of features.
+        sem_seg_head: from these and CLIP features to predictions.
+        criterion: from predictions and targets to losses; None if there is no training.
+        clip_features: from a batch and a device to CLIP features (B, M, D).
+        pixel_mean: mean of each channel, in the channel order of the images.
+        pixel_std: standard deviation of each channel.
+        size_divisibility: images are padded to multiples of so many pixels; 0 takes the
+            backbone's own number.
+        detections_per_image: predictions kept per image or video.
+        execution: how the network is run; None for the defaults.
+    """
 
     # Whether a record of several frames is seen as one clip.
     SEES_CLIPS = False
@@ -152,20 +163,6 @@ class OVFormerBase(nn.Module):
         detections_per_image: int,
         execution: Execution | None = None,
     ) -> None:
-        """Combine the parts.
-
-        Args:
-            backbone: from normalised images to a dict of features.
-            sem_seg_head: from these and CLIP features to predictions.
-            criterion: from predictions and targets to losses; None if there is no training.
-            clip_features: from a batch and a device to CLIP features (B, M, D).
-            pixel_mean: mean of each channel, in the channel order of the images.
-            pixel_std: standard deviation of each channel.
-            size_divisibility: images are padded to multiples of so many pixels; 0 takes the
-                backbone's own number.
-            detections_per_image: predictions kept per image or video.
-            execution: how the network is run; None for the defaults.
-        """
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head

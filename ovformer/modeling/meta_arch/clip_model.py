@@ -18,23 +18,22 @@ from ovformer.ops.mask_resize import mask_logits
 
 @META_ARCH_REGISTRY.register()
 class VideoOVFormer(VideoInference):
-    """Open-vocabulary instance segmentation of videos of any length, clip by clip."""
+    """Open-vocabulary instance segmentation of videos of any length, clip by clip.
+
+    Args:
+        clip_length: frames of a clip at inference; the last clip of a video may have fewer.
+        clip_overlap: how many of them are in the next clip as well. A frame that is in several
+            clips gets the mean of their mask logits.
+        **parts: of the model.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
 
     SEES_CLIPS = True
 
     @configurable
     def __init__(self, *, clip_length: int = 5, clip_overlap: int = 0, **parts: Any) -> None:
-        """Combine the parts.
-
-        Args:
-            clip_length: frames of a clip at inference; the last clip of a video may have fewer.
-            clip_overlap: how many of them are in the next clip as well. A frame that is in several
-                clips gets the mean of their mask logits.
-            **parts: of the model.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
         if clip_length < 1:
             raise ValueError(
                 f"MODEL.MASK_FORMER.TEST.CLIP_LENGTH: expected at least 1, got {clip_length}"

@@ -19,7 +19,18 @@ from ovformer.ops.mask_resize import mask_logits
 
 @META_ARCH_REGISTRY.register()
 class OVFormerVideo(VideoInference, OVFormer):
-    """Open-vocabulary instance segmentation of videos of any length."""
+    """Open-vocabulary instance segmentation of videos of any length.
+
+    Args:
+        window_size: frames that go through the network together; 0 leaves it to the device.
+        memory_momentum: weight of the current frame in the memory of a track.
+        frame_score_ratio: a mask is left out of a frame in which its score is below so many
+            times its score in the video.
+        **parts: of the image model.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
 
     @configurable
     def __init__(
@@ -30,18 +41,6 @@ class OVFormerVideo(VideoInference, OVFormer):
         frame_score_ratio: float = 0.1,
         **parts: Any,
     ) -> None:
-        """Combine the parts.
-
-        Args:
-            window_size: frames that go through the network together; 0 leaves it to the device.
-            memory_momentum: weight of the current frame in the memory of a track.
-            frame_score_ratio: a mask is left out of a frame in which its score is below so many
-                times its score in the video.
-            **parts: of the image model.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
         for key, value, valid, expected in (
             ("WINDOW_SIZE", window_size, window_size >= 0, "0 or more"),
             ("MEMORY_MOMENTUM", memory_momentum, 0 < memory_momentum <= 1, "more than 0, up to 1"),

@@ -19,7 +19,15 @@ AUTOMATIC_WINDOW = 10
 
 
 class VideoInference(OVFormerBase):
-    """A model that predicts videos of any length; subclasses say what they make of a few frames."""
+    """A model that predicts videos of any length; subclasses say what they make of a few frames.
+
+    Args:
+        window_size: frames that go through the network together; 0 is one on a CPU, whose
+            caches hold no more, and :data:`AUTOMATIC_WINDOW` elsewhere.
+        window_overlap: how many of them are in the next window as well.
+        memory_momentum: weight of the current queries in the memory of a track.
+        **parts: of the model.
+    """
 
     def __init__(
         self,
@@ -29,15 +37,6 @@ class VideoInference(OVFormerBase):
         memory_momentum: float = 1.0,
         **parts: Any,
     ) -> None:
-        """Combine the parts.
-
-        Args:
-            window_size: frames that go through the network together; 0 is one on a CPU, whose
-                caches hold no more, and :data:`AUTOMATIC_WINDOW` elsewhere.
-            window_overlap: how many of them are in the next window as well.
-            memory_momentum: weight of the current queries in the memory of a track.
-            **parts: of the model.
-        """
         super().__init__(**parts)
         self.window_size = window_size
         self.window_overlap = window_overlap

@@ -43,7 +43,24 @@ class BatchNorms(NamedTuple):
 
 
 class SetCriterion(nn.Module):
-    """Losses of a set prediction against the instances of a batch."""
+    """Losses of a set prediction against the instances of a batch.
+
+    Args:
+        num_classes: K.
+        matcher: assigns queries to instances.
+        weight_dict: weight of each loss by name. Layers whose losses are not in it are skipped.
+        freq_weight: (K,) weights with which classes are drawn for the federated loss.
+        no_object_weight: weight of "no object" in the objectness loss, relative to objects.
+        class_loss_scale: factor of the class loss.
+        class_loss_norm: what the class loss is divided by: "queries" (B * Q) or "instances".
+        fed_loss_num_classes: classes that the class loss of a batch is computed over.
+        num_points: P, points per mask.
+        oversample_ratio: candidates drawn per point (PointRend).
+        importance_sample_ratio: share of points taken where the mask is most uncertain.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
 
     def __init__(
         self,
@@ -60,24 +77,6 @@ class SetCriterion(nn.Module):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
     ) -> None:
-        """Store the settings.
-
-        Args:
-            num_classes: K.
-            matcher: assigns queries to instances.
-            weight_dict: weight of each loss by name. Layers whose losses are not in it are skipped.
-            freq_weight: (K,) weights with which classes are drawn for the federated loss.
-            no_object_weight: weight of "no object" in the objectness loss, relative to objects.
-            class_loss_scale: factor of the class loss.
-            class_loss_norm: what the class loss is divided by: "queries" (B * Q) or "instances".
-            fed_loss_num_classes: classes that the class loss of a batch is computed over.
-            num_points: P, points per mask.
-            oversample_ratio: candidates drawn per point (PointRend).
-            importance_sample_ratio: share of points taken where the mask is most uncertain.
-
-        Raises:
-            ValueError: a setting is out of its range.
-        """
         super().__init__()
         if freq_weight.shape != (num_classes,):
             raise ValueError(

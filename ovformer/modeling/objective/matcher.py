@@ -25,22 +25,20 @@ class HungarianMatcher(nn.Module):
     probability times objectness. Masks are compared at random points. Their logits come from mask
     features sampled at the points, which is exact because both steps are linear, and far cheaper
     than the masks of all queries. The points of a clip are the same in all of its frames.
+
+    Args:
+        cost_class: weight of the class cost.
+        cost_mask: weight of the masks' binary cross-entropy.
+        cost_dice: weight of the masks' dice loss.
+        num_points: points at which masks are compared, at least 1.
+
+    Raises:
+        ValueError: all weights are 0, or there are no points.
     """
 
     def __init__(
         self, cost_class: float, cost_mask: float, cost_dice: float, num_points: int
     ) -> None:
-        """Store the weights.
-
-        Args:
-            cost_class: weight of the class cost.
-            cost_mask: weight of the masks' binary cross-entropy.
-            cost_dice: weight of the masks' dice loss.
-            num_points: points at which masks are compared, at least 1.
-
-        Raises:
-            ValueError: all weights are 0, or there are no points.
-        """
         super().__init__()
         if cost_class == cost_mask == cost_dice == 0:
             raise ValueError(

@@ -38,7 +38,6 @@ class SpillFile:
     """Arrays in a temporary file that vanishes with this object, or when it is closed."""
 
     def __init__(self) -> None:
-        """Make the file, in ``$TMPDIR`` or else where the system keeps such files."""
         self._file = tempfile.TemporaryFile(prefix="ovformer_")
         self.size = 0
 
@@ -99,14 +98,13 @@ class MaskSizes(NamedTuple):
 
 
 class MaskStore:
-    """Mask logits of each frame, exact as far as the masks at another resolution go."""
+    """Mask logits of each frame, exact as far as the masks at another resolution go.
+
+    Args:
+        file: where they will be kept.
+    """
 
     def __init__(self, file: SpillFile) -> None:
-        """Start without frames.
-
-        Args:
-            file: where they will be kept.
-        """
         self._file = file
         self._offsets: list[int] = []
         self._shape = (0, 0, 0)

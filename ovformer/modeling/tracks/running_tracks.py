@@ -42,6 +42,14 @@ class RunningTracks:
     Of a model of clips the mean is over clips, and is the score as it is: see
     :class:`ovformer.modeling.tracks.tracking.ClipTracks`.
 
+    Args:
+        limit: most objects of a frame.
+        frame_score_ratio: see above; None for a model of clips.
+        score_threshold: least score of an object.
+        memory: the mean is over about so many frames or clips, of which later ones weigh more;
+            None for the plain mean over all. A stream without end needs it to give things that
+            come late a name of their own.
+
     Attributes:
         ready: the frames that were appended and not yet taken, oldest first.
     """
@@ -53,16 +61,6 @@ class RunningTracks:
         score_threshold: float = 0.0,
         memory: int | None = None,
     ) -> None:
-        """Start without frames.
-
-        Args:
-            limit: most objects of a frame.
-            frame_score_ratio: see above; None for a model of clips.
-            score_threshold: least score of an object.
-            memory: the mean is over about so many frames or clips, of which later ones weigh more;
-                None for the plain mean over all. A stream without end needs it to give things that
-                come late a name of their own.
-        """
         self.limit = limit
         self.frame_score_ratio = frame_score_ratio
         self.score_threshold = score_threshold

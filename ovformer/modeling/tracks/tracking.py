@@ -20,14 +20,13 @@ from ovformer.modeling.tracks.postprocess import class_scores, select_top
 
 
 class QueryTracker:
-    """Assigns queries to tracks, which have a memory of the queries assigned so far."""
+    """Assigns queries to tracks, which have a memory of the queries assigned so far.
+
+    Args:
+        momentum: weight of the current query in the memory; the rest is the memory before.
+    """
 
     def __init__(self, momentum: float) -> None:
-        """Start without tracks.
-
-        Args:
-            momentum: weight of the current query in the memory; the rest is the memory before.
-        """
         self.momentum = momentum
         self.memory: Tensor | None = None
 
@@ -86,7 +85,6 @@ class TrackStore:
     """
 
     def __init__(self) -> None:
-        """Start without frames."""
         self._file = SpillFile()
         self.masks = MaskStore(self._file)
         self._offsets: list[int] = []
@@ -197,14 +195,12 @@ class ClipTracks(TrackStore):
 
     A frame that is in several clips has one mask in the end, of the mean of their logits. Until no
     clip is left that could have it, it waits in memory.
+
+    Args:
+        overlap: how many of the last frames of a clip are the first ones of the next.
     """
 
     def __init__(self, overlap: int = 0) -> None:
-        """Start without frames.
-
-        Args:
-            overlap: how many of the last frames of a clip are the first ones of the next.
-        """
         super().__init__()
         self._overlap = overlap
         self._waiting: list[tuple[Tensor, int]] = []  # sum of mask logits, and number of clips

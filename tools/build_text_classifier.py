@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         templates = expand_templates(args.templates)
         encoder = CLIPEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
-        weights = encoder.text_classifier([name.replace("_", " ") for name in names], templates)
+        weights = encoder.embed_names([name.replace("_", " ") for name in names], templates)
         meta = {"clip": args.clip, "pretrained": args.pretrained, "templates": templates}
     save_text_classifier(args.output, weights, names, meta)
     print(f"{args.output}: {len(names)} classes, width {weights.shape[1]}")

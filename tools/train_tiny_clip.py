@@ -166,7 +166,7 @@ def contrastive_loss(logits: Tensor, names: Sequence[frozenset[int]]) -> Tensor:
 def evaluate(folder: Path, seed: int, count: int = 20) -> None:
     """Print the zero-shot accuracy of the stored model on new pictures of one object."""
     encoder = CLIPEncoder.from_pretrained(f"{LOCAL_PREFIX}{folder}")
-    classifier = encoder.text_classifier(CATEGORY_NAMES, TEMPLATES)
+    classifier = encoder.embed_names(CATEGORY_NAMES, TEMPLATES)
     rng = np.random.default_rng([seed, 1])
     correct = {"base": [], "novel": []}
     for index, name in enumerate(CATEGORY_NAMES):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ovformer.modeling.backbone.folded_norm import with_folded_norms
+from ovformer.modeling.backbone.folded_norm import copy_without_norms
 from ovformer.modeling.decoders.embedding_alignment import classifier_columns
 from ovformer.modeling.meta_arch.base_model import OVFormerBase
 from ovformer.modeling.tracks.postprocess import class_scores
@@ -39,7 +39,7 @@ class ExportableNetwork(nn.Module):
             model: in evaluation mode.
         """
         super().__init__()
-        self.backbone = with_folded_norms(model.backbone)
+        self.backbone = copy_without_norms(model.backbone)
         self.head = copy.deepcopy(model.sem_seg_head)
         self.requires_grad_(False)  # whoever runs the file need not turn gradients off
         self.register_buffer("pixel_mean", model.pixel_mean)

@@ -255,7 +255,7 @@ def model_outputs(
         {"image": image, "clip_features": feature[None]}
         for image, feature in zip(images, clip_features, strict=True)
     ]
-    outputs, _ = model.outputs(records, 1 if model.SEES_CLIPS else None)
+    outputs, _ = model.run_network(records, 1 if model.SEES_CLIPS else None)
     if model.SEES_CLIPS:
         outputs = {key: value[0] for key, value in outputs.items() if key != "aux_outputs"}
     logits, object_logits = outputs["pred_logits"], outputs["pred_object_logits"]

@@ -84,7 +84,7 @@ class VideoPredictor:
         self._known = {}
         if known is not None:
             self._known = dict(zip(map(clean_name, known[0]), known[1], strict=True))
-        model.clip_features.encoder_factory = embedder.encoder
+        model.clip_features.encoder_factory = embedder.load_encoder
         self.names: list[str] = []
         self.set_vocabulary(vocabulary)
 

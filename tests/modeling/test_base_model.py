@@ -143,7 +143,7 @@ def test_targets_are_padded_and_may_be_empty() -> None:
         instances.gt_classes = torch.arange(count)
         instances.gt_masks = BitMasks(torch.ones(count, 5, 7, dtype=torch.bool))
         records.append({"instances": instances})
-    full, empty = build().targets(records, (8, 16))
+    full, empty = build().prepare_targets(records, (8, 16))
     assert full["labels"].tolist() == [0, 1] and full["masks"].dtype == torch.bool
     assert full["masks"].shape == (2, 8, 16) and full["masks"].sum() == 2 * 5 * 7
     assert full["masks"][:, :5, :7].all()
@@ -152,7 +152,7 @@ def test_targets_are_padded_and_may_be_empty() -> None:
 
 def test_training_without_annotations_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match="a.png has no 'instances'"):
-        build().targets([{"file_name": "a.png"}], (8, 8))
+        build().prepare_targets([{"file_name": "a.png"}], (8, 8))
     with pytest.raises(ValueError, match="7 has no 'instances'"):
         build().instance_counts({"video_id": 7})
 
@@ -173,12 +173,12 @@ class Criterion(nn.Module):
 
 
 def test_losses_are_weighted_by_name() -> None:
-    losses = build(Criterion()).losses({"x": torch.tensor(3.0)}, [])
+    losses = build(Criterion()).compute_losses({"x": torch.tensor(3.0)}, [])
     assert losses == {"loss_a": torch.tensor(6.0), "loss_b": torch.tensor(15.0)}
 
 
 def test_the_criterion_knows_the_instances_of_the_whole_batch() -> None:
-    losses = build(Criterion()).losses({"x": torch.tensor(3.0)}, [], [1, 0, 2])
+    losses = build(Criterion()).compute_losses({"x": torch.tensor(3.0)}, [], [1, 0, 2])
     assert losses == {"loss_a": torch.tensor(2.0), "loss_b": torch.tensor(5.0)}
 
 
@@ -187,9 +187,9 @@ def test_training_needs_a_criterion_for_the_current_vocabulary() -> None:
     model.set_text_classifier(torch.randn(5, 8), list("vwxyz"))
     assert (model.num_classes, model.vocabulary) == (5, list("vwxyz"))
     with pytest.raises(ValueError, match="criterion is for 3 classes, .* has 5"):
-        model.losses({}, [])
+        model.compute_losses({}, [])
     with pytest.raises(ValueError, match="built without a criterion"):
-        build().losses({}, [])
+        build().compute_losses({}, [])
 
 
 def test_vocabulary_keys_are_the_entries_that_a_vocabulary_changes() -> None:

@@ -81,7 +81,7 @@ def test_text_has_unit_length_and_does_not_depend_on_the_batch(encoder) -> None:
 
 
 def test_a_classifier_is_the_mean_over_templates(encoder) -> None:
-    weights = encoder.text_classifier(["cat", "big {dog}"], ["a {}.", "{} and {}"])
+    weights = encoder.embed_names(["cat", "big {dog}"], ["a {}.", "{} and {}"])
     first = encoder.encode_text(["a cat.", "a big {dog}."])
     second = encoder.encode_text(["cat and cat", "big {dog} and big {dog}"])
     torch.testing.assert_close(weights, F.normalize((first + second) / 2, dim=1))
@@ -91,7 +91,7 @@ def test_a_classifier_is_the_mean_over_templates(encoder) -> None:
         (["cat"], ["a photo"], r"'a photo' has no \{\}"),
     ]:
         with pytest.raises(ValueError, match=message):
-            encoder.text_classifier(names, templates)
+            encoder.embed_names(names, templates)
 
 
 def test_images_of_the_wrong_kind(encoder) -> None:

@@ -70,10 +70,10 @@ def test_queries_see_all_frames_of_their_clip_and_no_other_clip(build) -> None:
         for seed in (0, 1)
         for image, features in frame_pairs(video(3, seed=seed))
     ]
-    outputs, _ = model.outputs(frames, 2)
+    outputs, _ = model.run_network(frames, 2)
     assert outputs["mask_features"].shape == (2, 3, 16, 16, 16)
     frames[5]["image"] = 255 - frames[5]["image"]
-    changed, _ = model.outputs(frames, 2)
+    changed, _ = model.run_network(frames, 2)
     for key in ("pred_logits", "pred_embds", "mask_embed"):
         torch.testing.assert_close(outputs[key][0], changed[key][0])
         assert (outputs[key][1] - changed[key][1]).abs().max() > 1e-3
@@ -85,7 +85,7 @@ def test_training(build) -> None:
     """A clip's absent instance is an empty mask there, and a clip is an image in all counts."""
     model = build()
     batch = training_batch()
-    target = model.targets(batch, (64, 64))[1]
+    target = model.prepare_targets(batch, (64, 64))[1]
     assert target["labels"].tolist() == [0, 1] and target["masks"].shape == (2, 2, 64, 64)
     assert target["masks"][:, 0].flatten(1).any(1).tolist() == [True, True]
     assert target["masks"][:, 1].flatten(1).any(1).tolist() == [True, False]
@@ -102,7 +102,7 @@ def test_an_instance_that_is_in_no_frame_is_no_target(build) -> None:
     (record, _) = training_batch()
     for frame in record["instances"]:
         frame.gt_ids[1] = -1
-    (target,) = model.targets([record], (64, 64))
+    (target,) = model.prepare_targets([record], (64, 64))
     assert target["labels"].tolist() == [0] and len(target["masks"]) == 1
     assert model.instance_counts(record) == [1]
     record["instances"] = [frame[torch.zeros(0).long()] for frame in record["instances"]]

@@ -88,7 +88,7 @@ def test_vocabulary(model, recorded) -> None:
 def test_outputs_of_each_clip(model, recorded) -> None:
     begin = 0
     for i, length in enumerate(CLIP_LENGTHS):
-        outputs, _ = model.eval().outputs(frames_of(recorded, begin, begin + length), 1)
+        outputs, _ = model.eval().run_network(frames_of(recorded, begin, begin + length), 1)
         assert outputs["mask_features"].shape == (1, length, 64, 32, 40)
         assert_same_outputs(outputs, recorded, f"eval.clip{i}.")
         begin += length
@@ -131,7 +131,7 @@ def test_labels_come_from_where_an_instance_is_present(model, recorded, clips) -
     """The published code takes that of the last frame, which for one here is "no object"."""
     faulty = [recorded[f"train.target{i}.labels"].tolist() for i in range(2)]
     assert faulty == [[7, 50, CLASSES], [0, 7]]
-    targets = model.targets(clips, (128, 160))
+    targets = model.prepare_targets(clips, (128, 160))
     assert [target["labels"].tolist() for target in targets] == [[7, 50, 99], [0, 7]]
     assert [model.instance_counts(clip) for clip in clips] == [[3], [2]]
 
@@ -147,8 +147,8 @@ def test_training_step(model, recorded, clips, monkeypatch) -> None:
     last = model.sem_seg_head.pixel_decoder.layer_1
     monkeypatch.setattr(last, "activation", lambda x: F.relu(x + 6e-6 * (x.abs() < 3e-6)))
     frames = [frame for v in range(2) for frame in frames_of(recorded, 2 * v, 2 * v + 2)]
-    outputs, images = model.outputs(frames, 2)
-    targets = model.targets(clips, tuple(images.tensor.shape[-2:]))
+    outputs, images = model.run_network(frames, 2)
+    targets = model.prepare_targets(clips, tuple(images.tensor.shape[-2:]))
     for i, target in enumerate(targets):
         target["labels"] = torch.from_numpy(recorded[f"train.target{i}.labels"])
     total = assert_same_losses(model, outputs, targets, recorded)

@@ -89,7 +89,7 @@ def test_costs(unit, replay) -> None:
     matcher = HungarianMatcher(2.0, 5.0, 5.0, num_points=256)
     replay(recorded, "draw.")
     for i, target in enumerate(targets):
-        costs = matcher.costs({key: value[i] for key, value in outputs.items()}, target)
+        costs = matcher.compute_costs({key: value[i] for key, value in outputs.items()}, target)
         np.testing.assert_allclose(sum(costs.values()), recorded[f"cost{i}"], rtol=1e-5, atol=1e-6)
 
 

@@ -61,8 +61,8 @@ def test_layout(build, record, value, in_evaluation, in_training) -> None:
     model.backbone.register_forward_pre_hook(note)
     frames = [{"image": record["image"][0], "clip_features": record["clip_features"][:1]}]
     with torch.no_grad():
-        model.outputs(frames)
-    model.train().outputs(frames)
+        model.run_network(frames)
+    model.train().run_network(frames)
     assert seen == [in_evaluation, in_training]
     weight = model.sem_seg_head.pixel_decoder.layer_1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == (value == "always")
@@ -149,7 +149,7 @@ def test_parts_compile_without_a_break(build, record) -> None:
     assert len(scores(model, record))
     model.train()
     frames = [{"image": record["image"][0], "clip_features": record["clip_features"][:1]}]
-    outputs, _ = model.outputs(frames)
+    outputs, _ = model.run_network(frames)
     assert outputs["pred_logits"].requires_grad
 
 
@@ -162,8 +162,8 @@ def test_the_window_follows_the_device(build, record, monkeypatch) -> None:
 
     for setting, expected in ((0, [1, 1, 1]), (2, [2, 1])):
         model = build(**{"MODEL.MASK_FORMER.TEST.WINDOW_SIZE": setting})
-        outputs = model.outputs
-        monkeypatch.setattr(model, "outputs", note)
+        outputs = model.run_network
+        monkeypatch.setattr(model, "run_network", note)
         scores(model, record)
         assert sizes == expected
         sizes.clear()

@@ -182,7 +182,7 @@ def test_masks_of_the_second_image_with_the_objectness_of_the_first(model, recor
 def test_training_step(model, recorded, batch) -> None:
     """Outputs, losses, matches and gradients, with the random draws of the recording."""
     model.train()
-    outputs, images = model.outputs(batch)
-    targets = model.targets(batch, tuple(images.tensor.shape[-2:]))
+    outputs, images = model.run_network(batch)
+    targets = model.prepare_targets(batch, tuple(images.tensor.shape[-2:]))
     total = assert_same_losses(model, outputs, targets, recorded)
     assert gradient_difference(model, total, recorded) < TOLERANCE

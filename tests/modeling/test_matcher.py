@@ -38,7 +38,7 @@ def test_the_match_is_the_cheapest_of_all(queries: int, instances: int, seed: in
     matcher = HungarianMatcher(2.0, 5.0, 5.0, num_points=16)
     outputs, target = make_outputs(queries, seed=seed), make_target(instances, seed)
     torch.manual_seed(seed)
-    cost = sum(matcher.costs({k: v[0] for k, v in outputs.items()}, target).values())
+    cost = sum(matcher.compute_costs({k: v[0] for k, v in outputs.items()}, target).values())
     torch.manual_seed(seed)
     [(query, instance)] = matcher(outputs, [target])
     size = min(queries, instances)
@@ -71,7 +71,7 @@ def test_costs_by_their_definitions() -> None:
     outputs, target = make_outputs(4), make_target(3, labels=CLASSES + 1)
     target["labels"][1] = CLASSES
     torch.manual_seed(0)
-    costs = matcher.costs({k: v[0] for k, v in outputs.items()}, target)
+    costs = matcher.compute_costs({k: v[0] for k, v in outputs.items()}, target)
     torch.manual_seed(0)
     points = torch.rand(1, 64, 2)
     masks = torch.einsum("qc,chw->qhw", outputs["mask_embed"][0], outputs["mask_features"][0])
@@ -137,10 +137,10 @@ def test_half_precision_outputs_are_matched_in_float32() -> None:
     half = {key: value.bfloat16() for key, value in outputs.items()}
     rounded = {key: value.float() for key, value in half.items()}
     torch.manual_seed(0)
-    expected = matcher.costs({k: v[0] for k, v in rounded.items()}, target)
+    expected = matcher.compute_costs({k: v[0] for k, v in rounded.items()}, target)
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        got = matcher.costs({k: v[0] for k, v in half.items()}, target)
+        got = matcher.compute_costs({k: v[0] for k, v in half.items()}, target)
     for name, cost in got.items():
         assert cost.dtype == torch.float32
         np.testing.assert_array_equal(cost, expected[name])

@@ -130,10 +130,10 @@ def test_a_clip_in_which_time_does_not_matter_is_an_image(monkeypatch) -> None:
     """A still seen for three frames is, without 3-D positions, the image seen once."""
     monkeypatch.setattr(
         VideoMultiScaleMaskedTransformerDecoder,
-        "_positions",
-        lambda self, shape, x: MultiScaleMaskedTransformerDecoder._positions(self, (), x).repeat(
-            shape[1], 1
-        ),
+        "_encode_positions",
+        lambda self, shape, x: MultiScaleMaskedTransformerDecoder._encode_positions(
+            self, (), x
+        ).repeat(shape[1], 1),
     )
     features, mask_features, clip_features = inputs()
     expected = build()(features, mask_features, clip_features)

@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from ovformer.modeling.meta_arch import video_inference
-from ovformer.modeling.meta_arch.video_inference import windows
+from ovformer.modeling.meta_arch.video_inference import split_into_windows
 from support.video_models import (
     CLIP_DIM,
     CLIPS,
@@ -227,7 +227,7 @@ def test_numbers_of_frames_that_differ_are_explained(model, changed, message) ->
     ],
 )
 def test_windows(num_frames, size, overlap, expected) -> None:
-    got = list(windows(iter(range(num_frames)), size, overlap))
+    got = list(split_into_windows(iter(range(num_frames)), size, overlap))
     assert [window for _, window in got] == expected
     assert [first for first, _ in got] == [window[0] for window in expected]
 

@@ -148,7 +148,7 @@ def test_new_words_without_reloading(trained, make_frames) -> None:
     model = predictor.model
     assert predictor.names == ["dog", "red ball"]
     encoder = CLIPEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
-    expected = encoder.text_classifier(["dog", "red ball"], TEMPLATES)
+    expected = encoder.embed_names(["dog", "red ball"], TEMPLATES)
     torch.testing.assert_close(weights_of(predictor), expected)
     names = {item.name for item in predictor.predict(make_frames(2)).objects}
     assert names <= {"dog", "red ball"}
@@ -185,7 +185,7 @@ def test_prompts(trained) -> None:
     other = load(trained, WORDS, templates=["my {}"])
     encoder = CLIPEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
     # Names of the weights keep their embeddings only under the vocabulary "checkpoint".
-    torch.testing.assert_close(weights_of(other), encoder.text_classifier(WORDS, ["my {}"]))
+    torch.testing.assert_close(weights_of(other), encoder.embed_names(WORDS, ["my {}"]))
     assert len(load(trained, "dog", templates=["simple"])._embedder.templates) == 7
 
 

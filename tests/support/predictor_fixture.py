@@ -27,7 +27,7 @@ _FEATURES = ["layer2", "layer3", "layer4", "layer5"]
 def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
     """Write a text classifier and return the config of a model with it."""
     classifier = folder / "classifier.safetensors"
-    weights = CLIPEncoder.from_pretrained(clip).text_classifier(WORDS, TEMPLATES)
+    weights = CLIPEncoder.from_pretrained(clip).embed_names(WORDS, TEMPLATES)
     save_text_classifier(classifier, weights, WORDS, {"templates": TEMPLATES})
     values = {
         **TINY,

@@ -61,7 +61,7 @@ def assert_same_losses(
     with pytest.MonkeyPatch.context() as patch:
         for name in ("rand", "multinomial"):
             patch.setattr(torch, name, lambda *_, **__: torch.from_numpy(next(draws)))
-        weighted = model.losses(outputs, targets)
+        weighted = model.compute_losses(outputs, targets)
     hook.remove()
     assert next(draws, None) is None
     assert len(matches) == LAYERS

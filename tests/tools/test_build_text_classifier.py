@@ -43,7 +43,7 @@ def test_names_and_prompts(tool, clip, tmp_path, capsys) -> None:
     assert classifier.meta["templates"] == ["a {}.", "the {}"]
     assert classifier.meta["clip"] == clip
     encoder = CLIPEncoder.from_pretrained(clip)
-    expected = encoder.text_classifier(["red circle", "ring"], ["a {}.", "the {}"])
+    expected = encoder.embed_names(["red circle", "ring"], ["a {}.", "the {}"])
     torch.testing.assert_close(classifier.weights, expected)
     assert "2 classes, width 16" in capsys.readouterr().out
 

@@ -158,7 +158,7 @@ def stop_folding(module: nn.Module) -> nn.Module:
     return module
 
 
-def with_folded_norms(network: nn.Module) -> nn.Module:
+def copy_without_norms(network: nn.Module) -> nn.Module:
     """Return a copy for inference alone, in which folded norms are gone and convolutions plain."""
     network = copy.deepcopy(network)
     for parent in list(network.modules()):

@@ -142,7 +142,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             ``aux_outputs``: for each earlier prediction, first to last, its ``pred_logits``,
             ``pred_object_logits`` and ``mask_embed``. Empty where there is no deep supervision.
         """
-        keys, values = self._level_tokens(features, mask_features.shape[:-3])
+        keys, values = self._embed_levels(features, mask_features.shape[:-3])
         with torch.no_grad():
             level_features = [
                 x.transpose(1, -3).flatten(2, -2)  # the frames of a clip below each other
@@ -158,13 +158,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             attend = attention_mask(mask_embeds[-1], level_features[level])
             arguments = (index, queries, keys[level], values[level], attend)
             if self.activation_checkpointing and self.training:
-                queries = checkpoint(self._layer, *arguments, use_reentrant=False)
+                queries = checkpoint(self._run_layer, *arguments, use_reentrant=False)
             else:
-                queries = self._layer(*arguments)
+                queries = self._run_layer(*arguments)
             outputs.append(self.decoder_norm(queries))
             mask_embeds.append(self.mask_embed(outputs[-1]))
 
-        *auxiliary, last = self._predictions(outputs, mask_embeds, clip_features)
+        *auxiliary, last = self._predict(outputs, mask_embeds, clip_features)
         return {
             **last,
             "mask_features": mask_features,
@@ -172,7 +172,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "aux_outputs": auxiliary,
         }
 
-    def _layer(
+    def _run_layer(
         self, index: int, queries: Tensor, keys: Tensor, values: Tensor, attend: Tensor
     ) -> Tensor:
         """Apply a decoder layer to queries (B, Q, C)."""
@@ -183,7 +183,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         queries = self.transformer_self_attention_layers[index](queries, position)
         return self.transformer_ffn_layers[index](queries)
 
-    def _level_tokens(
+    def _embed_levels(
         self, features: Sequence[Tensor], batch_shape: tuple[int, ...]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return keys (tokens and positions) and values (tokens), each (B, S, C), per level.
@@ -199,14 +199,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             x = projection(x)
             tokens = x.flatten(2).transpose(1, 2) + embed
             values.append(tokens.unflatten(0, batch_shape).flatten(1, -2))
-            keys.append(values[-1] + self._positions(batch_shape, x))
+            keys.append(values[-1] + self._encode_positions(batch_shape, x))
         return keys, values
 
-    def _positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
+    def _encode_positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
         """Return where the tokens of a level (B, C, H, W) are: (S, C)."""
         return sine_position_encoding(*x.shape[-2:], x.shape[1], x.device)
 
-    def _predictions(
+    def _predict(
         self, outputs: list[Tensor], mask_embeds: list[Tensor], clip_features: Tensor
     ) -> list[dict[str, Tensor]]:
         """Apply the class and object heads where their output is used, all layers in one go."""
@@ -247,7 +247,7 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
         mask_features = mask_features.unflatten(0, clip_features.shape[:2])
         return super().forward(features, mask_features, clip_features)
 
-    def _positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
+    def _encode_positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
         """Return where the tokens of a level (B * T, C, H, W) are in their clip: (S, C)."""
         return clip_position_encoding(batch_shape[1], *x.shape[-2:], x.shape[1], x.device)
 

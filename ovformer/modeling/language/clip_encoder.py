@@ -165,7 +165,7 @@ class CLIPEncoder:
             batches = [self.model.encode_text(batch) for batch in tokens.split(TEXT_BATCH)]
         return F.normalize(torch.cat(batches).float(), dim=1)
 
-    def text_classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def embed_names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Embed class names: the mean over prompt templates, as in CLIP's zero-shot classifiers.
 
         Args:

@@ -54,7 +54,7 @@ class NameEmbedder:
         self._encoder: CLIPEncoder | None = None
         self._known: dict[str, Tensor] = {}
 
-    def encoder(self, device: torch.device | None = None) -> CLIPEncoder:
+    def load_encoder(self, device: torch.device | None = None) -> CLIPEncoder:
         """Return the CLIP model.
 
         Args:
@@ -73,13 +73,13 @@ class NameEmbedder:
         """Return the embeddings of names, (K, D) of unit length, on the CPU.
 
         Raises:
-            ValueError: see :meth:`encoder`.
+            ValueError: see :meth:`load_encoder`.
         """
         new = [name for name in dict.fromkeys(names) if name not in self._known]
         if len(self._known) + len(new) > _KEPT:
             self._known, new = {}, list(dict.fromkeys(names))
         if new:
-            encoder = self.encoder()
+            encoder = self.load_encoder()
             self._report_long(encoder, new)
             if len(new) > _AT_ONCE:
                 logger.info(
@@ -87,7 +87,7 @@ class NameEmbedder:
                 )
         for start in range(0, len(new), _AT_ONCE):
             chunk = new[start : start + _AT_ONCE]
-            rows = self._encoder.text_classifier(chunk, self.templates).cpu()
+            rows = self._encoder.embed_names(chunk, self.templates).cpu()
             self._known.update(zip(chunk, rows.clone(), strict=True))
         return torch.stack([self._known[name] for name in names])
 
@@ -108,7 +108,7 @@ class NameEmbedder:
         if self._reference is not None and self._reference_templates:
             names, embeddings = self._reference
             chosen = [name.replace("_", " ") for name in names[:_COMPARED]]
-            here = encoder.text_classifier(chosen, self._reference_templates).cpu()
+            here = encoder.embed_names(chosen, self._reference_templates).cpu()
             cosines = (here * F.normalize(embeddings[: len(chosen)], dim=1)).sum(1)
             worst = int(cosines.argmin())
             if cosines[worst] < _SAME:

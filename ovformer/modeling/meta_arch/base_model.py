@@ -262,7 +262,7 @@ class OVFormerBase(nn.Module):
         ]
         return ImageList(ImageList.from_tensors(normalized, self.size_divisibility).tensor, sizes)
 
-    def outputs(
+    def run_network(
         self, records: Sequence[Mapping[str, Any]], num_clips: int | None = None
     ) -> tuple[dict[str, Any], ImageList]:
         """Run the network on images, or on the frames of clips of equal length.
@@ -284,7 +284,7 @@ class OVFormerBase(nn.Module):
             features = self.backbone(self.execution.lay_out(images.tensor, self.training))
             return self.sem_seg_head(features, clip_features), images
 
-    def targets(
+    def prepare_targets(
         self, records: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]
     ) -> list[dict[str, Tensor]]:
         """Return what the criterion compares with.
@@ -301,7 +301,7 @@ class OVFormerBase(nn.Module):
         """
         targets = []
         for record in records:
-            instances = annotated(record).to(self.device)
+            instances = get_instances(record).to(self.device)
             masks = pad_masks(instances.gt_masks.tensor, padded_size)
             targets.append({"labels": instances.gt_classes, "masks": masks})
         return targets
@@ -312,7 +312,7 @@ class OVFormerBase(nn.Module):
         Raises:
             ValueError: the record has no instances.
         """
-        return [len(annotated(record))]
+        return [len(get_instances(record))]
 
     @staticmethod
     def least_size(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -321,7 +321,7 @@ class OVFormerBase(nn.Module):
         first_frames = [image if isinstance(image, Tensor) else image[0] for image in images]
         return tuple(max(frame.shape[axis] for frame in first_frames) for axis in (-2, -1))
 
-    def losses(
+    def compute_losses(
         self,
         outputs: Mapping[str, Any],
         targets: Sequence[Mapping[str, Tensor]],
@@ -331,7 +331,7 @@ class OVFormerBase(nn.Module):
 
         Args:
             outputs: of the head.
-            targets: of :meth:`targets`.
+            targets: of :meth:`prepare_targets`.
             instance_counts: instances of each image of the whole batch, if this is a part of it.
 
         Raises:
@@ -379,7 +379,7 @@ def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(masks, (0, size[1] - width, 0, size[0] - height))
 
 
-def annotated(record: Mapping[str, Any]) -> Any:
+def get_instances(record: Mapping[str, Any]) -> Any:
     """Return the ``instances`` of a record: of an image, or a list of those of a video's frames.
 
     Raises:

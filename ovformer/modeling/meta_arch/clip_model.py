@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
-from ovformer.modeling.meta_arch.base_model import annotated, pad_masks
+from ovformer.modeling.meta_arch.base_model import get_instances, pad_masks
 from ovformer.modeling.meta_arch.video_inference import VideoInference, frame_records
 from ovformer.modeling.tracks.tracking import ClipTracks, QueryTracker, TrackSelection
 from ovformer.ops.mask_resize import mask_logits
@@ -80,14 +80,14 @@ class VideoOVFormer(VideoInference):
                 f"the clips of a batch have {lengths} frames, but training needs clips of one "
                 "length: INPUT.SAMPLING_FRAME_NUM of each video"
             )
-        outputs, images = self.outputs(frames, len(batched_inputs))
-        return self.losses(
+        outputs, images = self.run_network(frames, len(batched_inputs))
+        return self.compute_losses(
             outputs,
-            self.targets(batched_inputs, tuple(images.tensor.shape[-2:])),
+            self.prepare_targets(batched_inputs, tuple(images.tensor.shape[-2:])),
             batched_inputs[0].get("instance_counts"),
         )
 
-    def targets(
+    def prepare_targets(
         self, records: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]
     ) -> list[dict[str, Tensor]]:
         """Return what the criterion compares with.
@@ -106,7 +106,7 @@ class VideoOVFormer(VideoInference):
         """
         targets = []
         for record in records:
-            frames = [instances.to(self.device) for instances in annotated(record)]
+            frames = [instances.to(self.device) for instances in get_instances(record)]
             present = _presence(frames)
             seen = present.any(0)
             labels = torch.stack([instances.gt_classes for instances in frames])
@@ -117,16 +117,16 @@ class VideoOVFormer(VideoInference):
 
     def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
         """Return the number of instances that are present in any frame of a clip."""
-        return [int(_presence(annotated(record)).any(0).sum())]
+        return [int(_presence(get_instances(record)).any(0).sum())]
 
-    def _new_tracks(self) -> ClipTracks:
+    def _create_tracks(self) -> ClipTracks:
         return ClipTracks(self.window_overlap)
 
     def follow(
         self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: ClipTracks
     ) -> tuple[int, int]:
         """Assign the queries of a clip."""
-        outputs, images = self.outputs(window, num_clips=1)
+        outputs, images = self.run_network(window, num_clips=1)
         order = tracker(outputs["pred_embds"][0])
         masks = mask_logits(outputs["mask_embed"][0, order], outputs["mask_features"][0])
         tracks.append(
@@ -134,7 +134,7 @@ class VideoOVFormer(VideoInference):
         )
         return tuple(images.tensor.shape[-2:])
 
-    def _select(self, tracks: ClipTracks) -> TrackSelection:
+    def _select_tracks(self, tracks: ClipTracks) -> TrackSelection:
         return tracks.select(self.detections_per_image)
 
 

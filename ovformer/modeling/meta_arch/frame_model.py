@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
-from ovformer.modeling.meta_arch.base_model import annotated
+from ovformer.modeling.meta_arch.base_model import get_instances
 from ovformer.modeling.meta_arch.image_model import OVFormer
 from ovformer.modeling.meta_arch.video_inference import VideoInference, frame_records
 from ovformer.modeling.tracks.tracking import QueryTracker, TrackSelection, VideoTracks
@@ -87,16 +87,16 @@ class OVFormerVideo(VideoInference, OVFormer):
 
     def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
         """Return the number of instances that are visible in each frame of a video."""
-        return [len(_visible_instances(instances)) for instances in annotated(record)]
+        return [len(_visible_instances(instances)) for instances in get_instances(record)]
 
-    def _new_tracks(self) -> VideoTracks:
+    def _create_tracks(self) -> VideoTracks:
         return VideoTracks()
 
     def follow(
         self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: VideoTracks
     ) -> tuple[int, int]:
         """Assign the queries of each frame, one frame after the other."""
-        outputs, images = self.outputs(window)
+        outputs, images = self.run_network(window)
         on_host = outputs["pred_embds"].cpu()  # in one copy, as each frame waits for the one before
         orders = torch.stack([tracker(embeddings) for embeddings in on_host]).to(self.device)
         logits, object_logits, mask_embed = (
@@ -107,7 +107,7 @@ class OVFormerVideo(VideoInference, OVFormer):
         tracks.extend(logits, object_logits, masks)
         return tuple(images.tensor.shape[-2:])
 
-    def _select(self, tracks: VideoTracks) -> TrackSelection:
+    def _select_tracks(self, tracks: VideoTracks) -> TrackSelection:
         return tracks.select(self.detections_per_image, self.frame_score_ratio)
 
 

@@ -32,12 +32,12 @@ class OVFormer(OVFormerBase):
             (height, width) of the record: pred_masks, pred_boxes, scores, pred_classes, highest
             score first.
         """
-        outputs, images = self.outputs(batched_inputs)
+        outputs, images = self.run_network(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
         if self.training:
-            return self.losses(
+            return self.compute_losses(
                 outputs,
-                self.targets(batched_inputs, padded_size),
+                self.prepare_targets(batched_inputs, padded_size),
                 batched_inputs[0].get("instance_counts"),
             )
         results = []

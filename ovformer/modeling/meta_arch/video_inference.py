@@ -42,7 +42,7 @@ class VideoInference(OVFormerBase):
         self.window_overlap = window_overlap
         self.memory_momentum = memory_momentum
 
-    def _new_tracks(self) -> TrackStore:
+    def _create_tracks(self) -> TrackStore:
         """Return what will keep the tracks of a video."""
         raise NotImplementedError
 
@@ -61,7 +61,7 @@ class VideoInference(OVFormerBase):
         """
         raise NotImplementedError
 
-    def _select(self, tracks: TrackStore) -> TrackSelection:
+    def _select_tracks(self, tracks: TrackStore) -> TrackSelection:
         """Choose the predictions of a video."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class VideoInference(OVFormerBase):
                         done, pending = pending, None
                         yield done.result()
                     video_id = record.get("video_id")
-                    pending = background.submit(self._prediction, video_id, tracks, sizes)
+                    pending = background.submit(self._build_prediction, video_id, tracks, sizes)
             finally:  # also when the next video could not be read or tracked
                 if pending is not None:
                     yield pending.result()
@@ -100,11 +100,11 @@ class VideoInference(OVFormerBase):
     def _track(self, record: Mapping[str, Any]) -> tuple[TrackStore, MaskSizes]:
         """Run the network over a video and assign its queries to tracks."""
         tracker = QueryTracker(self.memory_momentum)
-        tracks = self._new_tracks()
+        tracks = self._create_tracks()
         image_size = padded_size = (0, 0)
         frames = frame_records(record)
         size = self.window_size or (1 if self.device.type == "cpu" else AUTOMATIC_WINDOW)
-        for first, window in windows(frames, size, self.window_overlap):
+        for first, window in split_into_windows(frames, size, self.window_overlap):
             if first == 0:
                 image_size = tuple(window[0]["image"].shape[-2:])
             _check_sizes(record, window, image_size, first)
@@ -114,14 +114,14 @@ class VideoInference(OVFormerBase):
         return tracks, MaskSizes(padded_size, image_size, output_size)
 
     @torch.no_grad()
-    def _prediction(
+    def _build_prediction(
         self, video_id: int | None, tracks: TrackStore, sizes: MaskSizes
     ) -> dict[str, Any]:
         """Return the prediction dict of a video that was tracked."""
         scores, labels, tubes = [], [], []
         with tracks:
             if tracks.num_frames:
-                best = self._select(tracks)
+                best = self._select_tracks(tracks)
                 scores, labels = best.scores.tolist(), best.classes.tolist()
                 visible = best.visible.cpu().numpy()
                 tubes = encode_tubes(
@@ -136,7 +136,9 @@ class VideoInference(OVFormerBase):
         }
 
 
-def windows(frames: Iterator[Any], size: int, overlap: int) -> Iterator[tuple[int, list]]:
+def split_into_windows(
+    frames: Iterator[Any], size: int, overlap: int
+) -> Iterator[tuple[int, list]]:
     """Yield the windows of a video.
 
     Args:

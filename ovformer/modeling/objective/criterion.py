@@ -31,7 +31,7 @@ from ovformer.modeling.objective.matcher import HungarianMatcher
 CLASS_LOSS_NORMS = ("queries", "instances")
 
 
-class BatchNorms(NamedTuple):
+class LossNormalizers(NamedTuple):
     """What sums over a batch are divided by, averaged over all parts of the whole batch.
 
     The parts are processes and micro-batches. Averaged over them, losses then are those of one
@@ -135,7 +135,7 @@ class SetCriterion(nn.Module):
         mask_features = outputs["mask_features"].float()
         self._check_labels(targets)
         num_queries = outputs["pred_logits"].shape[1]
-        norms = self._batch_norms(targets, num_queries, instance_counts)
+        normalizers = self._compute_normalizers(targets, num_queries, instance_counts)
 
         layers = {"": outputs}
         layers |= {f"_{i}": aux for i, aux in enumerate(outputs.get("aux_outputs", ()))}
@@ -149,7 +149,7 @@ class SetCriterion(nn.Module):
                     for key in ("pred_logits", "pred_object_logits", "mask_embed")
                 }
                 precise["mask_features"] = mask_features
-                for name, loss in self._layer_losses(precise, targets, norms).items():
+                for name, loss in self._layer_losses(precise, targets, normalizers).items():
                     losses[name + suffix] = loss
         return losses
 
@@ -162,12 +162,12 @@ class SetCriterion(nn.Module):
                 f"{self.num_classes} classes: compare MODEL.SEM_SEG_HEAD.NUM_CLASSES with the data"
             )
 
-    def _batch_norms(
+    def _compute_normalizers(
         self,
         targets: Sequence[Mapping[str, Tensor]],
         num_queries: int,
         instance_counts: Sequence[int] | None,
-    ) -> BatchNorms:
+    ) -> LossNormalizers:
         """Count instances, and the weights of queries that will be matched and of the others."""
         device = self.empty_object_weight.device
         if instance_counts is None:
@@ -181,18 +181,20 @@ class SetCriterion(nn.Module):
         sums = mean_over_processes(sums) if instance_counts is None else sums / parts
         matched = sums[1]
         queries = torch.stack([matched, len(targets) * num_queries - matched])
-        return BatchNorms(sums[0].clamp(min=1 / parts), (self.empty_object_weight * queries).sum())
+        return LossNormalizers(
+            sums[0].clamp(min=1 / parts), (self.empty_object_weight * queries).sum()
+        )
 
     def _layer_losses(
         self,
         layer: Mapping[str, Tensor],
         targets: Sequence[Mapping[str, Tensor]],
-        norms: BatchNorms,
+        normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Match and compute the four losses of one layer."""
         matches = self.matcher(layer, targets)
-        return self._label_losses(layer, targets, matches, norms) | self._mask_losses(
-            layer, targets, matches, norms.num_masks
+        return self._label_losses(layer, targets, matches, normalizers) | self._mask_losses(
+            layer, targets, matches, normalizers.num_masks
         )
 
     def _label_losses(
@@ -200,7 +202,7 @@ class SetCriterion(nn.Module):
         layer: Mapping[str, Tensor],
         targets: Sequence[Mapping[str, Tensor]],
         matches: Sequence[tuple[Tensor, Tensor]],
-        norms: BatchNorms,
+        normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
         """Losses of class (matched queries) and objectness (all queries)."""
         logits, object_logits = layer["pred_logits"], layer["pred_object_logits"]
@@ -215,7 +217,7 @@ class SetCriterion(nn.Module):
             labels.unique(), self.freq_weight, self.fed_loss_num_classes
         )
         loss = federated_class_loss(logits[is_object][:, :-1], labels[is_object], chosen)
-        norm = norms.num_masks if self.class_loss_norm == "instances" else labels.numel()
+        norm = normalizers.num_masks if self.class_loss_norm == "instances" else labels.numel()
 
         object_loss = F.cross_entropy(
             object_logits.flatten(0, 1),
@@ -225,7 +227,7 @@ class SetCriterion(nn.Module):
         )
         return {
             "loss_ce": self.class_loss_scale * loss / norm,
-            "loss_object_ce": object_loss / norms.object_weight,
+            "loss_object_ce": object_loss / normalizers.object_weight,
         }
 
     def _mask_losses(

@@ -72,7 +72,7 @@ class HungarianMatcher(nn.Module):
             FloatingPointError: a cost is NaN.
         """
         costs = [
-            self.costs({key: value[index] for key, value in outputs.items()}, target)
+            self.compute_costs({key: value[index] for key, value in outputs.items()}, target)
             for index, target in enumerate(targets)
         ]
         totals = [sum(of_image.values()).clamp(-LARGE_COST, LARGE_COST) for of_image in costs]
@@ -96,7 +96,7 @@ class HungarianMatcher(nn.Module):
         return matches
 
     @torch.no_grad()
-    def costs(
+    def compute_costs(
         self, outputs: Mapping[str, Tensor], target: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return the weighted costs of one image by name: ``class``, ``mask``, ``dice``.

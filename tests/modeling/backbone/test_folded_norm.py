@@ -10,9 +10,9 @@ from torch import nn
 from ovformer.d2 import FrozenBatchNorm2d
 from ovformer.modeling.backbone.folded_norm import (
     FoldingConv2d,
+    copy_without_norms,
     fold_frozen_norms,
     stop_folding,
-    with_folded_norms,
 )
 from ovformer.modeling.backbone.timm import TimmBackbone
 
@@ -64,7 +64,7 @@ def test_features_are_the_same(name, kwargs) -> None:
 
 def test_a_copy_with_plain_convolutions_alone(backbone) -> None:
     names = list(backbone.state_dict())
-    plain = with_folded_norms(backbone)
+    plain = copy_without_norms(backbone)
     assert not any(isinstance(x, (FoldingConv2d, FrozenBatchNorm2d)) for x in plain.modules())
     images = torch.randn(2, 3, 64, 64)
     features = plain(images)  # with gradients on, too

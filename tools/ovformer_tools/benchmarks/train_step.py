@@ -80,7 +80,7 @@ def plain_loss(model: nn.Module, batch: Sequence[dict]) -> Tensor:
     normalized = model.normalize_images([image["image"] for image in images]).tensor
     features = torch.stack([clip["clip_features"] for clip in clips]).to(model.device)
     outputs = PlainNetwork(model)(normalized, features)
-    targets = model.targets(clips, tuple(normalized.shape[-2:]))
+    targets = model.prepare_targets(clips, tuple(normalized.shape[-2:]))
     return plain_criterion.total_loss(model.criterion, outputs, targets)
 
 

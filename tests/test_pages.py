@@ -24,7 +24,7 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from support.annotation_exports import cvat_video, draw, write_video, zip_of
 from support.lvis_fixture import make_lvis
 from support.mini_videos import draw_frames, make_videos
-from support.page_commands import ROOT, Command, commands, python_blocks
+from support.page_commands import ROOT, Command, commands, python_blocks, save_files
 from support.script_server import run_script
 from support.tiny_clip import make_clip
 from support.video_fixture import encode
@@ -58,6 +58,10 @@ SMALLER = {
     "train_net.py": CONFIG,
     "train_net_video.py": CONFIG,
     "train_net_lvvis.py": CONFIG,
+    "my_backbone.py": CONFIG,
+    "my_decoder.py": CONFIG,
+    "my_loss.py": CONFIG,
+    "my_hook.py": CONFIG,
     "tools/build_text_classifier.py": TINY_CLIP,
     "tools/save_clip_features.py": [*TINY_CLIP, "--num-workers", "0"],
     "tools/make_shapes.py": ["--train-images", "2", "--val-images", "2", "--train-videos", "1"]
@@ -76,9 +80,9 @@ SKIPPED = {
     "tools/app.py": "serves until it is stopped; tests/tools/test_app.py runs it",
     "tests/fuzz/run.py": "runs for minutes; tests/fuzz/test_properties.py is its short form",
     "tests/fault_injection.py": "runs for minutes; tests/test_fault_injection.py is its short form",
+    "docs/file_map.py": "writes a page; tests/test_readme.py runs it",
     "ovformer.ops.build": "tests/ops/test_build.py compiles, where there is a compiler for GPUs",
 }
-SKIPPED_PAGES = {"docs/tutorial.md": "tests/test_tutorial.py runs its commands in order"}
 # Programs and words of the shell, which need a network, or are not ours.
 OTHERS = {"pip", ".", "cd", "do", "done", "export", "for", "mkdir", "rm", "unzip", "wget"}
 OTHERS |= {"[", "srun"}  # a script for Slurm
@@ -108,6 +112,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     for name in ("configs", "tools", "mAP.py", *(p.name for p in ROOT.glob("train_net*.py"))):
         (folder / name).symlink_to(ROOT / name)
+    save_files(folder)
     root = folder / "datasets"
     make_lvis(root)
     for family in ("ytvis_2019", "ytvis_2021", "ovis", "lvvis"):
@@ -207,21 +212,19 @@ def make_export(folder: Path) -> None:
 
 def run(workspace: Path, words: list[str]) -> None:
     """Run Python in the workspace, with the folder of the data sets set; it has to end well."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(workspace / "datasets"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": path,
-    }
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(workspace / "datasets")}
     log = workspace / "log"
     assert run_script(words, workspace, environment, log) == 0, log.read_text()[-6000:]
 
 
-# tests/test_tutorial.py runs those of the tutorial, which belong together.
-COMMANDS = [c for c in commands() if is_ours(c) and c.page != "docs/tutorial.md"]
-# What several pages show runs once, where the first one has it, under the name of the last one.
-COMMANDS = list({command.words: command for command in COMMANDS}.values())
+def commands_to_run() -> list[Command]:
+    """Our commands of all pages but the tutorial; what several pages show runs for the first."""
+    first: dict[tuple[str, ...], Command] = {}
+    for command in commands():
+        # tests/test_tutorial.py runs those of the tutorial, which belong together.
+        if is_ours(command) and command.page != "docs/tutorial.md":
+            first.setdefault(command.words, command)
+    return list(first.values())
 
 
 def test_every_other_command_is_known() -> None:
@@ -231,10 +234,8 @@ def test_every_other_command_is_known() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS, ids=str)
+@pytest.mark.parametrize("command", commands_to_run(), ids=str)
 def test_command(workspace: Path, command: Command) -> None:
-    if command.page in SKIPPED_PAGES:
-        pytest.skip(SKIPPED_PAGES[command.page])
     for name, reason in SKIPPED.items():
         if name in command.words:
             pytest.skip(reason)
@@ -249,7 +250,7 @@ def test_command(workspace: Path, command: Command) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/predict.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/predict.md", "docs/extend.md"])
 def test_python(workspace: Path, page: str) -> None:
     code = "\n".join([PREAMBLE.get(page, ""), *python_blocks(page)])
     (workspace / "page.py").write_text(code)

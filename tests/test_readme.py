@@ -1,5 +1,6 @@
 """What the README says about files and commands is true."""
 
+import pkgutil
 import re
 import runpy
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ovformer.config import get_ovformer_cfg
-from support.page_commands import PAGES, ROOT, Command, commands
+from support.page_commands import PAGES, ROOT, Command, commands, save_files
 
 COMMANDS = [c for c in commands() if c.script]
 
@@ -21,14 +22,18 @@ def test_the_pages_have_commands() -> None:
 @pytest.mark.parametrize(
     "words", sorted({(c.script, *c.subcommand) for c in COMMANDS}), ids=" ".join
 )
-def test_options_in_the_pages_exist(words: tuple[str, ...], monkeypatch, capsys) -> None:
+def test_options_in_the_pages_exist(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys
+) -> None:
     script = words[0]
     if script == "tests/fuzz/run.py":
         pytest.skip("needs the package atheris, and takes libFuzzer's options")
     monkeypatch.setattr(sys, "argv", [*words, "--help"])
-    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    save_files(tmp_path)
+    path = ROOT / script if (ROOT / script).exists() else tmp_path / script
+    monkeypatch.syspath_prepend(str(path.parent))
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        runpy.run_path(str(path), run_name="__main__")
     assert not end.value.code
     help_text = capsys.readouterr().out
     used = {
@@ -48,19 +53,9 @@ def test_configs_and_keys_in_the_pages_exist(command: Command, tmp_path: Path) -
     opts = opts[
         next((i for i, w in enumerate(opts) if re.match(r"[A-Z]+[A-Z_.]*$", w)), len(opts)) :
     ]
+    save_files(tmp_path)
     config = ROOT / words[index + 1]
-    if not config.exists():
-        config = saved_config(config.name, tmp_path)
-    get_ovformer_cfg(str(config), opts)
-
-
-def saved_config(name: str, folder: Path) -> Path:
-    """Save a config that a page shows, with the base in this repository."""
-    block = rf"<!-- file {re.escape(name)} -->\n```yaml\n(.*?)```"
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    path = folder / name
-    path.write_text(re.search(block, pages, re.DOTALL)[1].replace("_BASE_: ", f"_BASE_: {ROOT}/"))
-    return path
+    get_ovformer_cfg(str(config if config.exists() else tmp_path / config.name), opts)
 
 
 def test_links_and_pictures_exist() -> None:
@@ -69,11 +64,23 @@ def test_links_and_pictures_exist() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_map_names_every_file() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    files = [*(ROOT / "ovformer").rglob("*.py"), *(ROOT / "tools").glob("*.py"), *ROOT.glob("*.py")]
-    names = [str(f.relative_to(ROOT)) for f in files if f.name != "__init__.py"]
-    assert not [name for name in names if f"`{name}`" not in text]
+def test_paths_and_modules_exist() -> None:
+    """Paths and dotted names of ours; <name> in a path stands for any, birds are an example."""
+    folders = r"(?<![\w/.-])(?:ovformer|tools|tests|configs|docs)/[\w./*<>-]*"
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(folders, text):
+            if "<" not in path and "birds" not in path:
+                assert list(ROOT.glob(path.rstrip("./"))), f"{page.name}: {path}"
+        for name in re.findall(r"\bovformer(?:\.[a-z_0-9]\w*)+", text):
+            pkgutil.resolve_name(name)  # raises ImportError or AttributeError
+
+
+def test_the_map_of_files_is_new() -> None:
+    """docs/architecture.md has the first sentence of each file, as docs/file_map.py writes it."""
+    file_map = runpy.run_path(str(ROOT / "docs" / "file_map.py"))
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert file_map["update"](page) == page, "run python docs/file_map.py"
 
 
 def test_continuous_integration_runs_the_readme() -> None:

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# In the order in which tests run their commands: docs/train.md makes the results of other pages.
+_DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.stem != "train", page.stem))
 PAGES = [
     ROOT / "README.md",
+    *_DOCS[:1],
     ROOT / "INSTALL.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "datasets" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *_DOCS[1:],
 ]
 # A line of an indented block that is a command.
 _INDENTED = re.compile(r"^ {4}(?=(?:python|pip|pytest|torchrun|bash|ruff) )")
@@ -71,7 +74,7 @@ def shell_parts(line: str) -> list[list[str]]:
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
     for word in lexer:
-        if set(word) <= set("&;"):
+        if word and set(word) <= set("&;"):
             parts.append([])
         else:
             parts[-1].append(word)
@@ -79,6 +82,17 @@ def shell_parts(line: str) -> list[list[str]]:
 
 
 def python_blocks(page: str) -> list[str]:
-    """Return the Python code of a page."""
+    """Return the Python code of a page that is no file and no example of something."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(r"(?<!-->\n)```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def save_files(folder: Path) -> None:
+    """Save the files that pages ask their readers to save; a base is in this repository."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name, content in re.findall(
+            r"<!-- file (\S+) -->\n```\w+\n(.*?)```", text, flags=re.DOTALL
+        ):
+            content = content.replace("_BASE_: configs", f"_BASE_: {ROOT}/configs")
+            (folder / name).write_text(content, encoding="utf-8")

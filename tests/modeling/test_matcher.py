@@ -111,10 +111,12 @@ def test_no_instances_and_more_instances_than_queries() -> None:
 def test_infinite_costs_are_avoided_but_do_not_stop_the_matching(monkeypatch) -> None:
     matcher = HungarianMatcher(2.0, 5.0, 5.0, num_points=16)
     cost = torch.tensor([[float("inf"), 1.0], [2.0, float("inf")], [float("inf"), float("inf")]])
-    monkeypatch.setattr(matcher, "costs", lambda *_: {"mask": cost})
+    monkeypatch.setattr(matcher, "compute_costs", lambda *_: {"mask": cost})
     [(query, instance)] = matcher(make_outputs(3), [make_target(2)])
     assert (query.tolist(), instance.tolist()) == ([0, 1], [1, 0])
-    monkeypatch.setattr(matcher, "costs", lambda *_: {"mask": torch.full((3, 2), float("inf"))})
+    monkeypatch.setattr(
+        matcher, "compute_costs", lambda *_: {"mask": torch.full((3, 2), float("inf"))}
+    )
     [(query, _)] = matcher(make_outputs(3), [make_target(2)])
     assert len(query) == 2
 

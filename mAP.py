@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
@@ -21,15 +22,15 @@ from ovformer.evaluation.video_metric import VideoMetric, get_protocol
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, score, print the table and write it to files."""
-    args = _parse(argv)
-    try:
-        _score(args)
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"mAP.py: {error}") from error
+    """Score the results that the command line names."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        score(args)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description="Average precision (and for BURST HOTA) of video instance segmentation."
     )
@@ -67,10 +68,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, metavar="DIR", help="where to write (default: next to the results)"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes for hota (default: 1)")
-    return parser.parse_args(argv)
+    return parser
 
 
-def _score(args: argparse.Namespace) -> None:
+def score(args: argparse.Namespace) -> None:
+    """Score results, print the table, and write it as JSON and CSV."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.et, "--et")
     spec = MetadataCatalog.get(args.et).get("spec")
@@ -92,7 +94,7 @@ def _score(args: argparse.Namespace) -> None:
     out = (args.out or results.parent) / name
     about = {"dataset": args.et, "results": str(results), "ground_truth": str(truth)}
     if args.protocol == "hota":
-        # Needs a package of the extra [eval], which the other protocols do without.
+        # Imported here: only this protocol needs a package of the extra [eval].
         from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota
 
         with name_file_in_errors(results):

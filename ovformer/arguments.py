@@ -2,29 +2,40 @@
 
 import argparse
 import os
+import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Exit status after Ctrl-C, as shells have it.
 INTERRUPTED = 130
-# Set, it shows the traceback of an error that ends a script.
+# If this variable is set, an error that ends a script shows its traceback.
 TRACEBACK_VARIABLE = "OVFORMER_TRACEBACK"
+# Missing and unreadable files, wrong values (JSON and Unicode errors are ValueErrors), packages
+# that are not installed. All other exceptions are bugs, which need their traceback.
+USER_ERRORS = (
+    ImportError,
+    OSError,
+    ValueError,
+    EOFError,
+    pickle.PickleError,
+    zipfile.BadZipFile,
+)
 
 
 @contextmanager
 def exit_on_user_error(parser: argparse.ArgumentParser) -> Iterator[None]:
     """End the script at an error of its user: one message on stderr, exit status 2, no traceback.
 
-    Errors of the user are a missing or unreadable file (OSError), a wrong value (ValueError) and a
-    package that is not installed (ImportError). Ctrl-C ends the script with status 130. With
-    ``$OVFORMER_TRACEBACK`` set, the error is raised as it is.
+    Errors of the user are :data:`USER_ERRORS`. Ctrl-C ends the script with status 130. If
+    ``$OVFORMER_TRACEBACK`` is set, the error is raised instead.
 
     Args:
-        parser: the script's; its name starts the message.
+        parser: the script's parser; its name starts the message.
     """
     try:
         yield
-    except (ImportError, OSError, ValueError) as error:
+    except USER_ERRORS as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -65,6 +65,19 @@ def load_tool() -> Callable[[str], ModuleType]:
     return load
 
 
+@pytest.fixture
+def user_error(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """A function that runs ``main(words)`` of a script, and returns the message it ends with."""
+
+    def run(main: Callable, *words: object) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def restored_loggers() -> Iterator[None]:
     """Scripts that run in this process configure loggers, which others look at."""

@@ -118,11 +118,13 @@ def test_no_code_runs_in_detectron2s_checkpointer(name: str, tmp_path: Path, mon
     assert not Path("attacked").exists()
 
 
-def test_no_code_runs_in_the_converter(load_tool, tmp_path: Path, monkeypatch) -> None:
+def test_no_code_runs_in_the_converter(load_tool, user_error, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"weight": Attack()}}, "x.pth")
-    with pytest.raises(ValueError, match="x.pth can't be read: .*system"):
-        load_tool("convert-thirdparty-pretrained-model-to-d2").main(["--path", "x.pth"])
+    message = user_error(
+        load_tool("convert-thirdparty-pretrained-model-to-d2").main, "--path", "x.pth"
+    )
+    assert "x.pth" in message and "system" in message
     assert not Path("attacked").exists() and not Path("x.pkl").exists()
 
 

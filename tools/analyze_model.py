@@ -5,10 +5,10 @@
     python tools/analyze_model.py --tasks flop --size 360 640 \
         --config-file configs/lvis/ovformer_R50_bs8.yaml MODEL.MASK_FORMER.NUM_OBJECT_QUERIES 200
 
-Needs neither data nor weights: one random image, or of a model that sees clips one random clip of
-MODEL.MASK_FORMER.TEST.CLIP_LENGTH frames, goes through backbone and head, as at inference. A
-"FLOP" is a multiply-add of a convolution or matrix product, the field's convention; activations are
-the elements that these operations write (Radosavovic et al., 2020). Sampling, as in deformable
+Needs neither data nor weights: one random image goes through backbone and head, as at inference;
+for a model that sees clips, one random clip of MODEL.MASK_FORMER.TEST.CLIP_LENGTH frames. A "FLOP"
+is a multiply-add of a convolution or matrix product, the field's convention; activations are the
+elements that these operations write (Radosavovic et al., 2020). Sampling, as in deformable
 attention, and elementwise operations are not counted.
 """
 
@@ -25,18 +25,29 @@ from torch.utils.flop_counter import flop_registry
 
 import ovformer.data
 import ovformer.modeling  # noqa: F401  (both register what configs name)
+from ovformer.arguments import exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode
 from ovformer.modeling.meta_arch.base_model import build_without_vocabulary
 
 TASKS = ("parameter", "flop", "activation", "structure")
-UNITS = {"parameter": ("M parameters", 1e6), "flop": ("GFLOPs", 1e9)}
-UNITS["activation"] = ("M activations", 1e6)
+UNITS = {
+    "parameter": ("M parameters", 1e6),
+    "flop": ("GFLOPs", 1e9),
+    "activation": ("M activations", 1e6),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build the model of a config and print what was asked for."""
-    args = parse_args(argv)
+    """Build the model of a config, count and print."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the structure of a model, and a table of the counts that were asked for."""
     cfg = get_ovformer_cfg(args.config_file, args.opts)
     model = build_without_vocabulary(cfg, "cpu").eval()
     # The cost depends on the number of class names, not on the names.
@@ -45,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if "structure" in args.tasks:
         print(model)
+    # In the order of UNITS, whatever the order on the command line.
     tasks = [task for task in UNITS if task in args.tasks]
     counts = {"parameter": count_parameters(model)}
-    if {"flop", "activation"} & set(tasks):
+    if "flop" in tasks or "activation" in tasks:
         size = tuple(args.size or largest_test_image(cfg))
         num_frames = cfg.MODEL.MASK_FORMER.TEST.CLIP_LENGTH if model.SEES_CLIPS else 1
         what = f"clip: {num_frames} frames of" if model.SEES_CLIPS else "image:"
@@ -57,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(format_table({task: counts[task] for task in tasks}, args.depth))
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments of the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True)
     parser.add_argument(
@@ -75,19 +87,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE ... at the end, as in train_net.py"
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def largest_test_image(cfg: CfgNode) -> tuple[int, int]:
-    """Return height and width of the largest image of the test mapper, lying."""
+    """Return height and width of the largest image of the test mapper, in landscape format."""
     short = cfg.INPUT.MIN_SIZE_TEST or cfg.INPUT.IMAGE_SIZE
     return short, max(short, cfg.INPUT.MAX_SIZE_TEST)
 
 
 def count_parameters(model: nn.Module) -> Counter[str]:
-    """Return the parameters in each module, "" for the whole model."""
+    """Return the number of parameters in each module; "" is the whole model."""
     counts = Counter()
     for name, parameter in model.named_parameters():
+        # A parameter counts in each module around it: "a.b.weight" in "", "a" and "a.b".
         parts = name.split(".")
         for end in range(len(parts)):
             counts[".".join(parts[:end])] += parameter.numel()
@@ -95,13 +108,17 @@ def count_parameters(model: nn.Module) -> Counter[str]:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts multiply-adds and activations of each module while it is active."""
+    """Counts multiply-adds and activations of each module while it is active.
+
+    Args:
+        model: its modules get hooks, which ``close`` removes.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        """Watch the modules of a model; ``close`` ends that."""
         super().__init__()
         self.flops: Counter[str] = Counter()
         self.activations: Counter[str] = Counter()
+        # Names of the modules whose forward is running, from the outside in.
         self._running = [""]
         self._hooks = []
         for name, module in model.named_modules():
@@ -137,18 +154,18 @@ class OperationCounter(TorchDispatchMode):
 def count_operations(
     model: nn.Module, height: int, width: int, clip_dim: int, num_frames: int = 1
 ) -> dict[str, Counter[str]]:
-    """Return ``flop`` and ``activation`` of each module for one image or clip, "" for all modules.
+    """Return ``flop`` and ``activation`` of each module for one image or clip; "" is the model.
 
     Args:
         model: one of our meta-architectures, in evaluation mode.
         height: of the image in pixels; it is padded as at inference.
         width: of the image in pixels.
-        clip_dim: D.
-        num_frames: of the clip, for a model that sees clips.
+        clip_dim: D, the width of CLIP's embeddings.
+        num_frames: of the clip; 1 for a model that sees images or single frames.
     """
     images = model.normalize_images(list(torch.rand(num_frames, 3, height, width))).tensor
     counter = OperationCounter(model)
-    # The operations inside fused attention would not be seen.
+    # A fused attention is one operation: the matrix products inside it would not be counted.
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -7,8 +7,8 @@
     python tools/benchmark.py eval
 
 Each benchmark is a module of tools/ovformer_tools/benchmarks with ``add_arguments(parser)`` and
-``run(args)``, which returns the figures; its docstring says what is compared. Timings are only
-worth something on a machine with nothing else to do: the load is printed with them.
+``run(args)``, which returns the figures; its docstring says what is compared. Timings mean little
+on a machine that does other work at the same time: the load is printed with them.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.files import write_text
 from ovformer_tools.benchmarks import attention_ops, train_step, video_inference, video_scoring
 from ovformer_tools.benchmarks.measure import describe_machine, format_table, format_value
@@ -31,8 +32,8 @@ BENCHMARKS = {
 }
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options of a command line; ``benchmark`` is the name of the benchmark."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; ``benchmark`` is the name of the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, module in BENCHMARKS.items():
@@ -40,12 +41,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)
         command.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one benchmark, print its figures and write them on demand."""
-    args = parse(argv)
+    """Run the benchmark that the command line names."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run one benchmark, print its figures, and write them if the command line says where."""
     load = os.getloadavg()[0]
     device = torch.device(getattr(args, "device", "cpu"))
     figures = {
@@ -58,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{name + ':':<24} {format_value(value)}")
     print(format_table(figures.get("rows", [])))
     if load > 0.5 * (os.cpu_count() or 1):
-        print("The machine was busy: repeat this when it is calm.")
+        print("The machine was busy: repeat this when it is idle.")
     if args.out:
         write_text(args.out, json.dumps(figures, indent=2) + "\n")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.data.catalog.vocabulary import read_vocabulary
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
@@ -28,14 +29,22 @@ from ovformer.modeling.language.text_classifier import load_text_classifier, sav
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the vocabulary, embed it or take given embeddings, write."""
-    args = parse_args(argv)
+    """Write the classifier that the command line describes."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        build(args)
+
+
+def build(args: argparse.Namespace) -> None:
+    """Read the vocabulary, embed it or take given embeddings, and write the classifier."""
     names = args.names or read_vocabulary(args.vocabulary)
     check_names(names)
     if args.from_npy:
         weights = load_text_classifier(args.from_npy).weights
         meta = {"source": args.from_npy.name}
     else:
+        # Names in annotation files may have "_" for a space; CLIP was trained on plain text.
         templates = expand_templates(args.templates)
         encoder = CLIPEncoder.from_pretrained(args.clip, args.pretrained, device=args.device)
         weights = encoder.embed_names([name.replace("_", " ") for name in names], templates)
@@ -44,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.output}: {len(names)} classes, width {weights.shape[1]}")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments of the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     clip = get_ovformer_cfg().MODEL.CLIP
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -53,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument(
         "--vocabulary",
         type=Path,
-        help=".txt with a name a line, or .json: names, categories or an annotation file",
+        help=".txt with one name per line, or .json: names, categories or an annotation file",
     )
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file")
     how = parser.add_mutually_exclusive_group()
@@ -79,16 +88,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="open_clip tag, or a file of weights (default: %(default)s)",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(argv)
+    return parser
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError when there are no names, or one twice: it could never be told apart."""
+    """Raise ValueError if there are no names, or if one occurs twice: two classes look the same."""
     if not names:
         raise ValueError("--vocabulary: no class names")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"class names that occur more than once: {', '.join(twice[:10])}")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"class names that occur more than once: {', '.join(repeated[:10])}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.data.files.json_file import (
     IDS,
     LIST,
@@ -45,7 +46,7 @@ SEQUENCE = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, convert, write."""
+    """Convert the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--ann",
@@ -63,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="file to write (default: %(default)s)",
     )
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        convert_file(args)
+
+
+def convert_file(args: argparse.Namespace) -> None:
+    """Read BURST's files, convert them and write the annotation file."""
     keys = ("sequences", "categories", "split")
     source, split_file = resolve_path(args.ann), resolve_path(args.split)
     content = read_json(source, keys)
@@ -87,23 +94,23 @@ def convert(content: Mapping, split: Mapping[str, Sequence[int]]) -> dict:
         split: BURST's ids of the "common" and "uncommon" categories.
 
     Raises:
-        ValueError: a video or track is not complete.
+        ValueError: a video or track is incomplete.
     """
     originals = index_by_id("category", content["categories"], {"name": TEXT})
     own_ids = {original: number for number, original in enumerate(originals, 1)}
     groups = {number: name for name in ("common", "uncommon") for number in split[name]}
-    categories = [
-        {**category, "id": own_ids[category["id"]]}
-        | ({"split": groups[category["id"]]} if category["id"] in groups else {})
-        for category in content["categories"]
-    ]
+    categories = []
+    for category in content["categories"]:
+        number = category["id"]
+        group = {"split": groups[number]} if number in groups else {}
+        categories.append({**category, "id": own_ids[number], **group})
     videos, annotations, track_ids = [], [], {}
     sequences = index_by_id("BURST video", content["sequences"], SEQUENCE).values()
     for sequence in tqdm(sequences, unit="video"):
         videos.append(_video(sequence))
-        track_ids[str(sequence["id"])] = of_video = {}
+        numbers = track_ids[str(sequence["id"])] = {}
         for track, annotation in _tracks(sequence, own_ids):
-            of_video[track] = len(annotations) + 1
+            numbers[track] = len(annotations) + 1
             annotations.append({"id": len(annotations) + 1, **annotation})
     return {
         "videos": videos,
@@ -142,7 +149,7 @@ def _tracks(sequence: Mapping, own_ids: Mapping[int, int]) -> Iterator[tuple[str
     for frame in check_entries(f"{place}: frame", sequence["segmentations"], {}):
         check_entries(f"{place}: mask", list(frame.values()), {"rle": TEXT})
     for track, category in sequence["track_category_ids"].items():
-        # Written as a number or as its digits.
+        # BURST writes the category as a number or as its digits.
         if not isinstance(category, int | str) or str(category) not in map(str, own_ids):
             raise ValueError(
                 f"{place}: track {track} has category {shorten(category)}, which is "

@@ -18,22 +18,30 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.engine.checkpoint import read_weights
 from ovformer.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, convert, write."""
+    """Convert the checkpoint that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", type=Path, required=True, help="the .pth or .safetensors file")
     parser.add_argument("--output", type=Path, help="file to write (default: --path with .pkl)")
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        convert(args)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read a checkpoint, rename its parameters and write them."""
     target = args.output or args.path.with_suffix(".pkl")
     if target.suffix != ".pkl":
         raise ValueError(f"--output: expected a name that ends in .pkl, got {target}")
 
     state = rename_timm_swin(read_state_dict(args.path))
     content = {
+        # detectron2's format for weights from elsewhere; its loader matches ends of names.
         "model": {name: tensor.float().numpy() for name, tensor in state.items()},
         "__author__": "third_party",
         "matching_heuristics": True,
@@ -43,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the parameters in a checkpoint; opening it runs no code of its.
+    """Return the parameters in a checkpoint; code in it is not run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is broken, would run code, or holds no parameters.
+        ValueError: it is damaged, would run code, or holds no parameters.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--path: no file {path}")

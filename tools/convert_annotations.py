@@ -7,7 +7,7 @@
 reads CVAT's XML 1.1 (for video and for images), Label Studio's JSON and COCO's JSON of frames, as
 files or inside a zip file, and writes annotations.json and frames/ into the output folder; with
 --val also train.json and val.json, which share the videos. Videos are decoded to JPEGs, frames in
-files are copied. What is left out is counted at the end. docs/tutorial.md shows what comes next.
+files are copied. What was skipped is counted at the end. docs/tutorial.md shows what comes next.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from ovformer.arguments import positive_int
+from ovformer.arguments import exit_on_user_error, positive_int
 from ovformer.data.exports.coco_frames import read_coco
 from ovformer.data.exports.cvat import read_cvat
 from ovformer.data.exports.label_studio import read_label_studio
@@ -38,13 +38,11 @@ from ovformer.files import sha256
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read all exports, convert them, write."""
+    """Convert the exports that the command line names."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
+    with exit_on_user_error(parser):
         convert(args)
-    except (OSError, ModuleNotFoundError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--val", type=part, default=0.0, metavar="PART", help="part of the videos for validation")
     add("--seed", type=int, default=0, help="of the choice of these videos (default: %(default)s)")
-    add("--every", type=positive_int, default=1, metavar="N", help="keep one frame of N")
+    add("--every", type=positive_int, default=1, metavar="N", help="keep every Nth frame")
     add(
         "--boxes-as-masks",
         action="store_true",
@@ -86,22 +84,23 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def part(text: str) -> float:
-    """Return a number of the command line, which has to be from 0 to less than 1."""
+    """Parse a number from 0 to less than 1."""
     if not 0 <= (value := float(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to less than 1, got {text}")
     return value
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Do what the command line says. Nothing is written before all annotations are read."""
+    """Convert all exports. Nothing is written before all annotations are read."""
     media = [Folder(path) for path in args.media]
     pairs: list[tuple[AnnotatedVideo, Export]] = []
     exports, classes, digests = [], {}, {}
     for path in args.exports:
         with open_export(path) as (file, own):
-            if (first := digests.setdefault(sha256(path), path)) is not path:
+            first = digests.setdefault(sha256(path), path)
+            if first is not path:
                 raise ValueError(
-                    f"{path}: the same export as {first}: its videos would be there twice, with "
+                    f"{path}: the same export as {first}: its videos would occur twice, with "
                     "--val perhaps in both parts. Name it once."
                 )
             places = [own, *media] if own else media or [Folder(path.parent)]
@@ -114,12 +113,16 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError("no video in these exports.")
     if not args.boxes_as_masks:
         check_boxes(video for video, _ in pairs)
-    chosen, content = converted(pairs, list(classes), args.every)
+    chosen, content = convert_all(pairs, list(classes), args.every)
     parts = {"annotations": content}
     if args.val:
         ids = [video["id"] for video in content["videos"]]
-        split = zip(("train", "val"), split_videos(ids, args.val, args.seed), strict=True)
-        parts |= {name: select_videos(content, members) for name, members in split}
+        train_ids, val_ids = split_videos(ids, args.val, args.seed)
+        parts["train"], parts["val"] = (
+            select_videos(content, train_ids),
+            select_videos(content, val_ids),
+        )
+    # The parts share these records of videos, so file names that are set here stand in all of them.
     for record, (video, _), positions in tqdm(
         list(zip(content["videos"], pairs, chosen, strict=True)), desc="frames", unit="video"
     ):
@@ -131,7 +134,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def read(path: Path, file: BinaryIO, export: Export) -> tuple[list[AnnotatedVideo], list[str]]:
-    """Read an export, of whatever format."""
+    """Read an export of CVAT, Label Studio or COCO, found out by its beginning."""
     start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
     file.seek(0)
     if start.startswith(b"<"):
@@ -143,18 +146,18 @@ def read(path: Path, file: BinaryIO, export: Export) -> tuple[list[AnnotatedVide
     if isinstance(content, list):
         return read_label_studio(content, export)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: no annotations, but a single value.")
+        raise ValueError(f"{path}: a single value instead of annotations.")
     if "images" not in content and "videos" in content:
-        raise ValueError(f"{path}: is in the format of YouTube-VIS already. Use it as it is.")
+        raise ValueError(f"{path}: already in the format of YouTube-VIS. Use it as it is.")
     return read_coco(content, export)
 
 
-def converted(
+def convert_all(
     pairs: Sequence[tuple[AnnotatedVideo, Export]], classes: Sequence[str], every: int
 ) -> tuple[list[range], dict]:
-    """Return which frames of each video are kept, and the annotation file.
+    """Return which frames of each video are kept, and the content of the annotation file.
 
-    In it "file_names" of a video are still the name of its folder.
+    "file_names" of a video in it is still the name of the video's folder.
     """
     ids = {name: number for number, name in enumerate(classes, start=1)}
     videos, annotations, chosen = [], [], []
@@ -182,7 +185,7 @@ def converted(
 
 
 def print_summary(output: Path, parts: dict[str, dict], exports: Sequence[Export]) -> None:
-    """Print what was written, how often each class occurs, and what was left out."""
+    """Print what was written, how often each class occurs, and what was skipped."""
     for name, content in parts.items():
         frames = sum(video["length"] for video in content["videos"])
         masks = sum(sum(map(bool, a["segmentations"])) for a in content["annotations"])

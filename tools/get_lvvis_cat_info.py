@@ -10,48 +10,28 @@ all of its frames.
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from ovformer.data.catalog.category_counts import count_categories
-from ovformer.data.files.json_file import name_file_in_errors, read_json, write_json
-from ovformer.paths import dataset_root, resolve_path
+from ovformer_tools.category_files import make_parser, write_counts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, count, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--ann",
-        default="datasets/LVVIS/train/train_instances_nonovel.json",
-        help="annotation file in YouTube-VIS format (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="file to write (default: metadata/lvvis_train_cat_info.json in the dataset root)",
-    )
+    """Count the categories of the annotation file and write the counts."""
+    out = "metadata/lvvis_train_cat_info.json in the dataset root"
+    parser = make_parser(__doc__, "datasets/LVVIS/train/train_instances_nonovel.json", out)
     parser.add_argument(
         "--add_freq",
         action="store_true",
-        help='add "frequency": b (base) for categories that occur, n (novel) for the others; the '
+        help='add "frequency": b (base) for categories that occur, n (novel) for the others; '
         "training needs it",
     )
-    args = parser.parse_args(argv)
-    source = resolve_path(args.ann)
-    target = args.out or dataset_root() / "metadata" / "lvvis_train_cat_info.json"
+    keys = ("videos", "annotations", "categories")
+    write_counts(parser, argv, keys, lambda stem: "lvvis_train_cat_info.json", frequency)
 
-    content = read_json(source, ("videos", "annotations", "categories"))
-    with name_file_in_errors(source):
-        categories = count_categories(content)
-    if args.add_freq:
-        for category in categories:
-            category["frequency"] = "b" if category["image_count"] else "n"
-    write_json(target, categories)
-    groups = Counter(category.get("frequency", "none") for category in categories)
-    counts = ", ".join(f"{name}: {count}" for name, count in sorted(groups.items()))
-    print(f"{target}: {len(categories)} categories; frequency {counts}")
+
+def frequency(frame_count: int, args: argparse.Namespace) -> str:
+    """Return "b" for a category that occurs, else "n"."""
+    return "b" if frame_count else "n"
 
 
 if __name__ == "__main__":

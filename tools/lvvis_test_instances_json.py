@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.data.files.image_files import IMAGE_ERRORS
 from ovformer.data.files.json_file import (
     TEXT,
@@ -28,7 +29,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the folders, write the list."""
+    """Write the list of the videos in a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--images",
@@ -44,6 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="file to write (default: test_instances.json beside --images)"
     )
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        write_list(args)
+
+
+def write_list(args: argparse.Namespace) -> None:
+    """Read the folders of frames and the categories, and write the annotation file."""
     images = resolve_path(args.images)
     target = args.out or images.parent / "test_instances.json"
     source = resolve_path(args.categories)
@@ -56,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def list_videos(folder: Path) -> list[dict]:
-    """Return the "videos" of an annotation file.
+    """Return the "videos" of an annotation file, in the order of their names.
 
     Args:
         folder: holds a folder of frames for each video.
 
     Raises:
-        FileNotFoundError: there is no video, or one without frames.
-        ValueError: the first frame of a video is no image.
+        FileNotFoundError: there is no video, or a video has no frames.
+        ValueError: the first frame of a video cannot be read.
     """
     names = sorted(path.name for path in folder.glob("*") if path.is_dir())
     if not names:
@@ -77,6 +84,7 @@ def list_videos(folder: Path) -> list[dict]:
         if not files:
             raise FileNotFoundError(f"{folder / name} holds no frame ({', '.join(SUFFIXES)}).")
         try:
+            # The size is in the header, so the frame itself is not decoded.
             with Image.open(folder / name / files[0]) as frame:
                 width, height = frame.size
         except IMAGE_ERRORS as error:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Draw a film of coloured shapes, a novel one of each colour, to try a model on.
+"""Draw a video of coloured shapes, a novel one of each colour, to try a model on.
 
     python tools/make_film.py --output film.mp4
 
 It is unlike the videos of the ``shapes`` benchmark: larger, oblong, longer, on stripes, and
-compressed as films are. Beside it are written what can be seen in it, as film.json in the format of
-YouTube-VIS, and the names of all novel categories, as film.txt. The same arguments draw the same
-film.
+compressed. Two more files are written beside it: its ground truth, film.json in the format of
+YouTube-VIS, and the names of all novel categories, film.txt. The same arguments draw the same
+video.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from make_shapes import track_annotations
-from ovformer.arguments import positive_int
+from ovformer.arguments import exit_on_user_error, positive_int
 from ovformer.data.files.json_file import write_json
 from ovformer.data.files.video_writer import VideoWriter
 from ovformer.files import write_text
@@ -36,20 +36,25 @@ RATE = 12.0  # frames per second
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the film and write what is in it."""
+    """Draw the video that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="the .mp4 file")
     parser.add_argument("--frames", type=positive_int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        make_film(args)
 
+
+def make_film(args: argparse.Namespace) -> None:
+    """Draw the video, and write it with its ground truth and the novel names."""
     rng = np.random.default_rng([args.seed, 2])
     novel = [i for i in rng.permutation(len(CATEGORY_NAMES)) if CATEGORY_NAMES[i] in NOVEL_NAMES]
-    of_each_colour = {CATEGORY_NAMES[index].split()[0]: index for index in novel}
-    shown = [*of_each_colour.values()]
-    film = cropped(
-        draw_film(rng, shown, args.frames, WIDTH, RADII, background=stripes(rng), move=sway)
-    )
+    # The last novel category of each colour: objects of one colour would not overlap.
+    by_colour = {CATEGORY_NAMES[index].split()[0]: index for index in novel}
+    chosen = list(by_colour.values())
+    square = draw_film(rng, chosen, args.frames, WIDTH, RADII, background=stripes(rng), move=sway)
+    film = crop(square)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(args.output, RATE) as writer:
         for t, image in enumerate(film.images):
@@ -67,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def stripes(rng: np.random.Generator) -> np.ndarray:
-    """Return a background of slanting stripes that fades from dark to light: (W, W, 3), 0..255."""
+    """Return a background of slanting stripes, from dark to light: float32 (W, W, 3), 0..255."""
     y, x = np.mgrid[:WIDTH, :WIDTH].astype(np.float32) / WIDTH
     slant, waves = rng.uniform(0.3, 1.5), rng.uniform(9, 16)
     grey = 80 + 80 * (x + y) / 2 + 14 * np.sin(2 * np.pi * waves * (x + slant * y))
@@ -75,7 +80,8 @@ def stripes(rng: np.random.Generator) -> np.ndarray:
 
 
 def sway(rng: np.random.Generator, item: ShapeObject, num_frames: int) -> list[ShapeObject]:
-    """Move an object on an ellipse, while it turns, grows and shrinks; at first it is in sight."""
+    """Move an object on an ellipse while it turns and changes its size; it starts in sight."""
+    # The rows outside the middle HEIGHT are cut off later.
     least = (WIDTH - HEIGHT) / 2 + item.radius
     home = np.array([item.centre[0], np.clip(item.centre[1], least, WIDTH - least)])
     reach, phase = rng.uniform(15, 70, 2), rng.uniform(0, 2 * np.pi, 2)
@@ -95,8 +101,8 @@ def sway(rng: np.random.Generator, item: ShapeObject, num_frames: int) -> list[S
     return poses
 
 
-def cropped(film: Film) -> Film:
-    """Return the rows in the middle of a square film."""
+def crop(film: Film) -> Film:
+    """Return the middle HEIGHT rows of a square video."""
     rows = slice((WIDTH - HEIGHT) // 2, (WIDTH + HEIGHT) // 2)
     images = [image[rows] for image in film.images]
     return Film(images, film.categories, film.masks[:, :, rows])

@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.data.files.json_file import write_json
 from ovformer.paths import dataset_root
 from ovformer_tools.shape_scenes import (
@@ -35,7 +36,7 @@ JSON_NAMES = {"train": "shapes_train_norare.json", "val": "shapes_val.json"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw images and videos of both splits."""
+    """Draw the data set that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--output",
@@ -51,10 +52,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        make_data_set(args)
 
+
+def make_data_set(args: argparse.Namespace) -> None:
+    """Draw images and videos of both splits and write their annotation files."""
     shown = {"train": BASE_INDICES, "val": tuple(range(len(CATEGORY_NAMES)))}
     counts = {"train": args.train_images, "val": args.val_images}
-    # The category table of LVIS describes the training set, in both files.
+    # The category table of LVIS has the counts of the training set, in both files.
     table = None
     for number, split in enumerate(counts):
         seeds = [args.seed, number]
@@ -63,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = args.output / JSON_NAMES[split]
         write_json(path, {**record, "categories": table})
         print(f"{path}: {counts[split]} images, {len(record['annotations'])} objects")
+    # Videos have seeds of their own: 2 and 3, where images have 0 and 1.
     counts = {"train": args.train_videos, "val": args.val_videos}
     for number, split in enumerate(counts, start=len(counts)):
         record = draw_videos(
@@ -86,10 +93,11 @@ def draw_split(
     Args:
         folder: images go to ``folder/split/000001.png`` and so on.
         split: "train" or "val".
-        shown: the categories, as indices, that may be drawn; all others count as negatives.
+        shown: indices of the categories that may be drawn; those absent from an image are its
+            negatives.
         count: number of images.
         size: side of the images in pixels.
-        seeds: the seeds from which, with the image's number, each image is drawn.
+        seeds: with the number of the image, they seed its random numbers.
 
     Returns:
         The LVIS record without its categories.
@@ -124,7 +132,7 @@ def draw_split(
 
 
 def object_annotations(scene: Scene) -> list[dict]:
-    """Return an annotation for each object of a scene, its visible part as RLE, holes left out."""
+    """Return an annotation for each object of a scene, its visible part as RLE."""
     annotations = []
     for category, mask in zip(scene.categories, scene.masks, strict=True):
         rle = encode(mask)
@@ -146,11 +154,11 @@ def draw_videos(
 
     Args:
         folder: frames go to ``folder/000001/00000.png`` and so on.
-        shown: the categories, as indices, that may be drawn.
+        shown: indices of the categories that may be drawn.
         count: number of videos.
-        frames: of each video.
+        frames: number of frames of each video.
         size: side of the frames in pixels.
-        seeds: the seeds from which, with the video's number, each video is drawn.
+        seeds: with the number of the video, they seed its random numbers.
 
     Returns:
         The record in the format of YouTube-VIS, without its categories.
@@ -173,7 +181,7 @@ def draw_videos(
 
 
 def track_annotations(film: Film) -> list[dict]:
-    """Return an annotation for each object of a film, its visible parts as RLE."""
+    """Return an annotation for each object of a video, its visible parts as RLE."""
     return [
         {
             "category_id": int(category) + 1,
@@ -192,7 +200,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def encode(mask: np.ndarray) -> dict:
-    """Return the RLE of a mask, bool (H, W), as it stands in an annotation file."""
+    """Return the RLE of a mask, bool (H, W), for an annotation file."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 

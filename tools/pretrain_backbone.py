@@ -4,8 +4,8 @@
     python tools/pretrain_backbone.py --config-file configs/quickstart/ovformer_shapes.yaml \
         --output datasets/shapes/backbone.pth
 
-It stands in for weights from ImageNet where nothing can be downloaded. The backbone learns which
-words the name of the object has. Some crops are grey: then a shape can't be guessed from a colour.
+It replaces weights from ImageNet where nothing can be downloaded. The backbone learns which words
+the name of the object has. Some crops are grey, so that the colour does not give away the shape.
 tools/convert-thirdparty-pretrained-model-to-d2.py turns the output into a file for MODEL.WEIGHTS.
 """
 
@@ -22,6 +22,7 @@ from torchvision.transforms import Normalize
 from tqdm import tqdm
 
 import ovformer.modeling  # noqa: F401  (registers the backbones)
+from ovformer.arguments import exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BoxMode, CfgNode, MetadataCatalog, build_backbone
 from ovformer.data.catalog.dataset_spec import load_dataset
@@ -33,7 +34,7 @@ CONTEXT = 1.3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Cut the crops, train, write the backbone's weights."""
+    """Pre-train the backbone that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--output", type=Path, required=True, help="the .pth file")
@@ -45,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        pretrain(args)
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Cut the crops, train, and write the backbone's weights."""
     cfg = get_ovformer_cfg(args.config_file, args.opts)
     crops, labels = cut_crops(cfg.DATASETS.TRAIN[0], args.crop_size)
     words = word_targets(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
@@ -84,7 +91,7 @@ def cut_crops(dataset_name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def word_targets(names: Sequence[str]) -> np.ndarray:
-    """Return which words each name has: float32 (names, words)."""
+    """Return 1 where a name has a word, else 0: float32 (names, words), words in their order."""
     words = sorted({word for name in names for word in name.split()})
     return np.array([[word in name.split() for word in words] for name in names], np.float32)
 
@@ -98,11 +105,12 @@ def train(
         cfg: the config.
         crops: uint8 (N, S, S, 3), RGB.
         targets: float32 (N, words).
-        args: of the command line.
+        args: arguments of the command line.
     """
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     backbone = build_backbone(cfg).train()
+    # The coarsest features: a linear classifier of their mean is trained along and thrown away.
     last, shape = list(backbone.output_shape().items())[-1]
     classifier = nn.Linear(shape.channels, targets.shape[1])
     normalize = Normalize(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
@@ -141,6 +149,7 @@ def augment(rng: np.random.Generator, crops: np.ndarray, grey: float) -> Tensor:
         float32 (B, 3, S, S), 0..255.
     """
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
+    # Shapes of the data set have any angle: one turn for the whole batch is enough.
     images = torch.rot90(images, int(rng.integers(4)), (2, 3))
     if rng.random() < 0.5:
         images = images.flip(3)

@@ -4,8 +4,8 @@
     python tools/quickstart.py --output output/quickstart
 
 Prints and runs the commands of the real workflow on a drawn data set, then writes report.html. Run
-the same command again after an interruption: finished steps are skipped, and the training goes on
-from its last checkpoint. With --fast every step is run on a few images, to see that all is well.
+the same command again after an interruption: finished steps are skipped, and the training resumes
+from its last checkpoint. With --fast every step runs on a few images, to check that it works.
 """
 
 import argparse
@@ -25,7 +25,9 @@ from pathlib import Path
 
 import torch
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.data.files.json_file import read_json
 from ovformer.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +38,9 @@ CLIP_CONFIG = "configs/quickstart/video_ovformer_shapes.yaml"
 SHAPES = "datasets/shapes"
 CLIP = f"local-dir:{SHAPES}/clip"
 PROMPTS = ("{}", "a {}", "a picture of a {}", "there is a {}")
-# Not among the packages that are always installed; name to import -> what installs it.
+# Packages of extras: name to import -> the extra that installs it.
 NEEDED = {"faster_coco_eval": "eval", "matplotlib": "demo", "av": "demo"}
-# More threads than this make so small a model slower.
+# More threads make a model of this size slower.
 MAX_THREADS = 4
 
 
@@ -47,9 +49,9 @@ class Step:
     """One command of the workflow.
 
     Attributes:
-        title: what it does, for a reader.
+        title: what the step does; printed, and in the report.
         command: arguments of the Python interpreter.
-        output: the file or folder that it writes.
+        output: the file or folder that the step writes.
     """
 
     title: str
@@ -58,26 +60,35 @@ class Step:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all steps that are not finished."""
+    """Run the steps that are not finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fast", action="store_true", help="a few images and iterations only")
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the settings and run the steps that are not finished.
+
+    Raises:
+        ImportError: a package that a step needs is missing.
+    """
     missing = {extra for name, extra in NEEDED.items() if importlib.util.find_spec(name) is None}
     if missing:
-        extras = ",".join(sorted(missing))
-        parser.exit(2, f"{parser.prog}: error: run this first: pip install -e '.[{extras}]'\n")
+        raise ImportError(f"run this first: pip install -e '.[{','.join(sorted(missing))}]'")
 
     # Commands run in the repository's root, as a reader would run them.
     output = args.output if Path.cwd() == ROOT else args.output.absolute()
     settings = {
         "DETECTRON2_DATASETS": str(output / "datasets"),
         "OMP_NUM_THREADS": str(min(MAX_THREADS, torch.get_num_threads())),
-        # Threads that wait sleep soon. Where they go on spinning, as is the default of OpenMP, one
-        # busy neighbour on two cores makes an iteration ten times slower instead of three times.
+        # Threads that wait soon sleep. OpenMP's default is to spin: then one other busy process on
+        # two cores makes an iteration ten times slower instead of three times.
         "GOMP_SPINCOUNT": "10000",
-        # timm's and open_clip's own business.
+        # Raised inside timm and open_clip: nothing that a reader could change.
         "PYTHONWARNINGS": "ignore:`torch.jit.script` is deprecated:FutureWarning",
     }
     for name, value in settings.items():
@@ -88,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
-    """Return the workflow.
+    """Return the steps of the workflow, in order.
 
     Args:
         output: folder of all files.
-        seed: of everything that is random.
-        fast: make everything tiny.
+        seed: seed of all random numbers.
+        fast: use a few images and iterations only.
     """
     data = output / "datasets" / "shapes"
     train, control = output / "train", output / "control"
@@ -110,7 +121,7 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
         "train": ["SOLVER.MAX_ITER", "6", "SOLVER.WARMUP_ITERS", "2"],
         "clips": ["SOLVER.MAX_ITER", "4", "SOLVER.WARMUP_ITERS", "2"],
     }
-    less = small if fast else dict.fromkeys(small, [])
+    limits = small if fast else dict.fromkeys(small, [])
     classifier = ["tools/build_text_classifier.py", "--clip", CLIP, "--pretrained", ""]
     classifier += ["--templates", *PROMPTS]
     net = ["train_net.py", "--config-file", CONFIG]
@@ -123,12 +134,12 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
     steps = [
         Step(
             "Draw the shapes, images and videos. Novel combinations are only in the val sets",
-            ["tools/make_shapes.py", *random, *less["data"]],
+            ["tools/make_shapes.py", *random, *limits["data"]],
             data,
         ),
         Step(
             "Train a tiny CLIP model, in place of one from the internet",
-            ["tools/train_tiny_clip.py", *random, *less["clip"]],
+            ["tools/train_tiny_clip.py", *random, *limits["clip"]],
             data / "clip",
         ),
         Step(
@@ -156,7 +167,7 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
         ),
         Step(
             "Pre-train the backbone on crops of the training images, in place of ImageNet",
-            ["tools/pretrain_backbone.py", "--config-file", CONFIG, *random, *less["backbone"]],
+            ["tools/pretrain_backbone.py", "--config-file", CONFIG, *random, *limits["backbone"]],
             data / "backbone.pth",
         ),
         Step(
@@ -166,12 +177,13 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
             data / "backbone.pkl",
         ),
     ]
+    # All steps so far name their output in the same way.
     for step in steps:
         step.command += ["--output", str(step.output)]
     steps += [
         Step(
             "Train OVFormer, and evaluate it on base and novel classes",
-            [*net, "--resume", "OUTPUT_DIR", str(train), "SEED", str(seed), *less["train"]],
+            [*net, "--resume", "OUTPUT_DIR", str(train), "SEED", str(seed), *limits["train"]],
             train,
         ),
         Step(
@@ -191,7 +203,7 @@ def make_steps(output: Path, seed: int, fast: bool) -> list[Step]:
             "Train the clip model on videos from these weights, and evaluate it",
             ["train_net_lvvis.py", "--config-file", CLIP_CONFIG, "--resume"]
             + ["OUTPUT_DIR", str(clips), "MODEL.WEIGHTS", str(train / "model_final.pth")]
-            + ["SEED", str(seed), *less["clips"]],
+            + ["SEED", str(seed), *limits["clips"]],
             clips,
         ),
         Step(
@@ -239,7 +251,7 @@ def write_swapped_names(path: Path) -> Path:
 
 
 def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> None:
-    """Run the steps from the first one that is not finished.
+    """Run the steps, from the first one that is not finished.
 
     Args:
         steps: the workflow.
@@ -249,14 +261,14 @@ def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> 
     Raises:
         SystemExit: a step failed.
     """
-    finished = json.loads(record.read_text()) if record.is_file() else []
+    finished = read_json(record) if record.is_file() else []
     for number, step in enumerate(steps):
         print(f"\n[{number + 1}/{len(steps)}] {step.title}\n$ python {shlex.join(step.command)}")
         if number < len(finished) and finished[number]["command"] == step.command:
             print(f"finished already, in {finished[number]['seconds']:.0f} s")
             continue
         if number < len(finished):
-            # What comes later was made from what is made anew now.
+            # The command changed, and all later outputs were made from its output.
             for later in steps[number:]:
                 remove(later.output)
             del finished[number:]
@@ -273,9 +285,9 @@ def run_steps(steps: Sequence[Step], record: Path, settings: dict[str, str]) -> 
 
 
 def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a command and return its exit status; a signal to stop gives it time to save.
+    """Run a command and return its exit status; at a signal to stop it has time to save its work.
 
-    Ctrl-C reaches the command by itself, other signals have to be passed on.
+    The terminal sends Ctrl-C to the command as well; SIGTERM has to be passed on.
     """
     with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
         previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -289,9 +301,9 @@ def run_command(command: Sequence[str], environment: dict[str, str]) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, and what a tool left beside it when it was interrupted.
+    """Remove a file or folder, and the files that an interrupted tool left beside it.
 
-    That is called ``<name>.tmp`` or ``<name>.parts``; what only begins like the name stays.
+    Their names are ``<name>.tmp`` or ``<name>.parts``; "<name>_other" stays.
     """
     for found in [*path.parent.glob(path.name), *path.parent.glob(f"{path.name}.*")]:
         if found.is_dir():

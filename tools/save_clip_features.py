@@ -6,8 +6,8 @@
     python tools/save_clip_features.py --dataset ytvis_2019_val ovis_val burst_val lvvis_val \
         --output datasets/metadata/video_clip_features.safetensors
 
-Of videos, the features of every frame are stored. An interrupted run goes on where it was; images
-that the output has already are not computed again. ``--num-gpus 4``, or torchrun, starts several
+For videos, the features of every frame are stored. The same command resumes an interrupted run:
+images whose features are in the output are skipped. ``--num-gpus 4``, or torchrun, starts several
 processes, which share the images.
 """
 
@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import InferenceSampler, comm
 from ovformer.data.catalog.custom import register_custom
@@ -37,13 +38,15 @@ IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start the processes."""
-    args = parse_args(argv)
-    launch(work, (args,), device=args.device, num_gpus=args.num_gpus)
+    """Start the processes, which store the features."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        launch(work, (args,), device=args.device, num_gpus=args.num_gpus)
 
 
 def work(args: argparse.Namespace) -> None:
-    """Encode what is not in the output yet: in each process a part of it."""
+    """Encode this process's part of the images that are not in the output yet."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     if args.dataset:
         images = dataset_images(args.dataset)
@@ -62,8 +65,8 @@ def work(args: argparse.Namespace) -> None:
             encode(own, encoder, writer, args.batch_size, args.num_workers)
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments of the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     clip = get_ovformer_cfg().MODEL.CLIP
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -90,14 +93,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--num-gpus", type=int, default=1, help="processes; with --device cpu, too (default: 1)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(argv)
+    return parser
 
 
 def dataset_images(names: Iterable[str]) -> dict[str, str]:
     """Return key -> file of all images, or frames of videos, of registered data sets.
 
     Raises:
-        ValueError: a data set is not known.
+        ValueError: a data set is unknown.
         FileNotFoundError: an annotation file or an image is missing.
     """
     images = {}
@@ -114,7 +117,7 @@ def folder_images(folder: Path) -> dict[str, str]:
     """Return key -> file of all images in a folder and its sub-folders.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the folder holds no image.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
@@ -125,15 +128,14 @@ def folder_images(folder: Path) -> dict[str, str]:
 
 
 class ClipImages(Dataset):
-    """Image files as CLIP takes them, read in worker processes."""
+    """Image files at CLIP's size, read in worker processes.
+
+    Args:
+        images: key -> file.
+        size: side S of the image that CLIP takes, in pixels.
+    """
 
     def __init__(self, images: dict[str, str], size: int):
-        """Take the images.
-
-        Args:
-            images: key -> file.
-            size: side S of the image that CLIP takes, in pixels.
-        """
         self.images = list(images.items())
         self.size = size
 
@@ -153,14 +155,14 @@ def encode(
     batch_size: int,
     num_workers: int,
 ) -> None:
-    """Encode images, in batches, and hand them to the writer.
+    """Encode images in batches and hand their features to the writer.
 
     Args:
         images: key -> file.
         encoder: the CLIP model.
         writer: takes the features.
-        batch_size: images that are encoded at once.
-        num_workers: processes that decode images; 0 for none.
+        batch_size: number of images that are encoded together.
+        num_workers: processes that decode images; 0 decodes in this one.
     """
     dataset = ClipImages(images, encoder.image_size)
     with tqdm(total=len(images), unit="image", disable=not comm.is_main_process()) as progress:

@@ -3,9 +3,9 @@
 
     python tools/train_tiny_clip.py --output datasets/shapes/clip
 
-It stands in for a real CLIP model where nothing can be downloaded: like a real one, it has seen
-pictures and captions of all names, also of those that the segmenter is never shown. The model is
-open_clip's own, and "local-dir:datasets/shapes/clip" names it wherever open_clip is used. The same
+It replaces a real CLIP model where nothing can be downloaded: like a real one, it has seen pictures
+and captions of all names, also of those that the segmenter never sees. The model is open_clip's
+own, and "local-dir:datasets/shapes/clip" names it wherever open_clip is used. The same
 arguments on the same number of threads give the same weights.
 """
 
@@ -25,7 +25,9 @@ from torch.nn import functional as F
 from torchvision.transforms import Normalize
 from tqdm import tqdm
 
+from ovformer.arguments import exit_on_user_error
 from ovformer.data.files.image_embeddings import crop_for_embedding
+from ovformer.data.files.json_file import read_json
 from ovformer.files import replacing
 from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX, CLIPEncoder
 from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES, draw_scene
@@ -38,7 +40,7 @@ SIGMOID_WEIGHT = 0.3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, write the model's folder and report its zero-shot accuracy."""
+    """Train the model that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
     parser.add_argument("--config", type=Path, default=CONFIG, help="open_clip_config.json to use")
@@ -48,7 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--crops-per-name", type=int, default=120, help="pictures drawn in advance")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        run(args)
 
+
+def run(args: argparse.Namespace) -> None:
+    """Train, write the model's folder and print its zero-shot accuracy."""
+    read_json(args.config, ("model_cfg", "preprocess_cfg"))  # before anything is written
     args.output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(args.config, args.output / "open_clip_config.json")
     train(args)

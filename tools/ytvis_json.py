@@ -4,9 +4,9 @@
     python tools/ytvis_json.py --dataset ytvis_2019_val \
         --results output/inference/ytvis_2019_val/results.json
 
-writes all.zip, base.zip and novel.zip next to the results. Of 40 classes 33 are base and 7 novel in
-YouTube-VIS 2019 (AP = (33 * base + 7 * novel) / 40), and 34 and 6 in 2021. OVIS has no novel
-classes, so only all.zip is written. LV-VIS has all three (--dataset lvvis_test).
+writes all.zip, base.zip and novel.zip next to the results. YouTube-VIS 2019 has 33 base and 7 novel
+classes, so AP = (33 * base + 7 * novel) / 40; YouTube-VIS 2021 has 34 and 6. OVIS has no novel
+classes: only all.zip is written. LV-VIS gets all three (--dataset lvvis_test).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovformer.arguments import positive_int
+from ovformer.arguments import exit_on_user_error, positive_int
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
@@ -30,8 +30,15 @@ from ovformer.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check and pack."""
-    args = parse_args(argv)
+    """Pack the results that the command line names."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check the results, write one .zip for each group of categories, and print the counts."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.dataset, "--dataset")
     metadata = MetadataCatalog.get(args.dataset)
@@ -46,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{path}: {count} predictions")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments of the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--results",
@@ -73,7 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=100,
         help="predictions of a video that the server takes (default: %(default)s)",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def pack(
@@ -89,11 +96,11 @@ def pack(
         results: the results file.
         videos: from :func:`ovformer.data.files.vis_json.load_vis_json`.
         groups: name of a .zip -> its category ids.
-        folder: where they are written; what is there is replaced only if all is well.
-        max_per_video: more predictions of a video are an error.
+        folder: where the files are written. They replace older ones only if all results are valid.
+        max_per_video: most predictions of a video.
 
     Returns:
-        How many predictions are in each file.
+        Path -> number of predictions in the file.
 
     Raises:
         ValueError: the results break a rule.
@@ -103,7 +110,7 @@ def pack(
     with contextlib.ExitStack() as stack:
         temporary = {name: stack.enter_context(replacing(path)) for name, path in paths.items()}
         writers = {name: stack.enter_context(_JsonZip(path)) for name, path in temporary.items()}
-        for entry in checked(results, videos, max_per_video):
+        for entry in check(results, videos, max_per_video):
             for name, members in groups.items():
                 if entry["category_id"] in members:
                     writers[name].add(entry)
@@ -111,12 +118,12 @@ def pack(
     return {path: counts[name] for name, path in paths.items()}
 
 
-def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict]:
-    """Yield the predictions of a results file, of which each keeps the rules of the server.
+def check(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict]:
+    """Yield the predictions of a results file after checking the rules of the server.
 
     Raises:
         ValueError: a prediction has an unknown video or category, the wrong number of masks, masks
-            of another size, a score that is no number, or is one too many.
+            of another size or a score that is not a number; or a video has too many predictions.
     """
     per_video, oddities = Counter(), Oddities(videos)
     for video_id, entries in tqdm(read_checked(results, videos), unit=" videos"):
@@ -132,7 +139,7 @@ def checked(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict
 
 
 class _JsonZip:
-    """A .zip file that holds a list of predictions as results.json, written one by one."""
+    """A .zip file whose results.json is a list of predictions, written one by one."""
 
     def __init__(self, path: Path):
         self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)

@@ -93,7 +93,7 @@ def test_commands_of_the_page_about_speed_can_be_run(benchmark, tmp_path) -> Non
     commands = [words[2:] for words in lines if words[1:2] == ["tools/benchmark.py"]]
     assert {words[0] for words in commands} == set(benchmark.BENCHMARKS)
     for words in commands:
-        args = benchmark.parse(words)
+        args = benchmark.make_parser().parse_args(words)
         if hasattr(args, "config_file"):
             args.config_file = str(TOOLS.parent / args.config_file)
             for changes in ([], *(changes for _, *changes in args.variant)):

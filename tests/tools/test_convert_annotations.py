@@ -42,8 +42,8 @@ def test_cvat_video_with_the_film_beside_it(tool, tmp_path: Path, capsys) -> Non
     assert sorted(v["id"] for part in parts for v in part["videos"]) == [1, 2]
     assert parts[0]["categories"] == parts[1]["categories"]
     printed = capsys.readouterr().out
-    assert "2 videos, 13 frames, 4 objects with 22 masks" in printed
-    assert "disc: annotations 2, train 1, val 1" in printed
+    for part in ("2 videos, 13 frames, 4 objects with 22 masks", "annotations 2, train 1, val 1"):
+        assert part in printed
     assert "Left out" not in printed and "Note" not in printed
 
 
@@ -66,7 +66,7 @@ def test_coco(tool, tmp_path: Path, kinds: tuple[str, str]) -> None:
     check_equal(out / "annotations.json", videos)
 
 
-def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
+def test_boxes_become_masks_when_asked(tool, tmp_path: Path, user_error) -> None:
     video = draw("film")
     write_video(tmp_path, video)
     masks = video.objects[0].masks
@@ -74,10 +74,8 @@ def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
     tasks = [ls_task({"video": "film.mp4"}, [tracked])]
     (tmp_path / "boxes.json").write_text(json.dumps(tasks))
     words = [str(tmp_path / "boxes.json"), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as end:
-        tool.main(words)
-    assert end.value.code == 2
-    assert "task 1: region r1: has a box and no mask in frame 1" in capsys.readouterr().err
+    message = user_error(tool.main, *words)
+    assert "task 1: region r1" in message and "frame 1" in message
     assert not (tmp_path / "out").exists()
     tool.main([*words, "--boxes-as-masks"])
     del video.objects[1]
@@ -85,40 +83,32 @@ def test_boxes_become_masks_when_asked(tool, tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "key"),
     [
-        ('{"videos": [], "annotations": []}', "in the format of YouTube-VIS already"),
-        ('{"images": []}', "has no ['annotations', 'categories']"),
-        ("[{", "neither XML nor JSON"),
-        ("[]", "no video in these exports"),
-        ("5", "no annotations, but a single value"),
-        ("[" * 100_000, "neither XML nor JSON"),
+        ('{"videos": [], "annotations": []}', "YouTube-VIS"),
+        ('{"images": []}', "['annotations', 'categories']"),
+        ("[]", "no video"),
+        ("5", "single value"),
+        ("[" * 100_000, "JSON"),
     ],
 )
-def test_files_that_are_no_exports(tool, tmp_path: Path, capsys, content: str, message) -> None:
+def test_files_that_are_no_exports(tool, tmp_path: Path, user_error, content: str, key) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(SystemExit) as end:
-        tool.main([str(tmp_path / "a.json"), "--output", str(tmp_path / "out")])
-    assert end.value.code == 2
-    assert message in capsys.readouterr().err
+    assert key in user_error(tool.main, tmp_path / "a.json", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_export_twice(tool, tmp_path: Path, capsys) -> None:
+def test_the_same_export_twice(tool, tmp_path: Path, user_error) -> None:
     """Its videos could be trained with and validated on."""
     video = draw("one", 3, 0)
     write_video(tmp_path, video)
-    (tmp_path / "a.xml").write_bytes(cvat_video(video))
-    (tmp_path / "a (1).xml").write_bytes(cvat_video(video))
-    exports = [str(tmp_path / name) for name in ("a.xml", "a (1).xml")]
-    with pytest.raises(SystemExit) as end:
-        tool.main([*exports, "--output", str(tmp_path / "out"), "--val", "0.5"])
-    assert end.value.code == 2 and not (tmp_path / "out").exists()
-    assert "a (1).xml: the same export as " in capsys.readouterr().err
+    exports = [tmp_path / name for name in ("a.xml", "a (1).xml")]
+    for path in exports:
+        path.write_bytes(cvat_video(video))
+    message = user_error(tool.main, *exports, "--output", tmp_path / "out", "--val", "0.5")
+    assert all(str(path) in message for path in exports) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("option", "value"), [("--val", "1"), ("--val", "-0.1"), ("--every", "0")])
-def test_options_out_of_range(tool, option: str, value: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        tool.main(["a.json", "--output", "out", f"{option}={value}"])
-    assert end.value.code == 2
+def test_options_out_of_range(tool, user_error, option: str, value: str) -> None:
+    assert option in user_error(tool.main, "a.json", "--output", "out", f"{option}={value}")

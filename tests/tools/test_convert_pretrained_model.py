@@ -80,23 +80,13 @@ def test_timms_swin_gives_timms_features(tool, tmp_path) -> None:
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
 
 
-def test_errors(tool, tmp_path) -> None:
+def test_files_that_hold_no_weights(tool, tmp_path, user_error) -> None:
     path = tmp_path / "x.pth"
-    with pytest.raises(FileNotFoundError, match=r"--path: no file .*x\.pth"):
-        tool.main(["--path", str(path)])
-    torch.save({"model": nn.Linear(1, 1)}, path)
-    with pytest.raises(ValueError, match="Python objects, which are not loaded"):
-        tool.main(["--path", str(path)])
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="it is damaged"):
-        tool.main(["--path", str(path)])
-    (tmp_path / "x.safetensors").write_bytes(b"\0" * 4)
-    with pytest.raises(ValueError, match="it is damaged"):
-        tool.main(["--path", str(tmp_path / "x.safetensors")])
-    for content in ({"epoch": 3}, [torch.zeros(1)]):
+    for content in ({"model": nn.Linear(1, 1)}, {"epoch": 3}, [torch.zeros(1)]):
         torch.save(content, path)
-        with pytest.raises(ValueError, match="holds no weights"):
-            tool.main(["--path", str(path)])
-    with pytest.raises(ValueError, match=r"ends in \.pkl"):
-        tool.main(["--path", str(path), "--output", str(tmp_path / "x.pth")])
+        assert "x.pth" in user_error(tool.main, "--path", path)
+    (tmp_path / "x.safetensors").write_bytes(b"\0" * 4)
+    assert "x.safetensors" in user_error(tool.main, "--path", tmp_path / "x.safetensors")
+    message = user_error(tool.main, "--path", path, "--output", tmp_path / "y.pth")
+    assert "--output" in message and ".pkl" in message
     assert not list(tmp_path.glob("*.pkl"))

@@ -17,46 +17,7 @@ from ovformer.demo.painter import Painter
 from support.mini_videos import VIDEOS, MiniVideos
 from support.video_fixture import encode
 
-TOOLS = (
-    "burst2ytvis",
-    "get_lvvis_cat_info",
-    "lvvis_test_instances_json",
-    "remove_lvvis_novel",
-    "save_clip_features",
-    "vis_results",
-    "ytvis_json",
-)
-LVVIS = [
-    {"id": 1, "name": "accordion", "partition": 3},
-    {"id": 3, "name": "aerosol_can", "partition": 1},
-    {"id": 6, "name": "airplane", "partition": 0},
-]
-
-
-@pytest.fixture
-def lvvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The training annotations of LV-VIS: two videos, of 3 and 5 frames, in a dataset root."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    videos = [
-        {
-            "id": number,
-            "height": 8,
-            "width": 10,
-            "length": length,
-            "file_names": [f"{number:05d}/{t}.jpg" for t in range(length)],
-        }
-        for number, length in ((4, 3), (9, 5))
-    ]
-    mask = encode(np.eye(8, 10, dtype=bool))
-    annotations = [
-        {"id": i, "video_id": v, "category_id": c, "segmentations": [mask] * n, "length": n}
-        for i, (v, c, n) in enumerate([(4, 3, 3), (4, 3, 3), (9, 3, 5), (9, 1, 5)], start=1)
-    ]
-    path = tmp_path / "LVVIS" / "train" / "train_instances_.json"
-    path.parent.mkdir(parents=True)
-    content = {"videos": videos, "annotations": annotations, "categories": LVVIS}
-    path.write_text(json.dumps(content))
-    return path
+CATEGORIES = [{"id": 1, "name": "accordion"}, {"id": 3, "name": "aerosol_can"}]
 
 
 def burst() -> tuple[dict, dict]:
@@ -82,14 +43,6 @@ def burst() -> tuple[dict, dict]:
     return content, {"common": [4], "uncommon": [81, 95]}
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_help(tool: str, load_tool: Callable, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as end:
-        load_tool(tool).main(["--help"])
-    assert end.value.code == 0
-    assert "usage:" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("tool", "words"),
     [
@@ -98,50 +51,22 @@ def test_help(tool: str, load_tool: Callable, capsys: pytest.CaptureFixture) -> 
         ("ytvis_json", ["--max-per-video", "-5"]),
     ],
 )
-def test_numbers_out_of_range(tool: str, words: list[str], load_tool: Callable, capsys) -> None:
-    with pytest.raises(SystemExit):
-        load_tool(tool).main(["--results", "output", "--dataset", "lvvis_val", *words])
-    assert f"got {words[1]}" in capsys.readouterr().err
-
-
-def test_novel_annotations_go(
-    lvvis: Path, load_tool: Callable, capsys: pytest.CaptureFixture
-) -> None:
-    load_tool("remove_lvvis_novel").main([])
-    assert "3 of 4 annotations kept" in capsys.readouterr().out
-    before = json.loads(lvvis.read_text())
-    after = json.loads((lvvis.parent / "train_instances_nonovel.json").read_text())
-    assert after == {**before, "annotations": before["annotations"][:3]}
-    before["categories"][0].pop("partition")
-    lvvis.write_text(json.dumps(before))
-    with pytest.raises(ValueError, match="Category 1 .'accordion'. has the partition None"):
-        load_tool("remove_lvvis_novel").main(["--ann", str(lvvis)])
-
-
-def test_counts_of_videos(lvvis: Path, load_tool: Callable, tmp_path: Path) -> None:
-    load_tool("remove_lvvis_novel").main([])
-    load_tool("get_lvvis_cat_info").main(["--add_freq"])
-    found = json.loads((tmp_path / "metadata" / "lvvis_train_cat_info.json").read_text())
-    counts = {c["id"]: (c["image_count"], c["instance_count"], c["frequency"]) for c in found}
-    # A video counts once for a category, with all its frames.
-    assert counts == {1: (0, 0, "n"), 3: (8, 11, "b"), 6: (0, 0, "n")}
-    out = tmp_path / "out.json"
-    load_tool("get_lvvis_cat_info").main(["--ann", str(lvvis), "--out", str(out)])
-    assert [c["image_count"] for c in json.loads(out.read_text())] == [5, 8, 0]
-    assert "frequency" not in json.loads(out.read_text())[0]
+def test_numbers_out_of_range(tool: str, words: list[str], load_tool, user_error) -> None:
+    message = user_error(load_tool(tool).main, "--dataset", "lvvis_val", *words)
+    assert words[0] in message and words[1] in message
 
 
 def test_a_list_of_test_videos(
-    tmp_path: Path, load_tool: Callable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, load_tool: Callable, monkeypatch: pytest.MonkeyPatch, user_error
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     tool = load_tool("lvvis_test_instances_json")
     images = tmp_path / "LVVIS" / "test" / "JPEGImages"
     (tmp_path / "LVVIS" / "val").mkdir(parents=True)
     categories = tmp_path / "LVVIS" / "val" / "val_instances_.json"
-    categories.write_text(json.dumps({"categories": LVVIS}))
-    with pytest.raises(FileNotFoundError, match="no folder of a video in"):
-        tool.main([])
+    categories.write_text(json.dumps({"categories": CATEGORIES}))
+    message = user_error(tool.main)
+    assert "--images" in message and str(images) in message
     for name, times in (("00007", (2, 0, 1)), ("00002", (0,))):
         (images / name).mkdir(parents=True)
         for t in times:
@@ -150,7 +75,7 @@ def test_a_list_of_test_videos(
     tool.main([])
     path = tmp_path / "LVVIS" / "test" / "test_instances.json"
     names = [["00002/00000.jpg"], [f"00007/{t:05d}.jpg" for t in range(3)]]
-    assert json.loads(path.read_text())["categories"] == LVVIS
+    assert json.loads(path.read_text())["categories"] == CATEGORIES
     videos = load_vis_json(path)["videos"]
     assert [(v["id"], v["length"], v["height"], v["width"]) for v in videos] == [
         (0, 1, 20, 30),
@@ -159,11 +84,9 @@ def test_a_list_of_test_videos(
     assert [video["file_names"] for video in videos] == names
     assert len(DatasetCatalog.get("lvvis_test")) == 2
     (images / "00002" / "00000.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="00000.jpg: no image"):
-        tool.main([])
+    assert "00002/00000.jpg" in user_error(tool.main)
     (images / "00002" / "00000.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="00002 holds no frame"):
-        tool.main([])
+    assert str(images / "00002") in user_error(tool.main)
 
 
 def test_burst(tmp_path: Path, load_tool: Callable) -> None:
@@ -254,24 +177,22 @@ def test_packed_results(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "keys"),
     [
-        (lambda e: e.update(video_id=4), "for video 4, which the ground truth does not have"),
-        (lambda e: e.update(category_id=41), "category_id 41"),
-        (lambda e: e.update(score=float("nan")), "score nan"),
-        (lambda e: e["segmentations"].pop(), "5 segmentations, but the video has 6 frames"),
-        (
-            lambda e: e.update(segmentations=[encode(np.ones((60, 40), bool))] * 6),
-            r"size \[60, 40\]",
-        ),
+        (lambda e: e.update(video_id=4), ["video 4"]),
+        (lambda e: e.update(category_id=41), ["category_id 41"]),
+        (lambda e: e.update(score=float("nan")), ["score nan"]),
+        (lambda e: e["segmentations"].pop(), ["5 segmentations", "6 frames"]),
+        (lambda e: e.update(segmentations=[encode(np.ones((60, 40), bool))] * 6), ["[60, 40]"]),
     ],
 )
 def test_results_that_the_server_would_refuse(
     mini_videos: MiniVideos,
     tmp_path: Path,
     load_tool: Callable,
+    user_error: Callable,
     change: Callable,
-    message: str,
+    keys: list[str],
 ) -> None:
     entries = [prediction(3, 1), prediction(3, 6)]
     path = write_results(tmp_path, entries)
@@ -280,23 +201,21 @@ def test_results_that_the_server_would_refuse(
     before = (path.parent / "all.zip").read_bytes()
     change(entries[1])
     write_results(tmp_path, entries)
-    with pytest.raises(ValueError, match=message):
-        load_tool("ytvis_json").main(arguments)
+    message = user_error(load_tool("ytvis_json").main, *arguments)
+    assert all(key in message for key in keys)
     assert (path.parent / "all.zip").read_bytes() == before
     assert not list(path.parent.glob("*.tmp"))
 
 
 def test_too_many_predictions_of_a_video(
-    mini_videos: MiniVideos,
-    tmp_path: Path,
-    load_tool: Callable,
+    mini_videos: MiniVideos, tmp_path: Path, load_tool: Callable, user_error: Callable
 ) -> None:
     entries = [prediction(3, 1), prediction(8, 1), prediction(3, 6)]
     path = write_results(tmp_path, entries)
     arguments = ["--results", str(path), "--dataset", "ytvis_2019_val", "--max-per-video"]
     load_tool("ytvis_json").main([*arguments, "2"])
-    with pytest.raises(ValueError, match="more than 1 predictions for video 3"):
-        load_tool("ytvis_json").main([*arguments, "1"])
+    message = user_error(load_tool("ytvis_json").main, *arguments, "1")
+    assert "video 3" in message and "--max-per-video" in message
 
 
 def test_drawn_results(

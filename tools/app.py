@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Serve a page on which a video or picture is looked at for the words that one types.
+"""Serve a page that finds, tracks and names the objects of uploaded videos and images, by words.
 
     python tools/app.py --weights model.pth --vocabulary "dog, red ball"
 
-Then http://127.0.0.1:7860 has a field for a file and one for words, and shows the film, a timeline
-of each object, and files to download. It does what tools/predict.py does, for one visitor at a
-time. Ctrl-C ends it, and removes all that was sent and found. Needs the extra [demo]:
-pip install 'ovformer[demo]'. What is allowed and what is not: docs/predict.md.
+Then http://127.0.0.1:7860 has a field for a file and one for words, and shows the output video, a
+timeline of each object, and files to download. It does what tools/predict.py does, for one visitor
+at a time. Ctrl-C ends it and removes all uploads and results. Needs the extra [demo]:
+pip install 'ovformer[demo]'. Its limits: docs/predict.md.
 """
 
 import argparse
@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovformer.arguments import positive_int
-from ovformer.config import UnknownKeyError
+from ovformer.arguments import exit_on_user_error, positive_int
 from ovformer.d2 import setup_logger
 from ovformer.data.catalog.vocabulary import is_vocabulary_file
 from ovformer.demo.browser_page import import_gradio, make_page, serve
@@ -36,15 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("ovformer", "fvcore"):
         setup_logger(name=name).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
-    try:
-        with tempfile.TemporaryDirectory(
-            prefix="ovformer_app_", ignore_cleanup_errors=True
-        ) as folder:
-            run(args, Path(folder).resolve())
-    except (OSError, ModuleNotFoundError, UnknownKeyError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "\nInterrupted.\n")
+    with (
+        exit_on_user_error(parser),
+        tempfile.TemporaryDirectory(prefix="ovformer_app_", ignore_cleanup_errors=True) as folder,
+    ):
+        run(args, Path(folder).resolve())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,22 +62,22 @@ def make_parser() -> argparse.ArgumentParser:
         type=positive_int,
         default=limits.frames,
         metavar="N",
-        help="frames that are looked at, the rest is left out (default: %(default)s)",
+        help="frames of a video that are used, the rest is skipped (default: %(default)s)",
     )
     return parser
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
-    """Do what the command line says, with all temporary files in a folder."""
-    # Where gradio keeps what is sent, and what it serves: nothing else of this machine.
+    """Load the model and serve the page, with all temporary files in a folder."""
+    # gradio keeps uploads here and serves files from here, and from nowhere else on this machine.
     os.environ["GRADIO_TEMP_DIR"] = os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder)
     import_gradio()
-    Painter()  # where supervision is missing, this fails now
+    Painter()  # fails now, and not at the first visit, if supervision is not installed
     predictor = load_predictor(args)
     words = args.vocabulary
-    if any(map(is_vocabulary_file, words.split(","))):  # visitors name no files
+    if any(map(is_vocabulary_file, words.split(","))):  # visitors may not name files
         words = ", ".join(predictor.names)
-    # Through the whole model once: what is wrong with it, or with its CLIP model, is seen now.
+    # A broken model or a wrong CLIP model fails now, and not at the first visit.
     predictor.predict(np.zeros((64, 64, 3), np.uint8))
     limits = Limits(upload_mb=args.max_upload_mb, frames=args.max_frames)
     service = PredictionService(predictor, folder / "results", limits)

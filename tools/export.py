@@ -3,10 +3,9 @@
 
     python tools/export.py --weights model.pth --output model.onnx
 
-The file takes images of any size and any vocabulary, as text embeddings. It is read again and
-compared with the model at other sizes than those it was made with; where that fails, nothing is
-written. What it takes and gives: docs/export.md. ONNX needs the extra [export]:
-pip install 'ovformer[export]'.
+The file takes images of any size and any vocabulary, as text embeddings. The tool reads it again
+and compares it with the model at sizes that were not traced; if they differ, it writes nothing.
+Inputs and outputs: docs/export.md. ONNX needs the extra [export]: pip install 'ovformer[export]'.
 """
 
 import argparse
@@ -14,17 +13,17 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ovformer.config import UnknownKeyError
+from ovformer.arguments import exit_on_user_error
 from ovformer.d2 import setup_logger
-from ovformer.export.exported_network import ExportError, check_target, export
+from ovformer.export.exported_network import check_target, export
 from ovformer.predictor.pretrained import ARCHITECTURES, load_pretrained
 
-# Graphs are of float32 and not compiled, whatever the training's config says.
-PLAIN = ("TEST.PRECISION", "float32", "MODEL.COMPILE", "")
+# Graphs are float32 and not compiled, regardless of the training's config.
+EXPORT_OPTS = ("TEST.PRECISION", "float32", "MODEL.COMPILE", "")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Load the model, export it, say how well both agree."""
+    """Load the model, export it, print how much both differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--weights", type=Path, required=True, help="checkpoint of a training")
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add(
         "--model",
         choices=list(ARCHITECTURES),
-        help="image or video: a program of single images or frames (the same one); clip: of the "
+        help="image or video: a program for single images or frames (the same one); clip: for the "
         "frames of a clip together (default: that of the config, with video in place of image)",
     )
     add("--config-file", type=Path, help="default: the config inside the weights or beside them")
@@ -44,15 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for name in ("ovformer", "fvcore"):
         setup_logger(name=name).setLevel(logging.WARNING)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it says what it does not optimise
-    try:
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it does not optimise
+    with exit_on_user_error(parser):
         check_target(args.output, args.keep_operator)
         loaded = load_pretrained(
-            args.config_file, args.weights, device="cpu", architecture=args.model, opts=PLAIN
+            args.config_file, args.weights, device="cpu", architecture=args.model, opts=EXPORT_OPTS
         )
         differences = export(loaded, args.output, args.keep_operator)
-    except (ModuleNotFoundError, UnknownKeyError, ExportError, OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
     for name, difference in differences.items():
         print(f"{name:<18} differs from the model's by {difference:.1e} of the largest value")
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")

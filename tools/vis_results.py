@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the results of a data set of videos on their frames, or its annotations.
+"""Draw the results of a video data set on its frames, or its annotations.
 
     python tools/vis_results.py --results output --dataset lvvis_val --score 0.5
     python tools/vis_results.py --annotations --dataset lvvis_val
@@ -19,7 +19,7 @@ import cv2
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ovformer.arguments import positive_int, unit_float
+from ovformer.arguments import exit_on_user_error, positive_int, unit_float
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
@@ -29,12 +29,19 @@ from ovformer.data.files.vis_json import load_vis_json
 from ovformer.data.samples.video_reader import check_frame_size, read_frame
 from ovformer.demo.painter import Painter
 from ovformer.evaluation.results_reader import find_results, read_checked
-from ovformer.predictor.predictions import ObjectInFrame, object_in_frame
+from ovformer.predictor.predictions import ObjectInFrame, make_object_in_frame
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the results, draw the videos."""
-    args = parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with exit_on_user_error(parser):
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw what the command line says."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.dataset, "--dataset")
     records = {record["video_id"]: record for record in load_dataset(args.dataset, "--dataset")}
@@ -42,23 +49,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = {category["id"]: category["name"] for category in categories}
     if args.annotations:
         results = Path(MetadataCatalog.get(args.dataset).json_file)
-        predictions = annotated(results)
+        predictions = read_annotations(results)
     else:
         results = find_results(args.results, args.dataset)
         videos = [{"id": number, **record} for number, record in records.items()]
         checked = read_checked(results, {"videos": videos, "categories": categories})
         predictions = itertools.chain.from_iterable(entries for _, entries in checked)
-    chosen = best_of_videos(predictions, args.score, args.top, args.videos)
-    folder = args.out or results.parent / "visualization"
-    painter, folders = Painter(), folder_names(records.values())
-    for number, predictions in tqdm(sorted(chosen.items()), unit="video"):
-        frames = folder / folders[number]
-        draw_video(records[number], predictions, names, painter, frames, args.fps)
-    print(f"{folder}: {len(chosen)} videos")
+    best = select_best(predictions, args.score, args.top, args.videos)
+    output = args.out or results.parent / "visualization"
+    painter = Painter()
+    folders = choose_folder_names(records.values())
+    for number, of_video in tqdm(sorted(best.items()), unit="video"):
+        frames = output / folders[number]
+        draw_video(records[number], of_video, names, painter, frames, args.fps)
+    print(f"{output}: {len(best)} videos")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments of the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--results",
@@ -71,7 +79,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--config-file", help="config whose DATASETS.CUSTOM describes a data set of your own"
     )
     parser.add_argument(
-        "--annotations", action="store_true", help="draw what is annotated instead of results"
+        "--annotations", action="store_true", help="draw the annotations instead of results"
     )
     parser.add_argument("--videos", type=int, nargs="+", metavar="ID", help="only these videos")
     parser.add_argument(
@@ -89,11 +97,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--fps", type=float, default=6, help="of the mp4 (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder (default: visualization/ by the results)")
-    return parser.parse_args(argv)
+    return parser
 
 
-def annotated(path: Path) -> list[dict]:
-    """Return the annotations of a data set as predictions that are sure."""
+def read_annotations(path: Path) -> list[dict]:
+    """Return the annotations of a data set as predictions with a score of 1."""
     keys = ("video_id", "category_id", "segmentations")
     return [
         {**{key: annotation[key] for key in keys}, "score": 1.0}
@@ -101,16 +109,16 @@ def annotated(path: Path) -> list[dict]:
     ]
 
 
-def best_of_videos(
+def select_best(
     predictions: Iterable[dict], least: float, top: int, videos: Sequence[int] | None
 ) -> dict[int, list[dict]]:
     """Return the best predictions of each video, best first.
 
     Args:
         predictions: entries of a results.json.
-        least: score from which on one is kept.
-        top: how many are kept of a video.
-        videos: ids of the videos that are wanted; None for all.
+        least: least score of a prediction that is kept.
+        top: most predictions of a video.
+        videos: ids of the videos; None for all.
     """
     kept = defaultdict(list)
     for prediction in predictions:
@@ -131,54 +139,53 @@ def draw_video(
     frames: Path,
     fps: float,
 ) -> None:
-    """Write the frames of a video, and the film that they make.
+    """Write the drawn frames of a video as PNG files and as an mp4.
 
     Args:
         record: the dataset dict of the video.
-        predictions: what is drawn; their places in this list are their colours.
+        predictions: those to draw; the index in this list selects the colour.
         names: category id -> name.
-        painter: draws it.
-        frames: folder of the frames, as PNG; the film is beside it, with ``.mp4`` at its name.
-        fps: frames per second of the film.
+        painter: draws the objects.
+        frames: folder of the PNG files; the mp4 is beside it and has its name.
+        fps: frames per second of the mp4.
 
     Raises:
         FileNotFoundError: a frame is missing.
         OSError: a frame can't be written.
-        ValueError: a frame can't be decoded or has not the size of the predictions.
+        ValueError: a frame can't be decoded or differs in size from the predictions.
     """
     size = record["height"], record["width"]
     frames.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(frames.with_name(f"{frames.name}.mp4"), fps) as film:
+    with VideoWriter(frames.with_name(f"{frames.name}.mp4"), fps) as video:
         for t, file_name in enumerate(record["file_names"]):
             frame = read_frame(record, t)
             check_frame_size(record, t, frame.shape[:2], size)
-            drawn = painter(frame, seen_objects(predictions, names, t))
-            film.write(drawn, t / fps)
+            drawn = painter(frame, find_visible_objects(predictions, names, t))
+            video.write(drawn, t / fps)
             path = frames / f"{Path(file_name).stem}.png"
             if not cv2.imwrite(str(path), drawn[:, :, ::-1]):
                 raise OSError(f"{path} can't be written: is there room on the disk?")
 
 
-def folder_names(records: Iterable[dict]) -> dict[int, str]:
-    """Return the name of each video's folder of frames, with its id where others have the same."""
-    names = {record["video_id"]: folder_name(record) for record in records}
+def choose_folder_names(records: Iterable[dict]) -> dict[int, str]:
+    """Return video id -> folder name: that of its frames, with the id where two are equal."""
+    names = {}
+    for record in records:
+        number, name = record["video_id"], Path(record["file_names"][0]).parent.name
+        names[number] = f"video{number}" if name in ("", ".", "..") else name
     count = Counter(names.values())
     return {n: name if count[name] == 1 else f"{name}_video{n}" for n, name in names.items()}
 
 
-def folder_name(record: dict) -> str:
-    """Return the name of a video's folder of frames; where that is none, one made of its id."""
-    name = Path(record["file_names"][0]).parent.name
-    return f"video{record['video_id']}" if name in ("", ".", "..") else name
-
-
-def seen_objects(predictions: Sequence[dict], names: dict[int, str], t: int) -> list[ObjectInFrame]:
-    """Return the predictions of a video that are not empty in frame ``t``."""
+def find_visible_objects(
+    predictions: Sequence[dict], names: dict[int, str], t: int
+) -> list[ObjectInFrame]:
+    """Return the predictions of a video that have a pixel in frame ``t``."""
     seen = []
     for row, prediction in enumerate(predictions):
         label, rle = prediction["category_id"], prediction["segmentations"][t]
         if rle and coco_mask.area(rle):
-            seen.append(object_in_frame(row, label, names[label], prediction["score"], rle))
+            seen.append(make_object_in_frame(row, label, names[label], prediction["score"], rle))
     return seen
 
 

@@ -1,6 +1,6 @@
-"""The page in the browser: a file and words go up, a film with its objects comes back.
+"""The page in the browser: takes a file and words, shows the output video with its objects.
 
-Made and served by gradio (extra [demo]).
+gradio (extra [demo]) builds and serves it.
 """
 
 import ipaddress
@@ -12,11 +12,11 @@ from typing import Any
 
 from ovformer.data.exports.media import VIDEO_SUFFIXES
 from ovformer.data.files.image_files import IMAGE_SUFFIXES
-from ovformer.demo.output_folder import Choice
+from ovformer.demo.output_folder import PredictionOptions
 from ovformer.demo.prediction_service import ERRORS, PredictionService
 
-_WAITING = 8  # requests that wait for their turn; more are told to come back later
-_AGE = 2 * 3600  # seconds that what was sent is kept
+_MAX_WAITING = 8  # requests in the queue; further ones are refused
+_MAX_AGE = 2 * 3600  # seconds; older uploads are removed
 _STYLE = "iframe.result { width: 100%; height: 82vh; border: 0; background: #fff; }"
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
     """Return the page, a ``gradio.Blocks``.
 
     Args:
-        service: what it shows.
-        words: that are there at the beginning.
-        score_threshold: least score, at the beginning.
+        service: finds the objects.
+        words: initial text of the field of words.
+        score_threshold: initial least score.
 
     Raises:
         ModuleNotFoundError: gradio is not installed.
@@ -42,20 +42,22 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
         score_threshold: float,
         stride: float,
         request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 (so gradio knows that it is wanted)
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio passes it only to a parameter with this default)
     ) -> tuple[str, list[str]]:
-        choice = Choice(stride=max(1, int(stride)), score_threshold=score_threshold)
+        options = PredictionOptions(stride=max(1, int(stride)), score_threshold=score_threshold)
         try:
-            return service.find(request.session_hash, path, words or "", choice, progress.tqdm)
+            return service.find(request.session_hash, path, words or "", options, progress.tqdm)
         except ERRORS as error:
             logger.warning("Not done: %s", error)
+            # gradio shows the message as HTML, and it may quote what a visitor typed.
             raise gr.Error(escape(str(error)), duration=30, print_exception=False) from error
 
     def stop(request: gr.Request) -> None:
         service.stop(request.session_hash)
 
     silent = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    with gr.Blocks(title="OVFormer", analytics_enabled=False, delete_cache=(600, _AGE)) as blocks:
+    cache = (600, _MAX_AGE)  # looked at every 10 minutes
+    with gr.Blocks(title="OVFormer", analytics_enabled=False, delete_cache=cache) as blocks:
         gr.Markdown("## OVFormer: find, segment, track and name the objects of a video")
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
@@ -78,8 +80,8 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
                     30,
                     1,
                     step=1,
-                    label="Look at one frame of so many",
-                    info=f"At most {limits.frames} frames are looked at; the rest is left out.",
+                    label="Look at one frame of N",
+                    info=f"At most {limits.frames} frames are looked at; the rest is skipped.",
                 )
                 with gr.Row():
                     find_button = gr.Button("Find", variant="primary")
@@ -91,8 +93,8 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
             find, [path, words_box, score, stride], [view, files], show_progress_on=view
         )
         stop_button.click(stop, **silent)
-        blocks.unload(stop)  # whoever leaves does not wait for the result
-    return blocks.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
+        blocks.unload(stop)  # nobody waits for the result of a closed page
+    return blocks.queue(max_size=_MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 
 def serve(blocks: Any, service: PredictionService, host: str, port: int) -> None:
@@ -100,8 +102,8 @@ def serve(blocks: Any, service: PredictionService, host: str, port: int) -> None
 
     Args:
         blocks: see :func:`make_page`.
-        service: what it shows.
-        host: address to listen on. Others than this machine's own are warned of.
+        service: the one that the page uses.
+        host: address to listen on. The log warns of one that other machines can reach.
         port: to listen on.
 
     Raises:
@@ -120,7 +122,7 @@ def serve(blocks: Any, service: PredictionService, host: str, port: int) -> None
             server_name=host,
             server_port=port,
             max_file_size=f"{service.limits.upload_mb}mb",
-            theme=gr.themes.Base(**fonts),  # the default theme's are from the internet
+            theme=gr.themes.Base(**fonts),  # the default theme loads its own from the internet
             css=_STYLE,
             footer_links=[],
             allowed_paths=[],
@@ -140,7 +142,11 @@ def serve(blocks: Any, service: PredictionService, host: str, port: int) -> None
 
 
 def import_gradio() -> ModuleType:
-    """Return gradio, which is told to call nobody, or say how to install it."""
+    """Return gradio, with its telemetry off.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says how to install it.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -155,7 +161,7 @@ def import_gradio() -> ModuleType:
 
 
 def _is_local(host: str) -> bool:
-    """Tell whether an address can be reached from this machine only."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

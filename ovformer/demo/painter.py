@@ -15,17 +15,11 @@ from ovformer.predictor.predictions import ObjectInFrame
 
 # White text can be read on all of them.
 COLOURS = (
-    "#d62728",
-    "#1f6fb4",
-    "#2a8a2a",
-    "#8e44ad",
-    "#c75b12",
-    "#0f7f8c",
-    "#c2185b",
-    "#6d4c41",
-) + ("#3949ab", "#5c7a14", "#b8860b", "#455a64", "#7b1fa2", "#00695c", "#ad3b28", "#1a237e")
+    *("#d62728", "#1f6fb4", "#2a8a2a", "#8e44ad", "#c75b12", "#0f7f8c", "#c2185b", "#6d4c41"),
+    *("#3949ab", "#5c7a14", "#b8860b", "#455a64", "#7b1fa2", "#00695c", "#ad3b28", "#1a237e"),
+)
 OPACITY = 0.25  # of masks: an object's own colours stay visible
-_LONGEST_NAME = 40  # letters that are drawn
+_MAX_LETTERS = 40  # of a name
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +30,16 @@ def track_colour(track_id: int) -> str:
 
 
 class Painter:
-    """Draws the objects of a frame."""
+    """Draws the objects of a frame.
+
+    Args:
+        scale: factor by which frames are enlarged first, so that names fit on small ones.
+
+    Raises:
+        ModuleNotFoundError: supervision is not installed.
+    """
 
     def __init__(self, scale: int = 1) -> None:
-        """Prepare.
-
-        Args:
-            scale: frames are enlarged by this factor first, so that names fit on small ones.
-
-        Raises:
-            ModuleNotFoundError: supervision or matplotlib is not installed.
-        """
         self.scale = scale
         self._sv = _import_supervision()
         lookup = {
@@ -64,7 +57,7 @@ class Painter:
 
         Args:
             frame: uint8 (H, W, 3), RGB; it is not changed.
-            objects: their ``track_id`` says the colour.
+            objects: their ``track_id`` selects the colour.
         """
         if self.scale > 1:
             frame = cv2.resize(
@@ -83,9 +76,10 @@ class Painter:
         drawn = np.ascontiguousarray(frame[:, :, ::-1])
         for annotator in self._annotators:
             drawn = annotator.annotate(drawn, detections)
-        names = [_shortened(item.name) for item in objects]
+        names = [_shorten(item.name) for item in objects]
+        # A new one for each frame: which font has all letters depends on the names.
         labels = self._sv.RichLabelAnnotator(
-            font_path=font_for("".join(sorted(set("".join(names))))),
+            font_path=find_font("".join(sorted(set("".join(names))))),
             font_size=int(np.clip(min(frame.shape[:2]) / 32, 11, 32)),
             text_padding=3,
             smart_position=True,
@@ -95,24 +89,24 @@ class Painter:
         return np.ascontiguousarray(labels.annotate(drawn, detections, texts)[:, :, ::-1])
 
 
-def scale_for(size: tuple[int, int]) -> int:
-    """Return how much to enlarge frames of a height and width, so that names can be read."""
+def choose_scale(size: tuple[int, int]) -> int:
+    """Return the factor that enlarges frames of a height and width until names can be read."""
     return max(1, min(-(-360 // min(size)), 1920 // max(size)))
 
 
 @lru_cache(maxsize=64)
-def font_for(letters: str) -> str:
+def find_font(letters: str) -> str:
     """Return the path of a font that has all these letters, or else most of them.
 
-    Looks at matplotlib's own font, then at those of the system.
+    matplotlib's own font comes first, then those of the system.
     """
     from matplotlib import font_manager, ft2font, get_data_path
 
     own = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    best, missing = own, _missing(ft2font.FT2Font(own), letters)
+    best, missing = own, _find_missing(ft2font.FT2Font(own), letters)
     for path in sorted(font_manager.findSystemFonts()) if missing else ():
         try:
-            lacks = _missing(ft2font.FT2Font(path), letters)
+            lacks = _find_missing(ft2font.FT2Font(path), letters)
         except (RuntimeError, OSError):  # a format that can't be drawn
             continue
         if len(lacks) < len(missing):
@@ -121,31 +115,32 @@ def font_for(letters: str) -> str:
             break
     if missing:
         logger.warning(
-            "No font on this machine has %s, so names are drawn without. The page and the JSON "
-            "files have them. On Debian, install fonts-noto-cjk or another font",
+            "No font on this machine has %s, so the output video lacks these letters; the HTML "
+            "page and the JSON files have them. On Debian, install fonts-noto-cjk or another font",
             " ".join(missing[:5]),
         )
     return best
 
 
-def _missing(font: object, letters: Iterable[str]) -> list[str]:
+def _find_missing(font: object, letters: Iterable[str]) -> list[str]:
+    """Return the letters that a font lacks, without blanks."""
     known = font.get_charmap()
     return [letter for letter in letters if ord(letter) not in known and not letter.isspace()]
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_LETTERS else name[: _MAX_LETTERS - 1] + "…"
 
 
 def _import_supervision() -> ModuleType:
-    """Return supervision, or raise ModuleNotFoundError that says how to install it."""
+    """Return supervision; where it is not installed, raise an error that says how to install it."""
     try:
         import supervision
     except ModuleNotFoundError as error:
         if error.name != "supervision":
             raise
         raise ModuleNotFoundError(
-            "results are drawn by supervision, which is missing: pip install 'ovformer[demo]'",
+            "drawing needs supervision, which is not installed: pip install 'ovformer[demo]'",
             name="supervision",
         ) from error
     return supervision

@@ -1,6 +1,6 @@
-"""Prediction for visitors of a page, who are strangers.
+"""Prediction for visitors of the page in the browser, whom nobody trusts.
 
-They decide no path, name no file of this machine, and get no more than :class:`Limits` allows.
+They choose no path, name no file of this machine, and get no more than :class:`Limits` allows.
 """
 
 import secrets
@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from threading import Event
 from urllib.parse import quote
@@ -17,11 +16,16 @@ import torch
 
 from ovformer.data.catalog.vocabulary import is_vocabulary_file
 from ovformer.data.files.video_files import SELF_CONTAINED, Frame, VideoSource
-from ovformer.demo.output_folder import Choice, Watch, Written, predict_to_folder
-from ovformer.demo.result_page import page
+from ovformer.demo.output_folder import (
+    PredictionOptions,
+    Progress,
+    SavedPrediction,
+    predict_to_folder,
+)
+from ovformer.demo.result_page import TEMPLATES, render_result_page
 from ovformer.predictor.video_predictor import VideoPredictor
 
-# What a visitor did wrong, or what is full: the message is shown, and the server goes on.
+# A visitor's mistake, or a full disk or memory: the page shows the message, the server continues.
 ERRORS = (OSError, ValueError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -31,11 +35,11 @@ class Limits:
 
     Attributes:
         upload_mb: megabytes of a file.
-        frames: that are looked at. Longer videos are cut there, with a note, and not refused: only
-            decoding tells the length for sure, and what was sent is not sent in vain.
+        frames: that the model sees. A longer video is cut there, with a note: only decoding tells
+            the length for sure, and refusing the video then would waste the upload.
         pixels: of a frame; the masks of all objects of a frame are in memory together.
-        words: names in a vocabulary, each of which goes through CLIP's text model.
-        results: output folders that are kept; the oldest are removed.
+        words: names in a vocabulary; each goes through CLIP's text model.
+        results: output folders that are kept; older ones are removed.
     """
 
     upload_mb: int = 200
@@ -45,109 +49,108 @@ class Limits:
     results: int = 20
 
 
-class _Visit(Watch):
-    """A prediction that is under way: gradio's bar, and stopping by a button."""
+class _VisitProgress(Progress):
+    """The progress of a visitor's prediction: gradio's bar, and a button that stops it."""
 
     def __init__(self, track: Callable[..., Iterable[Frame]]) -> None:
         self.stop = Event()
         self._track = track
 
     @contextmanager
-    def stopping(self) -> Iterator[Callable[[], bool]]:
+    def allow_stop(self) -> Iterator[Callable[[], bool]]:
         try:
             yield self.stop.is_set
         finally:
-            self.stop.clear()  # what was looked at is drawn
+            self.stop.clear()  # the frames that the model saw are still drawn
 
-    def bar(self, frames: Iterable[Frame], total: int | None, text: str) -> Iterable[Frame]:
+    def track(self, frames: Iterable[Frame], total: int | None, text: str) -> Iterable[Frame]:
         return self._track(frames, total=total, desc=text, unit="frames")
 
 
 class PredictionService:
-    """Predicts what visitors send, one at a time."""
+    """Predicts what visitors send, one at a time.
+
+    Args:
+        predictor: each prediction changes its vocabulary.
+        folder: gets a folder for each result, whose name can't be guessed.
+        limits: for each visitor.
+    """
 
     def __init__(self, predictor: VideoPredictor, folder: Path, limits: Limits) -> None:
-        """Store the settings.
-
-        Args:
-            predictor: its vocabulary is changed by each prediction.
-            folder: where results are written, each to a folder whose name can't be guessed.
-            limits: for each visitor.
-        """
         self.predictor = predictor
         self.folder = folder
         self.limits = limits
-        self._visits: dict[str, _Visit] = {}
+        self._visits: dict[str, _VisitProgress] = {}
 
     def find(
         self,
         visitor: str,
         path: str | None,
         words: str,
-        choice: Choice,
+        options: PredictionOptions,
         track: Callable[..., Iterable[Frame]],
     ) -> tuple[str, list[str]]:
-        """Look at a file for some words.
+        """Find the objects with some names in a visitor's file.
 
         Args:
-            visitor: whose :meth:`stop` ends this.
-            path: of the file, where gradio has put it; None if there is none.
+            visitor: id of the visitor; :meth:`stop` takes it.
+            path: where gradio has put the file; None if the visitor sent none.
             words: as typed: with commas, or one a line.
-            choice: of frames and objects; the limits are added to it.
-            track: returns the frames that it is given, with a bar: see ``gr.Progress.tqdm``.
+            options: which frames and objects; the limits are added.
+            track: wraps the frames in a progress bar, as ``gr.Progress.tqdm`` does.
 
         Returns:
-            The result page as HTML, and files to download.
+            The result page as HTML, and the files to download.
 
         Raises:
-            ValueError: there is no file, or it is neither a video nor a picture, or too large; or
+            ValueError: there is no file, or it is neither a video nor an image, or too large; or
                 there are no words, or too many.
             OSError: the results can't be written; none of them is left.
         """
-        if not path or not Path(path).is_file():  # it may have been removed meanwhile
+        if not path or not Path(path).is_file():  # old uploads are removed
             raise ValueError("No file yet: choose a video or a picture.")
         name = Path(path).name
-        items = self._items(words)
-        visit = self._visits[visitor] = _Visit(track)
+        items = self._split_words(words)
+        progress = self._visits[visitor] = _VisitProgress(track)
         output = None
         try:
             source = VideoSource(path, SELF_CONTAINED, self.limits.pixels)
-            next(iter(source))  # what is wrong with it is told before anything is begun
+            next(iter(source))  # an unreadable file fails before the vocabulary is embedded
             self.predictor.set_vocabulary(items)
-            output = self._new_folder()
-            written = predict_to_folder(
+            output = self._make_folder()
+            saved = predict_to_folder(
                 self.predictor,
                 source,
                 output,
-                replace(choice, max_frames=self.limits.frames),
-                visit,
+                replace(options, max_frames=self.limits.frames),
+                progress,
                 title=name,
                 stem="objects",
             )
             packed = shutil.make_archive(str(output.parent / "all"), "zip", output)
         except Exception as error:
-            if output is not None:  # nobody gets it, and it may be what fills the disk
+            if output is not None:  # nobody gets the files, and they may fill the disk
                 shutil.rmtree(output.parent, ignore_errors=True)
-            if isinstance(error, ValueError):  # a visitor has a file, and no folder of the server
+            if isinstance(error, ValueError):  # the message must not show a folder of the server
                 raise ValueError(str(error).replace(path, name)) from error
             raise
         finally:
             self._visits.pop(visitor, None)
-        names = [written.media, "results.json", "annotations.json"]
-        return _view(written, output, name), [*(str(output / name) for name in names), packed]
+        names = [saved.media, "results.json", "annotations.json"]
+        return _render_view(saved, output, name), [*(str(output / name) for name in names), packed]
 
     def stop(self, visitor: str) -> None:
-        """Let the prediction of a visitor end with the present frame, if there is one."""
-        if visit := self._visits.get(visitor):
-            visit.stop.set()
+        """End the prediction of a visitor, if there is one, after the present frame."""
+        if progress := self._visits.get(visitor):
+            progress.stop.set()
 
     def stop_all(self) -> None:
-        """Let all predictions end."""
+        """End all predictions after their present frames."""
         for visitor in list(self._visits):
             self.stop(visitor)
 
-    def _items(self, words: str) -> list[str]:
-        """Return what was typed as a list, or raise ValueError."""
+    def _split_words(self, words: str) -> list[str]:
+        """Return the typed words; raise ValueError for none, too many, or the name of a file."""
         items = [item.strip() for item in words.replace("\n", ",").split(",")]
         items = [item for item in items if item]
         if not items:
@@ -159,8 +162,8 @@ class PredictionService:
                 raise ValueError(f"{item!r} is the name of a file: paste the words in it here.")
         return items
 
-    def _new_folder(self) -> Path:
-        """Return a new folder in a new folder, after the oldest of these were removed."""
+    def _make_folder(self) -> Path:
+        """Remove the oldest results; return a new folder, whose parent is new as well."""
         self.folder.mkdir(parents=True, exist_ok=True)
         results = sorted(self.folder.iterdir(), key=lambda result: result.stat().st_mtime)
         for result in results[: max(0, len(results) - self.limits.results + 1)]:
@@ -170,11 +173,10 @@ class PredictionService:
         return output
 
 
-def _view(written: Written, output: Path, title: str) -> str:
-    """Return a result page in a frame of its own, whose script can't touch the page around it."""
+def _render_view(saved: SavedPrediction, output: Path, title: str) -> str:
+    """Return a result page inside an iframe, which isolates its script."""
     base = f"gradio_api/file={quote(str(output))}/"
-    text = page(title, written.media, written.best, written.thumbnails, written.notes, base=base)
-    return (
-        '<iframe class=result sandbox=allow-scripts allow=fullscreen title="what was found" '
-        f'srcdoc="{escape(text)}"></iframe>'
+    page = render_result_page(
+        title, saved.media, saved.best, saved.thumbnails, saved.notes, base=base
     )
+    return TEMPLATES.get_template("result_frame.html").render(result_page=page)

@@ -1,6 +1,6 @@
 """The network of a model as a function of tensors alone, which can be exported.
 
-What a model does besides, to choose and to track instances, is little and needs no network.
+The rest of a model, which selects and tracks instances, needs no network.
 
 Legend: B images, or frames of one clip, Q queries, K classes, C channels, D CLIP width, H W pixels,
 h w padded pixels / stride of the mask features.
@@ -26,22 +26,20 @@ OUTPUTS = ("scores", "class_logits", "object_logits", "mask_logits", "query_embe
 class ExportableNetwork(nn.Module):
     """Backbone and head of a model, in float32, with pixels and vocabulary as inputs.
 
+    Args:
+        model: in evaluation mode. It does not change.
+
     Attributes:
         sees_clips: whether the images are the frames of one clip.
-        size_divisibility: images are padded, at the bottom and on the right, to multiples of so
-            many pixels.
+        size_divisibility: images are padded, at the bottom and on the right, to multiples of this
+            number of pixels.
     """
 
     def __init__(self, model: OVFormerBase) -> None:
-        """Take the parts of a model, which stays as it is.
-
-        Args:
-            model: in evaluation mode.
-        """
         super().__init__()
         self.backbone = copy_without_norms(model.backbone)
         self.head = copy.deepcopy(model.sem_seg_head)
-        self.requires_grad_(False)  # whoever runs the file need not turn gradients off
+        self.requires_grad_(False)  # the file then runs without gradients by default
         self.register_buffer("pixel_mean", model.pixel_mean)
         self.register_buffer("pixel_std", model.pixel_std)
         self.sees_clips = model.SEES_CLIPS
@@ -52,7 +50,7 @@ class ExportableNetwork(nn.Module):
     def forward(
         self, images: Tensor, clip_features: Tensor, text_embeddings: Tensor
     ) -> dict[str, Tensor]:
-        """Find what is in images, each by itself, or in the frames of one clip together.
+        """Predict for images, each by itself, or for the frames of one clip together.
 
         Args:
             images: uint8 (B, 3, H, W), RGB. In a graph, sides exceed ``size_divisibility``.
@@ -63,8 +61,8 @@ class ExportableNetwork(nn.Module):
             Float32, for images: ``scores`` (B, Q, K), the geometric mean of the probabilities of
             class and objectness; ``class_logits`` (B, Q, K); ``object_logits`` (B, Q, 2), of object
             and no object; ``mask_logits`` (B, Q, h, w); ``query_embeddings`` (B, Q, C), by which
-            queries of frames are assigned to each other. A clip has one of each but for
-            ``mask_logits``, so that the others lack the dimension B.
+            queries of frames are matched over time. For a clip, all but ``mask_logits`` lack the
+            dimension B.
         """
         features = self.backbone(self._prepare(images))
         if self._normalizes_clip_features:
@@ -94,14 +92,14 @@ class ExportableNetwork(nn.Module):
         return dict(zip(OUTPUTS, results, strict=True))
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Return images as the backbone wants them: normalised, then padded with zeros."""
+        """Return the input of the backbone: normalised images, padded with zeros."""
         if self._is_bgr:
             images = images.flip(1)
         normalized = (images.to(torch.float32) - self.pixel_mean) / self.pixel_std
-        below, right = (self._missing(side) for side in images.shape[-2:])
+        below, right = (self._compute_padding(side) for side in images.shape[-2:])
         return F.pad(normalized, (0, right, 0, below))
 
-    def _missing(self, side: int) -> int:
-        """Return by how many pixels a side is padded; written so that symbols stay simple."""
+    def _compute_padding(self, side: int) -> int:
+        """Return the padding of a side in pixels, in a form that keeps symbolic sizes simple."""
         whole = (side + self.size_divisibility - 1) // self.size_divisibility
         return whole * self.size_divisibility - side

@@ -1,7 +1,7 @@
-"""Exported networks: files that run without this project, in PyTorch (.pt2) or ONNX Runtime.
+"""Exports networks to files that run without this project, in PyTorch (.pt2) or ONNX Runtime.
 
-Such a file has :class:`ovformer.export.exportable_network.ExportableNetwork` inside, for images
-of any size and vocabularies of any length, and a JSON text, ``metadata``.
+Such a file holds an :class:`ovformer.export.exportable_network.ExportableNetwork`, for images of
+any size and vocabularies of any length, and a JSON text, ``metadata``.
 
 Legend: B images, or frames of one clip, K classes, D CLIP width, H W pixels.
 """
@@ -33,13 +33,14 @@ TOLERANCE = 1e-2
 METADATA = "metadata.json"
 _FORMAT = "ovformer.export 1"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Images, shares of the size divisibility that are their height and width, classes.
+# Arguments of make_example_inputs: images, height and width in multiples of the size divisibility,
+# classes. The comparison with the model uses other sizes than the trace.
 _TRACED = (3, 3.2, 4.3, 5)
 _CHECKED = ((1, 2.1, 5.0, 1), (4, 3.3, 1.1, 9))
 
 
-class ExportError(RuntimeError):
-    """A network can't be exported, or gives something else then; or a file is no such network."""
+class ExportError(ValueError):
+    """A network can't be exported, or differs after that; or a file is no exported network."""
 
 
 def export(
@@ -49,10 +50,10 @@ def export(
 
     Args:
         loaded: the model. Its vocabulary is random afterwards.
-        path: ends in ``.pt2`` (PyTorch) or ``.onnx``. A file of that name is replaced, or stays as
-            it was where there is an error.
-        keeps_operator: have our operator of deformable attention in the file, with its fast
-            kernels: ``ovformer.ops.ms_deform_attn`` has to be imported to load it.
+        path: ends in ``.pt2`` (PyTorch) or ``.onnx``. A file of that name is replaced, unless there
+            is an error.
+        keeps_operator: keep our operator of deformable attention, with its fast kernels, in the
+            file, which then loads only after ``import ovformer.ops.ms_deform_attn``.
 
     Returns:
         The largest difference of each output, relative to the output's largest value.
@@ -61,7 +62,7 @@ def export(
         ValueError: the path's suffix is not known, or does not go with ``keeps_operator``.
         FileNotFoundError: there is no such folder.
         ModuleNotFoundError: packages are missing.
-        ExportError: the network has something that can't be exported, or gives something else.
+        ExportError: the network can't be exported, or the file gives other results.
     """
     path = Path(path)
     check_target(path, keeps_operator)
@@ -76,7 +77,7 @@ def check_target(path: Path, keeps_operator: bool = False) -> None:
     if path.suffix == ONNX:
         if keeps_operator:
             raise ValueError(
-                "ONNX has no deformable attention: the operator can be kept in .pt2 only"
+                "ONNX has no deformable attention: only a .pt2 file can keep the operator"
             )
         if missing := [name for name in _PACKAGES if find_spec(name) is None]:
             raise ModuleNotFoundError(
@@ -87,29 +88,35 @@ def check_target(path: Path, keeps_operator: bool = False) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"output {path}: no folder {path.parent}")
     with tempfile.TemporaryFile(dir=path.parent):
-        pass  # it can be written to
+        pass  # fails now, and not after tracing, if the folder can't be written to
 
 
 def trace(model: OVFormerBase, keeps_operator: bool = False) -> ExportedProgram:
     """Return a model's network as a graph for any number and size of images and any vocabulary.
 
+    Args:
+        model: in evaluation mode.
+        keeps_operator: see :func:`export`.
+
     Raises:
-        ExportError: PyTorch can't.
+        ExportError: PyTorch can't trace it.
     """
     count, classes = Dim("images", min=1), Dim("classes", min=1)
     height, width = (Dim(name, min=_least_side(model)) for name in ("height", "width"))
     shapes = ({0: count, 2: height, 3: width}, {0: count}, {0: classes})
-    example = example_inputs(model, *_TRACED)
+    example = make_example_inputs(model, *_TRACED)
     network = ExportableNetwork(model).eval()
     try:
         with torch.no_grad(), nullcontext() if keeps_operator else written_out():
             return torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
     except RuntimeError as error:
-        raise ExportError(f"PyTorch can't export this network: {_root(error)}") from error
+        raise ExportError(
+            f"PyTorch can't export this network: {_find_root_cause(error)}"
+        ) from error
 
 
 def describe(loaded: Pretrained, keeps_operator: bool = False) -> dict[str, Any]:
-    """Return what a user of an exported file has to know about it; docs/export.md has the keys."""
+    """Return the metadata of an exported file; docs/export.md describes the keys."""
     kinds = {name: kind for kind, (name, _) in ARCHITECTURES.items()}
     clip = loaded.cfg.MODEL.CLIP
     return {
@@ -132,21 +139,24 @@ def describe(loaded: Pretrained, keeps_operator: bool = False) -> dict[str, Any]
 
 
 def _least_side(model: OVFormerBase) -> int:
-    """Return the least height and width of images, in pixels: maps of one pixel are special."""
+    """Return the least height and width in pixels: maps of one pixel would be traced as special."""
     return model.size_divisibility + 1
 
 
-def example_inputs(
+def make_example_inputs(
     model: OVFormerBase, count: int, rows: float, columns: float, classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return random inputs.
 
     Args:
-        model: what they are for.
+        model: the network that takes them.
         count: B.
-        rows: H, as a multiple of the size divisibility.
-        columns: W, likewise.
+        rows: H as a multiple of the size divisibility.
+        columns: W as a multiple of the size divisibility.
         classes: K.
+
+    Returns:
+        Images uint8 (B, 3, H, W), CLIP features (B, D) and text embeddings (K, D).
     """
     shape = (count, 3, *(int(side * model.size_divisibility) for side in (rows, columns)))
     clip_dim = model.sem_seg_head.predictor.class_embed.clip_dim
@@ -161,18 +171,19 @@ def example_inputs(
 class ExportedNetwork:
     """An exported file, as a function.
 
+    Args:
+        path: of the file, ``.pt2`` or ``.onnx``.
+
     Attributes:
         metadata: what :func:`describe` returned.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModuleNotFoundError: ONNX Runtime is not installed.
+        ExportError: the file can't be loaded, or :func:`export` did not write it.
     """
 
     def __init__(self, path: str | PathLike) -> None:
-        """Read a file, ``.pt2`` or ``.onnx``.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ModuleNotFoundError: ONNX Runtime is not installed.
-            ExportError: it can't be loaded, or was not written by :func:`export`.
-        """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
@@ -180,18 +191,18 @@ class ExportedNetwork:
             text = self._load_onnx(path) if path.suffix == ONNX else self._load_torch(path)
         except ModuleNotFoundError:
             raise
-        except Exception as error:  # ONNX Runtime's types have nothing else in common
+        except Exception as error:  # ONNX Runtime's errors have no other base class
             runtime = "ONNX Runtime" if path.suffix == ONNX else "PyTorch"
             raise ExportError(f"{path.name}: {runtime} can't load it: {error}") from error
         if not text:
-            raise ExportError(f"{path.name}: has no {METADATA}, so it is of another origin")
+            raise ExportError(f"{path.name}: has no {METADATA}: tools/export.py did not write it")
         self.metadata = json.loads(text)
 
     @torch.no_grad()
     def __call__(
         self, images: Tensor, clip_features: Tensor, text_embeddings: Tensor
     ) -> dict[str, Tensor]:
-        """Do what :meth:`ExportableNetwork.forward` does."""
+        """Run the network; see :meth:`ExportableNetwork.forward` for inputs and outputs."""
         return self._run(images, clip_features, text_embeddings)
 
     def _load_onnx(self, path: Path) -> str:
@@ -203,7 +214,7 @@ class ExportedNetwork:
         return self._session.get_modelmeta().custom_metadata_map.get(METADATA, "")
 
     def _load_torch(self, path: Path) -> str:
-        """Load a file for PyTorch, likewise."""
+        """Load a file for PyTorch and return its metadata, "" where it has none."""
         files = {METADATA: ""}
         self._run = torch.export.load(path, extra_files=files).module()
         return files[METADATA]
@@ -218,16 +229,16 @@ def compare(exported: ExportedNetwork, model: OVFormerBase) -> dict[str, float]:
     """Return the largest relative difference of each output, at sizes that were not traced.
 
     Args:
-        exported: what to check.
-        model: what it was made from. Its vocabulary is random afterwards.
+        exported: the network to check.
+        model: the model it was exported from. Its vocabulary is random afterwards.
 
     Returns:
-        A number for each name; not a number where shapes differ or a value is none.
+        Output name -> difference; NaN where shapes differ or a value is NaN.
     """
     differences = {name: [] for name in OUTPUTS}
     for sizes in _CHECKED:
-        inputs = example_inputs(model, *sizes)
-        expected = model_outputs(model, *inputs)
+        inputs = make_example_inputs(model, *sizes)
+        expected = run_model(model, *inputs)
         for name, values in exported(*inputs).items():
             wanted = expected[name]
             fits = values.shape == wanted.shape
@@ -237,16 +248,16 @@ def compare(exported: ExportedNetwork, model: OVFormerBase) -> dict[str, float]:
 
 
 @torch.no_grad()
-def model_outputs(
+def run_model(
     model: OVFormerBase, images: Tensor, clip_features: Tensor, text_embeddings: Tensor
 ) -> dict[str, Tensor]:
-    """Return what :class:`ExportableNetwork` does, from the model itself, which gets a vocabulary.
+    """Compute the outputs of :meth:`ExportableNetwork.forward` with the model itself.
 
     Args:
-        model: in evaluation mode.
-        images: of :meth:`ExportableNetwork.forward`, like the others.
-        clip_features: see there.
-        text_embeddings: see there.
+        model: in evaluation mode. Its vocabulary is replaced.
+        images: uint8 (B, 3, H, W), RGB.
+        clip_features: float32 (B, D).
+        text_embeddings: float32 (K, D).
     """
     model.set_text_classifier(text_embeddings)
     if model.clip_features.image_format == "BGR":
@@ -271,19 +282,20 @@ def model_outputs(
 def write(
     program: ExportedProgram, metadata: Mapping[str, Any], path: Path, model: OVFormerBase
 ) -> dict[str, float]:
-    """Write a graph, unless it gives other results than the model; see :func:`export`."""
+    """Write a graph, if it gives the results of the model; see :func:`export`."""
+    # Beside the target, so that the checked file only has to be renamed.
     with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
         file = Path(folder, path.name)
         (_write_onnx if path.suffix == ONNX else _write_torch)(program, metadata, file)
         exported = ExportedNetwork(file)
         try:
             differences = compare(exported, model)
-        except Exception as error:  # as above, of ONNX Runtime
+        except Exception as error:  # of ONNX Runtime, as above
             raise ExportError(f"the exported network can't be run: {error}") from error
         if not all(difference <= TOLERANCE for difference in differences.values()):
             raise ExportError(
-                f"the exported network gives other results than the model: {differences}, where "
-                f"at most {TOLERANCE} is expected. Nothing was written"
+                f"the exported network gives other results than the model: {differences}, expected "
+                f"at most {TOLERANCE}. Nothing was written"
             )
         file.replace(path)
     return differences
@@ -291,7 +303,7 @@ def write(
 
 def _write_torch(program: ExportedProgram, metadata: Mapping[str, Any], path: Path) -> None:
     """Write a graph for ``torch.export.load``."""
-    # A file can't hold blocks without gradients in all places; this writes their content out.
+    # Some no_grad blocks can't be saved; this replaces them by their content.
     program = program.run_decompositions({})
     torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
 
@@ -311,13 +323,13 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], path: Pat
             verbose=False,
         )
     except RuntimeError as error:
-        raise ExportError(f"ONNX can't express this network: {_root(error)}") from error
+        raise ExportError(f"ONNX can't express this network: {_find_root_cause(error)}") from error
     converted.model.metadata_props[METADATA] = json.dumps(metadata)
     converted.save(path, external_data=False)
 
 
-def _root(error: BaseException) -> BaseException:
-    """Return the error that an error came from in the end."""
+def _find_root_cause(error: BaseException) -> BaseException:
+    """Return the first error in a chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,9 +1,7 @@
-"""Prediction on one's own videos, for one's own words.
+"""The library: finds the objects of videos and images, for words that can change at any time.
 
-This layer stands on all others: it uses the engine's checkpoints, data's vocabularies, modeling's
-tracking and evaluation's overlaps of tubes, and nothing but scripts uses it. The engine does not
-know it: training and evaluation on data sets need no video files, no drawing and no vocabulary that
-changes.
+It uses the engine's checkpoints, the vocabularies of data, the tracking of modeling and the tube
+IoU of evaluation. Only demo/, export/ and scripts import it.
 """
 
 from ovformer.predictor.predictions import (

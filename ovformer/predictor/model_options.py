@@ -1,4 +1,4 @@
-"""The options of scripts that predict: which model, which words, and how sure it has to be."""
+"""Command-line options of scripts that predict: weights, vocabulary, device, score threshold."""
 
 import argparse
 from pathlib import Path
@@ -46,12 +46,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--resize",
         type=positive_int,
         metavar="PIXELS",
-        help="short edge that the network sees (default: INPUT.MIN_SIZE_TEST)",
+        help="short edge of the frames that the network gets (default: INPUT.MIN_SIZE_TEST)",
     )
 
 
 def load_predictor(args: argparse.Namespace) -> VideoPredictor:
-    """Return the predictor that the command line describes.
+    """Return the predictor of the options that :func:`add_model_options` added.
 
     Raises:
         FileNotFoundError: there are no weights, or no config.
@@ -61,6 +61,7 @@ def load_predictor(args: argparse.Namespace) -> VideoPredictor:
     if args.clip:
         load["clip"] = (args.clip, args.clip_pretrained)
     if args.resize:
+        # Frames up to 2.5 times as long as high get this short edge.
         longest = args.resize * 5 // 2
         load["opts"] = ["INPUT.MIN_SIZE_TEST", args.resize, "INPUT.MAX_SIZE_TEST", longest]
     return VideoPredictor.from_checkpoint(args.config_file, args.weights, args.vocabulary, **load)

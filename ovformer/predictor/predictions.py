@@ -1,4 +1,4 @@
-"""What is found in a frame and in a video, and the JSON formats that it is written in.
+"""Objects of a frame and of a video, and how they become JSON (YouTube-VIS, COCO, results).
 
 Legend: T frames, N objects, H W pixels of the original frames.
 """
@@ -22,11 +22,11 @@ class ObjectInFrame:
     Attributes:
         track_id: the same for an object in all frames. Where nothing is tracked it is None, or the
             number that :meth:`FramesResult.best` gives.
-        label: its number in the vocabulary.
-        name: its name in the vocabulary.
+        label: index in the vocabulary.
+        name: name in the vocabulary.
         score: 0 to 1.
         rle: the mask as a compressed COCO RLE of the original frame's size.
-        box: left, top, right, bottom in pixels, the latter two exclusive.
+        box: left, top, right, bottom in pixels; right and bottom are exclusive.
     """
 
     track_id: int | None
@@ -38,16 +38,16 @@ class ObjectInFrame:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """The mask as bool (H, W), decoded when it is first asked for."""
+        """The mask as bool (H, W), decoded at the first access."""
         return coco_mask.decode(self.rle).astype(bool)
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What is found in one frame.
+    """The objects of one frame.
 
     Attributes:
-        number: of the frame in its video, counted from 0.
+        number: index of the frame in its video, from 0.
         time: of the frame, in seconds.
         size: H and W.
         objects: highest score first.
@@ -64,11 +64,11 @@ class VideoObject:
     """An object in a whole video.
 
     Attributes:
-        track_id: its number among the objects of the video, by score.
-        label: its number in the vocabulary.
-        name: its name in the vocabulary.
+        track_id: index among the objects of the video, by score.
+        label: index in the vocabulary.
+        name: name in the vocabulary.
         score: 0 to 1.
-        segmentations: T compressed COCO RLEs, empty where the object is not seen.
+        segmentations: T compressed COCO RLEs, with no pixel where the object is not visible.
     """
 
     track_id: int
@@ -80,7 +80,7 @@ class VideoObject:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What is found in a video.
+    """The objects of a video.
 
     Attributes:
         names: the vocabulary.
@@ -102,12 +102,12 @@ class VideoResult:
     def best(
         self, score_threshold: float = 0.0, max_objects: int | None = None, max_iou: float = 0.7
     ) -> "VideoResult":
-        """Return the objects that are worth showing: one name for each thing.
+        """Return the objects to show. The model may find a thing under several names: one remains.
 
         Args:
             score_threshold: least score.
-            max_objects: how many, at most; None for all.
-            max_iou: an object that overlaps a better one by more than this is left out: mostly it
+            max_objects: most objects; None for all.
+            max_iou: an object is dropped if its tube IoU with a better one exceeds this: mostly it
                 is the same thing with another name.
         """
         kept: list[int] = []
@@ -120,7 +120,8 @@ class VideoResult:
         return VideoResult(self.names, self.size, self.times, objects)
 
     def _is_covered(self, number: int, others: Sequence[int], max_iou: float) -> bool:
-        """Tell whether an object overlaps one of some others by more than ``max_iou``."""
+        """Return whether the tube IoU of an object with one of some others exceeds ``max_iou``."""
+        # Objects without a common frame have an IoU of 0: the masks need not be compared.
         seen = self.areas[number] > 0
         others = [other for other in others if self.areas[other, seen].any()]
         if not others:
@@ -131,15 +132,15 @@ class VideoResult:
         return bool(overlaps.max() > max_iou)
 
     def in_frame(self, t: int) -> list[ObjectInFrame]:
-        """Return the objects that are seen in frame ``t``."""
+        """Return the objects that are visible in frame ``t``."""
         return [
-            object_in_frame(item.track_id, item.label, item.name, item.score, rle)
+            make_object_in_frame(item.track_id, item.label, item.name, item.score, rle)
             for item, areas in zip(self.objects, self.areas, strict=True)
             if areas[t] and (rle := item.segmentations[t])
         ]
 
     def by_frame(self) -> "FramesResult":
-        """Return the same as what is found in each frame by itself."""
+        """Return the same objects frame by frame, as if each frame were an image."""
         frames = [self.in_frame(t) for t in range(len(self.times))]
         return FramesResult(self.names, self.size, self.times, frames)
 
@@ -150,7 +151,7 @@ class VideoResult:
 
 @dataclass(frozen=True)
 class FramesResult:
-    """What is found in frames that are looked at one by one, such as pictures: nothing is tracked.
+    """The objects of frames that are predicted one by one, such as images: nothing is tracked.
 
     Attributes:
         names: the vocabulary.
@@ -166,17 +167,18 @@ class FramesResult:
 
     @cached_property
     def objects(self) -> list[ObjectInFrame]:
-        """Those of all frames, highest score first."""
+        """The objects of all frames, highest score first."""
         return sorted(chain.from_iterable(self.frames), key=lambda item: -item.score)
 
     def best(
         self, score_threshold: float = 0.0, max_objects: int | None = None, max_iou: float = 0.7
     ) -> "FramesResult":
-        """Do in each frame what :meth:`VideoResult.best` does, and number what is left."""
+        """Do what :meth:`VideoResult.best` does in each frame; number the objects that remain."""
         kept = []
         for objects in self.frames:
             sure = [item for item in objects if item.score >= score_threshold]
-            kept.append(without_overlaps(sure, max_iou)[:max_objects])
+            kept.append(drop_overlaps(sure, max_iou)[:max_objects])
+        # Numbered over all frames, by score, so that each object has a colour and a thumbnail.
         places = [(t, n) for t, objects in enumerate(kept) for n in range(len(objects))]
         places.sort(key=lambda place: -kept[place[0]][place[1]].score)
         for number, (t, n) in enumerate(places):
@@ -184,7 +186,7 @@ class FramesResult:
         return replace(self, frames=kept)
 
     def in_frame(self, t: int) -> Sequence[ObjectInFrame]:
-        """Return the objects that are seen in frame ``t``."""
+        """Return the objects that are visible in frame ``t``."""
         return self.frames[t]
 
     def by_frame(self) -> "FramesResult":
@@ -192,29 +194,33 @@ class FramesResult:
         return self
 
     def listed(self, count: int) -> VideoResult:
-        """Return the best ``count`` objects as those of a video, each of which is seen once."""
+        """Return the best ``count`` objects as a video's, each visible in one frame."""
         empty = coco_mask.encode(np.zeros(self.size, np.uint8, order="F"))
-        seen = [(t, item) for t, objects in enumerate(self.frames) for item in objects]
-        seen = sorted(seen, key=lambda pair: -pair[1].score)[:count]
-        count = len(self.times)
-        tubes = [[item.rle if t == own else empty for t in range(count)] for own, item in seen]
-        listed = [
-            VideoObject(item.track_id, item.label, item.name, item.score, tube)
-            for (_, item), tube in zip(seen, tubes, strict=True)
-        ]
+        found = [(t, item) for t, objects in enumerate(self.frames) for item in objects]
+        found.sort(key=lambda pair: -pair[1].score)
+        listed = []
+        for t, item in found[:count]:
+            tube = [empty] * len(self.times)
+            tube[t] = item.rle
+            listed.append(VideoObject(item.track_id, item.label, item.name, item.score, tube))
         return VideoResult(self.names, self.size, self.times, listed)
 
 
-def object_in_frame(
+def make_object_in_frame(
     track_id: int | None, label: int, name: str, score: float, rle: dict[str, Any]
 ) -> ObjectInFrame:
-    """Return an object, with the box around its mask."""
+    """Return an object of a frame, with the box around its mask."""
     left, top, width, height = map(float, coco_mask.toBbox(rle))
     return ObjectInFrame(track_id, label, name, score, rle, (left, top, left + width, top + height))
 
 
-def without_overlaps(objects: Iterable[ObjectInFrame], max_iou: float) -> list[ObjectInFrame]:
-    """Leave out objects that overlap a better one by more than ``max_iou``, best first."""
+def drop_overlaps(objects: Iterable[ObjectInFrame], max_iou: float) -> list[ObjectInFrame]:
+    """Return the objects without those whose IoU with a better one exceeds ``max_iou``.
+
+    Args:
+        objects: of one frame, highest score first.
+        max_iou: largest mask IoU of two objects that are kept.
+    """
     kept: list[ObjectInFrame] = []
     for item in objects:
         others = [other.rle for other in kept]
@@ -223,16 +229,16 @@ def without_overlaps(objects: Iterable[ObjectInFrame], max_iou: float) -> list[O
     return kept
 
 
-def categories(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a vocabulary as categories, whose ids count from 1."""
+def to_categories(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a vocabulary as categories of an annotation file, with ids from 1."""
     return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
 
 
-def evaluation_results(result: VideoResult | FramesResult) -> list[dict[str, Any]]:
-    """Return objects as entries of a results.json, as evaluations write it.
+def to_evaluation_results(result: VideoResult | FramesResult) -> list[dict[str, Any]]:
+    """Return objects as the entries of a results.json, in the format of evaluations.
 
     Args:
-        result: of a video, whose id is 1; or of frames, each of which is an image, with ids from 1.
+        result: of a video, which gets the id 1; or of frames, which become images with ids from 1.
     """
     if isinstance(result, VideoResult):
         return [
@@ -257,12 +263,12 @@ def evaluation_results(result: VideoResult | FramesResult) -> list[dict[str, Any
     ]
 
 
-def annotations(result: VideoResult | FramesResult, file_names: Sequence[str]) -> dict[str, Any]:
+def to_annotations(result: VideoResult | FramesResult, file_names: Sequence[str]) -> dict[str, Any]:
     """Return objects as an annotation file of YouTube-VIS, or of COCO.
 
     Args:
-        result: with one object for each thing, see :meth:`VideoResult.best`; of frames, COCO's
-            format is written, in which each of them is an image.
+        result: with one object for each thing, see :meth:`VideoResult.best`. A video's becomes
+            YouTube-VIS, that of frames COCO, with an image for each frame.
         file_names: of the T frames.
     """
     height, width = result.size
@@ -277,11 +283,11 @@ def annotations(result: VideoResult | FramesResult, file_names: Sequence[str]) -
         found = list(_image_annotations(result))
     for number, annotation in enumerate(found, start=1):
         annotation["id"] = number
-    return {"categories": categories(result.names), "annotations": found, **content}
+    return {"categories": to_categories(result.names), "annotations": found, **content}
 
 
 def _video_annotations(result: VideoResult) -> Iterator[dict[str, Any]]:
-    """Yield the annotations of a video but for their ids."""
+    """Yield the annotations of a video, without ids."""
     for item, areas in zip(result.objects, result.areas.tolist(), strict=True):
         tube = [rle if area else None for rle, area in zip(item.segmentations, areas, strict=True)]
         yield {
@@ -289,12 +295,12 @@ def _video_annotations(result: VideoResult) -> Iterator[dict[str, Any]]:
             "segmentations": tube,
             "bboxes": [rle and coco_mask.toBbox(rle).tolist() for rle in tube],
             "areas": [area or None for area in areas],
-            **_common(item),
+            **_shared_fields(item),
         }
 
 
 def _image_annotations(result: FramesResult) -> Iterator[dict[str, Any]]:
-    """Yield the annotations of images but for their ids."""
+    """Yield the annotations of images, without ids."""
     for number, objects in enumerate(result.frames, start=1):
         for item in objects:
             yield {
@@ -302,10 +308,10 @@ def _image_annotations(result: FramesResult) -> Iterator[dict[str, Any]]:
                 "segmentation": item.rle,
                 "bbox": coco_mask.toBbox(item.rle).tolist(),
                 "area": int(coco_mask.area(item.rle)),
-                **_common(item),
+                **_shared_fields(item),
             }
 
 
-def _common(item: VideoObject | ObjectInFrame) -> dict[str, Any]:
-    """Return what annotations of videos and of images have alike."""
+def _shared_fields(item: VideoObject | ObjectInFrame) -> dict[str, Any]:
+    """Return the fields that annotations of videos and of images share."""
     return {"category_id": item.label + 1, "iscrowd": 0, "score": item.score}

@@ -1,7 +1,7 @@
-"""Weights and what belongs to them: config, vocabulary, and the CLIP model they were trained with.
+"""Loads weights and what belongs to them: config, vocabulary, CLIP model and prompts.
 
-A checkpoint saved by our trainer holds all of it (``Checkpointer``). For others, such as the
-published ones, a config file says it.
+A checkpoint of our trainer holds all of it (``Checkpointer``). Others, such as the published ones,
+need a config file.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from ovformer.modeling.language.text_classifier import load_text_classifier
 from ovformer.modeling.meta_arch.base_model import build_without_vocabulary
 from ovformer.paths import resolve_path
 
-# What a model is called on the command line -> MODEL.META_ARCHITECTURE and the query decoder.
+# Value of --model -> MODEL.META_ARCHITECTURE and MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME.
 # The same weights fit all of them.
 ARCHITECTURES = {
     "image": ("OVFormer", "MultiScaleMaskedTransformerDecoder"),
@@ -39,11 +39,11 @@ class Pretrained:
     Attributes:
         model: in evaluation mode, on its device. It has no vocabulary yet.
         cfg: what it was built from.
-        names: the vocabulary of the weights; None where nobody knows the names.
-        embeddings: (K, D) CLIP's embeddings of these, as in the weights; None where there are none.
-        clip: the CLIP model of the training, "name" and "pretrained"; empty where it is not known.
-        templates: the prompts of the vocabulary; of weights that do not know their CLIP model those
-            of the config's text classifier; empty where they are not known.
+        names: the vocabulary of the weights; None if neither weights nor config know the names.
+        embeddings: (K, D) CLIP's embeddings of the names, from the weights; None if absent.
+        clip: "name" and "pretrained" of the training's CLIP model; empty if the weights don't know.
+        templates: the prompts of the vocabulary, from the weights or the config's text classifier;
+            empty if neither knows them.
     """
 
     model: nn.Module
@@ -81,9 +81,10 @@ def load_pretrained(
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {weights}")
     content = read_weights(path)
-    metadata = _metadata(content, path)
-    cfg = _config(config, path, metadata, opts)
-    model = _build_model(cfg, _device(device), architecture)
+    metadata = _check_metadata(content, path)
+    cfg = _read_config(config, path, metadata, opts)
+    model = _build_model(cfg, _choose_device(device), architecture)
+    # The checkpointer converts key names and reports what is missing; a trained model needs all.
     checkpointer = Checkpointer(model)
     checkpointer.load(str(path))
     if not checkpointer.has_loaded_all:
@@ -92,11 +93,11 @@ def load_pretrained(
     if columns is not None and np.ndim(columns) != 2:
         raise ValueError(f"weights: {weights}: {_TEXT_EMBEDDINGS} is no matrix")
     embeddings = None if columns is None else torch.as_tensor(columns)[:, :-1].t().float()
-    names = _names(content, cfg, embeddings)
+    names = _find_names(content, cfg, embeddings)
     if names is not None and embeddings is not None and len(names) != len(embeddings):
         raise ValueError(
-            f"weights: {weights} hold {len(names)} names of classes, but text embeddings of "
-            f"{len(embeddings)}"
+            f"weights: {weights} hold {len(names)} class names, but {len(embeddings)} text "
+            "embeddings"
         )
     return Pretrained(
         model.eval(),
@@ -104,12 +105,12 @@ def load_pretrained(
         names,
         embeddings,
         dict(metadata.get("clip", {})),
-        list(metadata.get("templates", _templates(cfg))),
+        list(metadata.get("templates", _read_templates(cfg))),
     )
 
 
-def _metadata(content: dict, path: Path) -> dict:
-    """Return what some weights say of their training, after a look at its types."""
+def _check_metadata(content: dict, path: Path) -> dict:
+    """Return the metadata of weights; raise ValueError unless its types are right."""
     metadata = content.get("metadata", {})
     lists = [content.get("class_names") or []]
     is_valid = isinstance(metadata, dict) and isinstance(metadata.get("clip", {}), dict)
@@ -118,16 +119,17 @@ def _metadata(content: dict, path: Path) -> dict:
         lists += [metadata.get("templates", []), clip, [metadata.get("config", "")]]
     is_valid = is_valid and all(isinstance(texts, list | tuple) for texts in lists)
     if not is_valid or not all(isinstance(text, str) for texts in lists for text in texts):
-        raise ValueError(f"weights: {path}: its metadata are none of a training of this project")
+        raise ValueError(f"weights: {path}: its metadata is not that of a training of this project")
+    # Weights may come from anywhere: their config must not make us read files.
     if "_BASE_" in metadata.get("config", ""):
-        raise ValueError(f"weights: {path}: the config inside names another file (_BASE_)")
+        raise ValueError(f"weights: {path}: the config inside refers to another file (_BASE_)")
     return metadata
 
 
-def _config(
+def _read_config(
     config: str | PathLike | CfgNode | None, weights: Path, metadata: dict, opts: Sequence[str]
 ) -> CfgNode:
-    """Return the config of some weights, frozen."""
+    """Return the frozen config: the given one, that inside the weights, or that beside them."""
     beside = weights.with_name("config.yaml")
     if isinstance(config, CfgNode):
         cfg = config.clone()
@@ -142,19 +144,23 @@ def _config(
         cfg = get_ovformer_cfg(str(beside), opts)
     else:
         raise FileNotFoundError(
-            f"{weights} has no config inside, and there is no {beside}. Name the config that the "
-            "weights were trained with: --config-file configs/..."
+            f"{weights} has no config inside, and there is no {beside}. Give the config of the "
+            "training: --config-file configs/..."
         )
     return cfg
 
 
-def _device(name: str | None) -> str:
-    """Return a device that can be used, without a name a GPU where there is one."""
+def _choose_device(name: str | None) -> str:
+    """Return a device that can be used; without a name, a GPU if there is one."""
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # as builds of PyTorch do
+    except (
+        AssertionError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # varies by build
         why = str(error).partition("\n")[0]
         raise ValueError(f"device: {name!r} can't be used ({why}). Without a GPU: cpu") from error
     return name
@@ -177,14 +183,14 @@ def _build_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Modu
     return build_without_vocabulary(cfg, device)
 
 
-def _templates(cfg: CfgNode) -> list[str]:
-    """Return the prompts of the config's text classifier, if that is there and knows them."""
+def _read_templates(cfg: CfgNode) -> list[str]:
+    """Return the prompts of the config's text classifier, empty if it is missing or has none."""
     path = resolve_path(cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH)
     return list(load_text_classifier(path).meta.get("templates", [])) if path.is_file() else []
 
 
-def _names(content: dict, cfg: CfgNode, embeddings: Tensor | None) -> list[str] | None:
-    """Return the names of the classes of some weights, if they or the config's data sets know."""
+def _find_names(content: dict, cfg: CfgNode, embeddings: Tensor | None) -> list[str] | None:
+    """Return the class names, from the weights or from a data set of the config with as many."""
     if content.get("class_names"):
         return list(content["class_names"])
     register_custom(cfg.DATASETS.CUSTOM)

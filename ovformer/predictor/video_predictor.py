@@ -1,4 +1,4 @@
-"""Finds, follows and names the objects of videos, pictures and live streams.
+"""Finds, follows and names the objects of videos, images and live streams.
 
 Legend: T frames, K classes, D CLIP width, H W pixels.
 """
@@ -30,8 +30,8 @@ from ovformer.predictor.predictions import (
     ObjectInFrame,
     VideoObject,
     VideoResult,
-    object_in_frame,
-    without_overlaps,
+    drop_overlaps,
+    make_object_in_frame,
 )
 from ovformer.predictor.pretrained import load_pretrained
 
@@ -47,9 +47,19 @@ class VideoPredictor:
         for item in predictor.predict("my.mp4").best(score_threshold=0.3).objects:
             print(item.name, item.score)
 
-    Attributes:
+    Args:
         model: OVFormer, OVFormerVideo or VideoOVFormer, in evaluation mode.
-        names: the K class names.
+        embedder: embeds names that are not among ``known``.
+        vocabulary: see :meth:`set_vocabulary`.
+        min_size: the short edge of frames is resized to this many pixels; 0 for no resizing.
+        max_size: the long edge gets at most this many pixels.
+        image_format: channel order of the model's input, "RGB" or "BGR".
+        clip_image_size: side in pixels of the images that CLIP gets.
+        known: names and embeddings (K, D) that the vocabulary "checkpoint" stands for.
+
+    Attributes:
+        model: as above.
+        names: the K class names of the present vocabulary.
     """
 
     def __init__(
@@ -64,18 +74,6 @@ class VideoPredictor:
         clip_image_size: int = 224,
         known: tuple[Sequence[str], Tensor] | None = None,
     ) -> None:
-        """Take a model and plain values; :meth:`from_checkpoint` finds them.
-
-        Args:
-            model: in evaluation mode.
-            embedder: of names that are not known.
-            vocabulary: see :meth:`set_vocabulary`.
-            min_size: the short edge of frames is resized to this many pixels (0: to none),
-            max_size: unless the long edge would get more than this many.
-            image_format: channel order that the model takes, "RGB" or "BGR".
-            clip_image_size: side in pixels of the images that CLIP takes.
-            known: names and embeddings (K, D) that the vocabulary "checkpoint" stands for.
-        """
         self.model = model
         self._embedder = embedder
         self._edges = min_size, max_size
@@ -101,11 +99,11 @@ class VideoPredictor:
         clip: tuple[str, str] | None = None,
         opts: Sequence[str] = (),
     ) -> "VideoPredictor":
-        """Load a model.
+        """Load a model and the CLIP model that embeds names and frames.
 
         Args:
             config: a YAML file or a config; None for the one inside or beside the weights.
-            weights: a checkpoint of training, of any stage.
+            weights: a checkpoint of a training, of any stage.
             vocabulary: see :meth:`set_vocabulary`; None for that of the weights.
             device: for example "cpu"; None for a GPU where there is one.
             architecture: "image" (each frame by itself), "video" (frame by frame, tracked) or
@@ -124,6 +122,8 @@ class VideoPredictor:
             config, weights, device=device, architecture=architecture, opts=opts
         )
         node = loaded.cfg.MODEL.CLIP
+        # Embeddings inside the weights serve twice: as the vocabulary "checkpoint", and to check
+        # that the CLIP model is that of the training.
         known = None
         if loaded.names is not None and loaded.embeddings is not None:
             known = (loaded.names, loaded.embeddings)
@@ -147,11 +147,11 @@ class VideoPredictor:
         )
 
     def set_vocabulary(self, vocabulary: str | PathLike | Iterable[str | PathLike]) -> list[str]:
-        """Change the words. The model stays loaded.
+        """Change the vocabulary. The model stays loaded.
 
         Args:
-            vocabulary: see :func:`.parse_vocabulary`; "checkpoint" stands
-                for the names inside the weights, with the embeddings that are there.
+            vocabulary: see :func:`.parse_vocabulary`; "checkpoint" stands for the names inside the
+                weights, with their embeddings.
 
         Returns:
             The class names.
@@ -168,13 +168,14 @@ class VideoPredictor:
             known = self._known
             if not known:
                 raise ValueError(
-                    f"vocabulary {FROM_CHECKPOINT!r}: the weights hold no names of classes, so a "
-                    "vocabulary is needed: words ('dog, red ball'), a file, or the name of a data "
-                    "set ('lvis')"
+                    f"vocabulary {FROM_CHECKPOINT!r}: the weights hold no class names. Give a "
+                    "vocabulary: words ('dog, red ball'), a file, or the name of a data set "
+                    "('lvis')"
                 )
         names = parse_vocabulary(
             vocabulary if isinstance(vocabulary, str) else items, {FROM_CHECKPOINT: list(known)}
         )
+        # Embeddings of the training are kept to the last digit; only other names are embedded.
         new = [name for name in names if name not in known]
         computed = dict(zip(new, self._embedder(new), strict=True)) if new else {}
         rows = [known[name] if name in known else computed[name] for name in names]
@@ -185,16 +186,16 @@ class VideoPredictor:
     def predict(self, video: Any, max_objects: int | None = None) -> VideoResult | FramesResult:
         """Find the objects of a whole video, as in evaluation.
 
-        The scores are those of the whole video, so it has to end. A thing may be found under
-        several names: :meth:`VideoResult.best` keeps the best one.
+        Scores need the whole video, so it has to end. The model may find a thing under several
+        names: :meth:`VideoResult.best` keeps the best one.
 
         Args:
             video: see :func:`ovformer.data.files.video_files.iterate_frames`.
-            max_objects: how many are returned, by the image model of each frame; None for
+            max_objects: most objects of the video, or of each frame for the image model; None for
                 TEST.DETECTIONS_PER_IMAGE of the config.
 
         Returns:
-            Tracked objects; of the image model, which tracks nothing, those of each frame.
+            Tracked objects; or those of each frame from the image model, which tracks nothing.
 
         Raises:
             ValueError: there is no frame, or frames differ in size.
@@ -203,23 +204,19 @@ class VideoPredictor:
         first = next(frames, None)
         if first is None:
             raise ValueError("the video has no frame")
-        times: list[float] = []
+        frames = chain([first], frames)
         size = first.image.shape[:2]
         if not self._tracks:
-            return self._predict_untracked(chain([first], frames), size, max_objects)
-        with self._limited(max_objects):
-            record = self._video_record(chain([first], frames), size, times)
+            return self._predict_untracked(frames, size, max_objects)
+        times: list[float] = []  # grows while the model takes frames
+        with self._limit_objects(max_objects):
+            record = self._video_record(frames, size, times)
             (prediction,) = self.model.predict_videos([record])
+        keys = ("pred_scores", "pred_labels", "segmentations")
+        columns = zip(*(prediction[key] for key in keys), strict=True)
         objects = [
             VideoObject(number, label, self.names[label], score, tube)
-            for number, (score, label, tube) in enumerate(
-                zip(
-                    prediction["pred_scores"],
-                    prediction["pred_labels"],
-                    prediction["segmentations"],
-                    strict=True,
-                )
-            )
+            for number, (score, label, tube) in enumerate(columns)
         ]
         return VideoResult(self.names, size, times, objects)
 
@@ -233,22 +230,22 @@ class VideoPredictor:
         max_iou: float = 0.7,
         memory: int | None = None,
     ) -> Iterator[FrameResult]:
-        """Yield what is found in each frame, as frames come, for as long as they come.
+        """Yield the objects of each frame as it arrives; the video may be endless.
 
-        Nothing of a frame is kept, so memory does not grow. A track has one name, the best by the
-        mean of its scores over the frames so far, which may change. The image model tracks nothing:
-        its scores are those of the frame, and ``window`` and ``memory`` change nothing.
+        No frame is kept, so memory does not grow. A track has one name: the one with the best mean
+        score over the frames so far, so it may change. The image model tracks nothing: its scores
+        are those of the frame, and ``window`` and ``memory`` change nothing.
 
         Args:
             video: see :func:`ovformer.data.files.video_files.iterate_frames`.
             window: frames that go through the network together. The results of a frame come when
-                its window is full, or the video ends. None for 1, or for a model of clips for
+                its window is full or the video ends. None for 1, or for the clip model
                 MODEL.MASK_FORMER.TEST.CLIP_LENGTH.
             score_threshold: least score of an object.
             max_objects: most objects of a frame; None for TEST.DETECTIONS_PER_IMAGE.
-            max_iou: an object that overlaps a better one by more than this is left out.
-            memory: scores are means over about so many frames, instead of all. For streams that
-                last, such as a camera's: what comes late gets a name of its own.
+            max_iou: an object is dropped if its IoU with a better one exceeds this.
+            memory: number of latest frames over which scores are averaged, about; None for all. For
+                long streams, such as a camera's, in which a track may turn to something else.
 
         Raises:
             ValueError: a number is out of range, or frames differ in size.
@@ -265,7 +262,8 @@ class VideoPredictor:
         tracker = QueryTracker(self.model.memory_momentum)
         names, size = None, None
         while batch := list(islice(frames, window)):
-            if names is not self.names:  # at the beginning, and when set_vocabulary was called
+            # In the first window, and after set_vocabulary: scores so far are of other names.
+            if names is not self.names:
                 names = self.names
                 ratio = None if self.model.SEES_CLIPS else self.model.frame_score_ratio
                 tracks = RunningTracks(limit, ratio, score_threshold, memory)
@@ -274,19 +272,17 @@ class VideoPredictor:
                 _check_size(frame.number, frame.image.shape[:2], size)
             sizes = self._run_window(batch, tracker, tracks)
             for frame in batch:
-                objects = self._objects(tracks.ready.popleft(), sizes, size, names)
-                yield FrameResult(
-                    frame.number, frame.time, size, without_overlaps(objects, max_iou)
-                )
+                objects = self._restore_objects(tracks.ready.popleft(), sizes, size, names)
+                yield FrameResult(frame.number, frame.time, size, drop_overlaps(objects, max_iou))
 
     @property
     def _tracks(self) -> bool:
-        """Whether the model follows objects."""
+        """Whether the model tracks objects."""
         return hasattr(self.model, "predict_videos")
 
     @contextmanager
-    def _limited(self, max_objects: int | None) -> Iterator[None]:
-        """Let the model return another number of objects."""
+    def _limit_objects(self, max_objects: int | None) -> Iterator[None]:
+        """Make the model return at most this many objects; None for its own limit."""
         before = self.model.detections_per_image
         self.model.detections_per_image = before if max_objects is None else max_objects
         try:
@@ -295,10 +291,10 @@ class VideoPredictor:
             self.model.detections_per_image = before
 
     def _record(self, frame: Frame) -> dict[str, Any]:
-        """Return a frame as the record of an image, which :mod:`ovformer.data` describes."""
+        """Return a frame as an image record; :mod:`ovformer.data` describes it."""
         height, width = frame.image.shape[:2]
         image = frame.image
-        if self._edges[0]:  # as evaluation does, but for a side that would vanish
+        if self._edges[0]:  # as in evaluation, except that no side shrinks to 0
             sides = T.ResizeShortestEdge.get_output_shape(height, width, *self._edges)
             image = T.ResizeTransform(height, width, *(max(1, side) for side in sides)).apply_image(
                 image
@@ -313,7 +309,7 @@ class VideoPredictor:
     def _video_record(
         self, frames: Iterable[Frame], size: tuple[int, int], times: list[float]
     ) -> dict[str, Any]:
-        """Return frames as the record of a video; the times of those taken are added to a list."""
+        """Return frames as a video record; reading it appends their times to ``times``."""
 
         def records() -> Iterator[dict[str, Any]]:
             for frame in frames:
@@ -333,14 +329,21 @@ class VideoPredictor:
         padded_size = model.follow(records, tracker, tracks)
         return padded_size, tuple(records[0]["image"].shape[-2:])
 
-    def _objects(
+    def _restore_objects(
         self,
         found: FrameTracks,
         sizes: tuple[tuple[int, int], tuple[int, int]],
         size: tuple[int, int],
         names: Sequence[str],
     ) -> Iterator[ObjectInFrame]:
-        """Yield the objects of a frame that have a pixel at its original size."""
+        """Yield the objects of a frame that have a pixel at its original size.
+
+        Args:
+            found: of the frame, with mask logits of the network's stride.
+            sizes: H and W of the padded and of the unpadded network input.
+            size: H and W of the original frame.
+            names: the K class names of the tracks.
+        """
         if not len(found.tracks):
             return
         masks = restore_masks(found.masks, *sizes, size) > 0
@@ -349,12 +352,12 @@ class VideoPredictor:
             *(column.tolist() for column in columns), encode_masks(masks), strict=True
         ):
             if is_seen:
-                yield object_in_frame(track, label, names[label], score, rle)
+                yield make_object_in_frame(track, label, names[label], score, rle)
 
     def _predict_untracked(
         self, frames: Iterable[Frame], size: tuple[int, int], max_objects: int | None
     ) -> FramesResult:
-        """Return the objects of each frame by itself."""
+        """Return the objects that the image model finds in each frame."""
         found: list[list[ObjectInFrame]] = []
         times: list[float] = []
         limit = max_objects or self.model.detections_per_image
@@ -368,13 +371,13 @@ class VideoPredictor:
     def _stream_untracked(
         self, frames: Iterable[Frame], limit: int, score_threshold: float, max_iou: float
     ) -> Iterator[FrameResult]:
-        """Yield the objects of each frame by itself."""
+        """Yield the objects that the image model finds in each frame."""
         for frame in frames:
-            with self._limited(limit):
+            with self._limit_objects(limit):
                 found = self.model([self._record(frame)])[0]["instances"]
             found = found[found.pred_masks.flatten(1).any(1)]
             objects = [
-                object_in_frame(None, label, self.names[label], score, rle)
+                make_object_in_frame(None, label, self.names[label], score, rle)
                 for score, label, rle in zip(
                     found.scores.tolist(),
                     found.pred_classes.tolist(),
@@ -384,14 +387,14 @@ class VideoPredictor:
                 if score >= score_threshold
             ]
             size = frame.image.shape[:2]
-            yield FrameResult(frame.number, frame.time, size, without_overlaps(objects, max_iou))
+            yield FrameResult(frame.number, frame.time, size, drop_overlaps(objects, max_iou))
 
 
 def _check_size(number: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
-    """Raise ValueError when a frame has another height and width than the first."""
+    """Raise ValueError if a frame has another height or width than the first."""
     if tuple(size) != tuple(expected):
         raise ValueError(
-            f"frame {number} is {size[0]} x {size[1]} pixels (height x width), but the first was "
-            f"{expected[0]} x {expected[1]}. The frames of a video have to be of one size: bring "
-            "them to that of the first, or predict pictures one by one"
+            f"frame {number} is {size[0]} x {size[1]} pixels (height x width), but the first is "
+            f"{expected[0]} x {expected[1]}. The frames of a video need one size: resize them, or "
+            "predict the images one by one"
         )

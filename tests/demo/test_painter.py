@@ -3,13 +3,13 @@ import logging
 import numpy as np
 import pytest
 
-from ovformer.demo.result_page import Thumbnails, page
-from ovformer.predictor.predictions import VideoObject, VideoResult, object_in_frame
+from ovformer.demo.result_page import Thumbnails, render_result_page
+from ovformer.predictor.predictions import VideoObject, VideoResult, make_object_in_frame
 from support.video_fixture import encode
 
 pytest.importorskip("supervision", reason="needs the extra [demo]")
 
-from ovformer.demo.painter import COLOURS, OPACITY, Painter, font_for, scale_for, track_colour
+from ovformer.demo.painter import COLOURS, OPACITY, Painter, choose_scale, find_font, track_colour
 
 
 def square(size: tuple[int, int] = (100, 120)) -> dict:
@@ -25,8 +25,8 @@ def test_a_track_keeps_its_colour() -> None:
     corner[90:, 100:] = True
     drawn = {}
     for track in (0, 1, len(COLOURS)):
-        for others in ([], [object_in_frame(5, 0, "other", 0.9, encode(corner))]):
-            item = object_in_frame(track, 0, "dog", 0.5, square())
+        for others in ([], [make_object_in_frame(5, 0, "other", 0.9, encode(corner))]):
+            item = make_object_in_frame(track, 0, "dog", 0.5, square())
             image = painter(frame, [*others, item])
             drawn.setdefault(track, []).append(image[60, 60].tolist())
     assert drawn[0][0] == drawn[0][1] == drawn[len(COLOURS)][0] != drawn[1][0]
@@ -39,33 +39,38 @@ def test_a_track_keeps_its_colour() -> None:
 @pytest.mark.parametrize("name", ["красный мяч", "犬", "x" * 1000, "a\nb", "🐕", "{}%s"])
 def test_any_name_can_be_drawn(name: str) -> None:
     frame = np.full((100, 120, 3), 128, np.uint8)
-    drawn = Painter()(frame, [object_in_frame(0, 0, name, 0.5, square())])
+    drawn = Painter()(frame, [make_object_in_frame(0, 0, name, 0.5, square())])
     assert drawn.shape == frame.shape and (drawn[10:40] != 128).any()
 
 
 def test_small_frames_are_enlarged() -> None:
-    assert [scale_for(size) for size in ((48, 64), (360, 640), (1, 1), (7, 4000))] == [8, 1, 360, 1]
+    assert [choose_scale(size) for size in ((48, 64), (360, 640), (1, 1), (7, 4000))] == [
+        8,
+        1,
+        360,
+        1,
+    ]
     frame = np.full((100, 120, 3), 128, np.uint8)
-    drawn = Painter(3)(frame, [object_in_frame(0, 0, "dog", 0.5, square())])
+    drawn = Painter(3)(frame, [make_object_in_frame(0, 0, "dog", 0.5, square())])
     assert drawn.shape == (300, 360, 3)
     assert (drawn[130:230, 100:260] != 128).any(2).all() and (drawn[260:] == 128).all()
     assert Painter(3)(frame, []).shape == (300, 360, 3)
 
 
 def test_fonts(caplog) -> None:
-    assert font_for("dog").endswith("DejaVuSans.ttf")
-    assert font_for("красный мяч").endswith("DejaVuSans.ttf")
-    font_for.cache_clear()
+    assert find_font("dog").endswith("DejaVuSans.ttf")
+    assert find_font("красный мяч").endswith("DejaVuSans.ttf")
+    find_font.cache_clear()
     with caplog.at_level(logging.WARNING):
-        font_for("\U0010fffd")  # for private use: no font has it
-    assert "No font on this machine has" in caplog.text
+        find_font("\U0010fffd")  # for private use: no font has it
+    assert "fonts-noto-cjk" in caplog.text
 
 
-def test_page_and_thumbnails() -> None:
+def test_result_page_and_thumbnails() -> None:
     """Two stretches of time in which an object is seen, and its picture where it is largest."""
-    mask = np.zeros((100, 120), bool)
-    small, large, empty = mask.copy(), mask.copy(), mask
-    small[:10, :10], large[20:60, 20:80] = True, True
+    small, large, empty = np.zeros((3, 100, 120), bool)
+    small[:10, :10] = True
+    large[20:60, 20:80] = True
     tube = [encode(m) for m in (small, empty, large, large, empty)]
     result = VideoResult(
         ["dog & <cat>"],
@@ -75,25 +80,22 @@ def test_page_and_thumbnails() -> None:
     )
     thumbnails = Thumbnails(result)
     for t in range(5):
-        thumbnails.look(t, np.full((100, 120, 3), 40 * t + 40, np.uint8))
-    picture = thumbnails.pictures[0]
+        thumbnails.add_frame(t, np.full((100, 120, 3), 40 * t + 40, np.uint8))
+    picture = thumbnails.images[0]
     assert max(picture.shape) == 120 and picture[40, 60].tolist() == [120] * 3  # of frame 2
     assert picture[1, 1].tolist() == [60] * 3  # beside the object it is darker
-    text = page("my film", "film.mp4", result, {0: "thumbnails/000.jpg"}, ["A note"])
-    assert "dog &amp; &lt;cat&gt;" in text and "<cat>" not in text and "A note" in text
+    text = render_result_page("<i>", "film.mp4", result, {0: "thumbnails/000.jpg"}, ["A <note>"])
+    assert "dog &amp; &lt;cat&gt;" in text and "A &lt;note&gt;" in text
+    assert not any(tag in text for tag in ("<cat>", "<note>", "<i>"))
     assert "1 object in 5 frames, 2.5 s" in text
     assert '<video src="film.mp4"' in text and text.count("<rect") == 2
     assert "<rect x=0.0 y=10.0 width=200.0" in text and "<rect x=400.0 y=10.0 width=400.0" in text
 
 
-def test_names_of_films_are_paths_and_no_addresses() -> None:
-    result = VideoResult(["dog"], (100, 120), [0.0], [])
-    for suffix in (".mp4", ".png"):
-        text = page("my film", f'50% "a" #1?{suffix}', result, {})
-        assert f'src="50%25%20%22a%22%20%231%3F{suffix}"' in text
-
-
-def test_a_damaged_film_may_repeat_times() -> None:
+@pytest.mark.parametrize("suffix", [".mp4", ".png"])
+def test_file_names_are_quoted_and_a_damaged_video_may_repeat_times(suffix: str) -> None:
     item = VideoObject(0, 0, "dog", 0.5, [square()] * 2)
     result = VideoResult(["dog"], (100, 120), [0.0, 0.0], [item])
-    assert "in 2 frames, 0.1 s" in page("my film", "film.mp4", result, {})
+    text = render_result_page("my film", f'50% "a" #1?{suffix}', result, {})
+    assert f'src="50%25%20%22a%22%20%231%3F{suffix}"' in text
+    assert ("in 2 frames, 0.1 s" in text) == (suffix == ".mp4")

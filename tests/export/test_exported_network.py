@@ -1,4 +1,4 @@
-"""Exported files give what the model gives, at other sizes than they were made with."""
+"""Exported files give the outputs of the model, also at sizes that were not traced."""
 
 import math
 import re
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ovformer.export import exported_network
 from ovformer.export.exportable_network import OUTPUTS, ExportableNetwork
-from ovformer.export.exported_network import ExportedNetwork, ExportError, model_outputs
+from ovformer.export.exported_network import ExportedNetwork, ExportError, run_model
 from ovformer.predictor.pretrained import Pretrained, load_pretrained
 from support.predictor_fixture import TEMPLATES, WORDS, save_trained
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-ONE_LAYER = {"MODEL.MASK_FORMER.DEC_LAYERS": 2}  # counts what is predicted before it, too
+ONE_LAYER = {"MODEL.MASK_FORMER.DEC_LAYERS": 2}  # counts the prediction before it, too
 
 
 def random_inputs(count: int, height: int, width: int, classes: int) -> tuple[Tensor, ...]:
@@ -42,7 +42,7 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], rtol: float
 
 @pytest.mark.parametrize("kind", ["image", "video", "clip"])
 @pytest.mark.parametrize("opts", [[], ["INPUT.FORMAT", "BGR"]], ids=["RGB", "BGR"])
-def test_the_function_of_tensors_is_the_model(trained: Path, kind: str, opts: list[str]) -> None:
+def test_the_exportable_network_equals_the_model(trained: Path, kind: str, opts: list[str]) -> None:
     opts += ["MODEL.CLIP.NORMALIZE_IMAGE_FEATURES", bool(opts)]
     opts += ["MODEL.PIXEL_MEAN", [10.0, 120.0, 200.0]]  # channels can be told apart
     model = load_pretrained(None, trained, device="cpu", architecture=kind, opts=opts).model
@@ -51,7 +51,7 @@ def test_the_function_of_tensors_is_the_model(trained: Path, kind: str, opts: li
         got = ExportableNetwork(model).eval()(*inputs)
     if model.clip_features.normalize:
         inputs = (inputs[0], torch.nn.functional.normalize(inputs[1], dim=1), inputs[2])
-    assert_same(got, model_outputs(model, *inputs), 1e-5)
+    assert_same(got, run_model(model, *inputs), 1e-5)
     leading = () if kind == "clip" else (2,)
     assert got["scores"].shape == got["class_logits"].shape == (*leading, 6, 4)
     assert got["object_logits"].shape == (*leading, 6, 2)
@@ -64,9 +64,9 @@ def model(trained: Path) -> nn.Module:
     return load_pretrained(None, trained, device="cpu").model
 
 
-def test_no_number_and_another_shape_are_differences(model: nn.Module) -> None:
+def test_nan_and_another_shape_are_differences(model: nn.Module) -> None:
     def exported(*inputs: Tensor) -> dict[str, Tensor]:
-        outputs = model_outputs(model, *inputs)
+        outputs = run_model(model, *inputs)
         masks = outputs["mask_logits"][..., :1]
         return {**outputs, "scores": outputs["scores"] * torch.nan, "mask_logits": masks}
 
@@ -75,11 +75,11 @@ def test_no_number_and_another_shape_are_differences(model: nn.Module) -> None:
     assert differences["class_logits"] == differences["query_embeddings"] == 0
 
 
-def test_a_file_that_gives_something_else_or_fails_is_not_left(
+def test_a_file_with_other_results_or_that_fails_replaces_nothing(
     model: nn.Module, tmp_path: Path, monkeypatch
 ) -> None:
     def with_other_masks(*inputs: Tensor) -> dict[str, Tensor]:
-        outputs = model_outputs(model, *inputs)
+        outputs = run_model(model, *inputs)
         return {**outputs, "mask_logits": outputs["mask_logits"] * 1.1}
 
     def failing(*inputs: Tensor) -> dict[str, Tensor]:
@@ -91,8 +91,8 @@ def test_a_file_that_gives_something_else_or_fails_is_not_left(
         exported_network, "_write_torch", lambda program, metadata, file: file.write_text("after")
     )
     for network, message in (
-        (with_other_masks, "gives other results than the model: .*mask_logits"),
-        (failing, "can't be run: a shape"),
+        (with_other_masks, "mask_logits"),
+        (failing, "a shape"),
     ):
         monkeypatch.setattr(exported_network, "ExportedNetwork", lambda file, n=network: n)
         with pytest.raises(ExportError, match=message):
@@ -101,18 +101,18 @@ def test_a_file_that_gives_something_else_or_fails_is_not_left(
 
 
 @pytest.mark.parametrize("suffix", exported_network.SUFFIXES)
-def test_files_that_are_no_exported_networks(tmp_path: Path, suffix: str, monkeypatch) -> None:
+def test_other_files_are_refused(tmp_path: Path, suffix: str, monkeypatch) -> None:
     if suffix == exported_network.ONNX:
         pytest.importorskip("onnxruntime", reason="needs the extra [export]")
     path = tmp_path / f"model{suffix}"
-    with pytest.raises(FileNotFoundError, match=f"model{suffix}: no such file"):
+    with pytest.raises(FileNotFoundError, match=f"model{suffix}"):
         ExportedNetwork(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(ExportError, match=f"model{suffix}: .* can't load it: "):
+    with pytest.raises(ExportError, match=f"model{suffix}"):
         ExportedNetwork(path)
     for load in ("_load_torch", "_load_onnx"):
         monkeypatch.setattr(ExportedNetwork, load, lambda self, path: "")
-    with pytest.raises(ExportError, match=f"model{suffix}: has no metadata.json"):
+    with pytest.raises(ExportError, match=f"model{suffix}.*metadata.json"):
         ExportedNetwork(path)
 
 
@@ -137,10 +137,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def assert_right(exported: ExportedNetwork, model: nn.Module, kind: str) -> None:
-    """Compare a file with its model, at sizes that it was neither made nor compared with."""
+    """Compare a file with its model, at sizes that were neither traced nor checked."""
     for sizes in ((1, 33, 97, 1), (2, 64, 64, 40), (5, 130, 41, 3)):
         inputs = random_inputs(*sizes)
-        assert_same(exported(*inputs), model_outputs(model, *inputs), 1e-3)
+        assert_same(exported(*inputs), run_model(model, *inputs), 1e-3)
     assert exported.metadata["model"] == kind
     assert exported.metadata["class_names"] == WORDS
     assert exported.metadata["templates"] == TEMPLATES
@@ -150,7 +150,7 @@ def assert_right(exported: ExportedNetwork, model: nn.Module, kind: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", exported_network.SUFFIXES)
-def test_files_give_what_the_model_gives(made: SimpleNamespace, suffix: str) -> None:
+def test_files_give_the_outputs_of_the_model(made: SimpleNamespace, suffix: str) -> None:
     exported = ExportedNetwork(made.folder / f"model{suffix}")
     assert_right(exported, made.model, "video")
     # Images may lie in memory as they were read.
@@ -161,14 +161,14 @@ def test_files_give_what_the_model_gives(made: SimpleNamespace, suffix: str) -> 
 
 @pytest.mark.slow
 def test_the_clip_model_in_onnx(tmp_path: Path) -> None:
-    """Its .pt2 is made by the test of the tool."""
+    """tests/tools/test_export_tool.py writes its .pt2."""
     loaded = load_small(tmp_path, "clip")
     exported_network.export(loaded, tmp_path / "model.onnx")
     assert_right(ExportedNetwork(tmp_path / "model.onnx"), loaded.model, "clip")
 
 
 @pytest.mark.slow
-def test_what_the_page_says_works(made: SimpleNamespace, monkeypatch, capsys) -> None:
+def test_the_examples_of_the_docs_work(made: SimpleNamespace, monkeypatch, capsys) -> None:
     """The part with PyTorch runs in a process without this project."""
     monkeypatch.chdir(made.folder)
     inputs = random_inputs(1, 50, 71, 4)
@@ -187,7 +187,7 @@ def test_what_the_page_says_works(made: SimpleNamespace, monkeypatch, capsys) ->
     )
     subprocess.run([sys.executable, "-I", "-c", program], check=True, timeout=900)
     outputs = torch.load("outputs.pt")
-    assert_same(outputs, model_outputs(made.model, *inputs), 1e-4)
+    assert_same(outputs, run_model(made.model, *inputs), 1e-4)
     np.testing.assert_allclose(outputs["scores"], names["scores"], atol=1e-3)
     listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"\n\| (`.*?) \|", PAGE.read_text()))))
     assert set(names["metadata"]) | set(exported_network.INPUTS) | set(OUTPUTS) <= listed

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from ovformer.demo.result_page import page
+from ovformer.demo.result_page import render_result_page
 from ovformer.predictor.predictions import (
     FramesResult,
     VideoObject,
     VideoResult,
-    annotations,
-    evaluation_results,
-    object_in_frame,
+    make_object_in_frame,
+    to_annotations,
+    to_evaluation_results,
 )
 from support.video_fixture import encode
 
@@ -51,7 +51,7 @@ def test_one_name_for_each_thing(result) -> None:
 def test_annotations_of_a_video_and_of_images(result, tmp_path) -> None:
     best = result.best()
     files = ["a.png", "b.png", "c.png"]
-    video = annotations(best, files)
+    video = to_annotations(best, files)
     assert video["videos"] == [
         {"id": 1, "file_names": files, "length": 3, "height": 20, "width": 30}
     ]
@@ -61,11 +61,11 @@ def test_annotations_of_a_video_and_of_images(result, tmp_path) -> None:
     assert first["segmentations"][2] is None
 
     coco = COCO()
-    coco.dataset = annotations(best.by_frame(), files)
+    coco.dataset = to_annotations(best.by_frame(), files)
     coco.createIndex()
     assert [len(coco.getAnnIds(imgIds=n)) for n in (1, 2, 3)] == [1, 2, 1]
     assert [a["category_id"] for a in coco.loadAnns(coco.getAnnIds(imgIds=2))] == [2, 3]
-    found = coco.loadRes(evaluation_results(result.by_frame()))
+    found = coco.loadRes(to_evaluation_results(result.by_frame()))
     assert len(found.getAnnIds()) == 6  # "cat" counts here
     assert coco.annToMask(coco.anns[1]).sum() == coco.anns[1]["area"] == 30
 
@@ -89,13 +89,13 @@ def test_frames_by_themselves(result) -> None:
 def test_a_long_film_of_frames_by_themselves_takes_little_memory() -> None:
     """100 objects in each of 2,000 frames, as the image model gives them."""
     rles = [tube((n % 10, n // 10, 4, 4))[0] for n in range(100)]
-    objects = [object_in_frame(None, 0, "x", 1 - n / 100, rle) for n, rle in enumerate(rles)]
+    objects = [make_object_in_frame(None, 0, "x", 1 - n / 100, rle) for n, rle in enumerate(rles)]
     times = [t / 10 for t in range(2000)]
     tracemalloc.start()
     result = FramesResult(["x"], (20, 30), times, [objects] * len(times))
     best = result.best(score_threshold=0.9)
-    found = annotations(best, [""] * len(times))["annotations"]
-    page("film", "film.mp4", best, {})
+    found = to_annotations(best, [""] * len(times))["annotations"]
+    render_result_page("film", "film.mp4", best, {})
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == len(best.objects) > 2000

@@ -20,6 +20,23 @@ from support.predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
 TEXT_EMBEDDINGS = "sem_seg_head.predictor.class_embed.zs_weight"
 
 
+@pytest.fixture
+def camera(make_frames):
+    """A function that makes a generator of frames, and a list of those that were taken from it."""
+
+    def make(count: int) -> tuple[Iterator[np.ndarray], list[np.ndarray]]:
+        taken: list[np.ndarray] = []
+
+        def frames() -> Iterator[np.ndarray]:
+            for frame in make_frames(count):
+                taken.append(frame)
+                yield frame
+
+        return frames(), taken
+
+    return make
+
+
 def load(trained: Path, vocabulary=None, **options) -> VideoPredictor:
     return VideoPredictor.from_checkpoint(None, trained, vocabulary, device="cpu", **options)
 
@@ -37,21 +54,16 @@ def test_frames_are_resized_as_in_evaluation(predictor, make_frames) -> None:
         np.testing.assert_array_equal(got.permute(1, 2, 0), expected.image)
 
 
-def test_a_video_gets_the_models_own_predictions(predictor, make_frames) -> None:
+def test_predict_returns_the_predictions_of_the_model(predictor, make_frames) -> None:
     frames = make_frames(7)
     result = predictor.predict(frames)
     model = predictor.model
-    record = {
-        "video_id": 1,
-        "height": 48,
-        "width": 64,
-        "image": [predictor._record(Frame(f, 0.0, 0))["image"] for f in frames],
-        "clip_image": [predictor._record(Frame(f, 0.0, 0))["clip_image"] for f in frames],
-    }
+    records = [predictor._record(Frame(frame, 0.0, 0)) for frame in frames]
+    record = {"video_id": 1, "height": 48, "width": 64}
+    record |= {key: [image[key] for image in records] for key in ("image", "clip_image")}
     expected = model([record])[0]
-    assert [item.score for item in result.objects] == pytest.approx(
-        expected["pred_scores"], rel=1e-4
-    )
+    scores = [item.score for item in result.objects]
+    assert scores == pytest.approx(expected["pred_scores"], rel=1e-4)
     assert [item.segmentations for item in result.objects] == expected["segmentations"]
     assert [item.name for item in result.objects] == [WORDS[i] for i in expected["pred_labels"]]
     assert result.size == (48, 64) and len(result.times) == 7 and result.objects
@@ -63,69 +75,56 @@ def test_a_video_gets_the_models_own_predictions(predictor, make_frames) -> None
         assert item.mask.shape == (48, 64) and item.box == box
 
 
+def assert_in_video(found, whole, t: int) -> None:
+    """Each object of a frame is one of the video's, with its mask in frame ``t`` and its score."""
+    assert found
+    for item in found:
+        assert any(
+            other.label == item.label
+            and other.segmentations[t] == item.rle
+            and abs(other.score - item.score) < 1e-5
+            for other in whole.objects
+        )
+
+
 def test_a_stream_ends_with_the_scores_of_the_video(predictor, make_frames, monkeypatch) -> None:
-    """Where no frame is judged away, running means end as the means of the whole video."""
+    """If no frame is ignored, the running mean ends as the mean over the whole video."""
     monkeypatch.setattr(predictor.model, "frame_score_ratio", 0.0)
     frames = make_frames(9)
     whole = predictor.predict(frames, max_objects=18)
     last = list(predictor.stream(iter(frames), max_iou=1.0, max_objects=6))[-1]
-    assert last.number == 8 and last.size == (48, 64) and last.objects
-    for item in last.objects:
-        same = [
-            other
-            for other in whole.objects
-            if other.label == item.label and other.segmentations[8] == item.rle
-        ]
-        assert any(abs(other.score - item.score) < 1e-5 for other in same)
+    assert last.number == 8 and last.size == (48, 64)
+    assert_in_video(last.objects, whole, 8)
     assert [o.score for o in last.objects] == sorted((o.score for o in last.objects), reverse=True)
 
 
-@pytest.fixture
-def clip_predictor(trained) -> VideoPredictor:
-    return load(trained, architecture="clip")
-
-
-def test_a_model_of_clips_on_a_stream(clip_predictor, make_frames) -> None:
-    """A clip at a time; in the last one the scores and masks are those of the whole video."""
-    frames, taken = make_frames(7), []
-    whole = clip_predictor.predict(frames, max_objects=18)
-
-    def camera() -> Iterator[np.ndarray]:
-        for frame in frames:
-            taken.append(frame)
-            yield frame
-
-    results = clip_predictor.stream(camera(), max_iou=1.0, max_objects=6)
+def test_the_clip_model_on_a_stream(trained, camera) -> None:
+    """One clip at a time; the last one has the scores and masks of the whole video."""
+    predictor = load(trained, architecture="clip")
+    whole = predictor.predict(camera(7)[0], max_objects=18)
+    frames, taken = camera(7)
+    results = predictor.stream(frames, max_iou=1.0, max_objects=6)
     first = next(results)
-    assert len(taken) == clip_predictor.model.window_size == 5
-    rest = list(results)
-    assert [result.number for result in [first, *rest]] == list(range(7))
-    assert rest[-1].objects and rest[-2].objects
-    for t, result in ((5, rest[-2]), (6, rest[-1])):
-        for item in result.objects:
-            assert any(
-                other.label == item.label
-                and other.segmentations[t] == item.rle
-                and abs(other.score - item.score) < 1e-5
-                for other in whole.objects
-            )
+    assert len(taken) == predictor.model.window_size == 5
+    results = [first, *results]
+    assert [result.number for result in results] == list(range(7))
+    for t in (5, 6):
+        assert_in_video(results[t].objects, whole, t)
 
 
 @pytest.mark.parametrize("window", [2, 4])
-def test_the_window_changes_latency_and_nothing_else(predictor, make_frames, window) -> None:
-    """Frames of a window are asked for together, and each gets the same result as alone."""
-    taken = []
-
-    def camera() -> Iterator[np.ndarray]:
-        for frame in make_frames(7):
-            taken.append(frame)
-            yield frame
-
-    alone = list(predictor.stream(make_frames(7)))
-    results = predictor.stream(camera(), window=window)
-    first = next(results)
+def test_the_window_changes_latency_and_nothing_else(predictor, camera, window) -> None:
+    """A stream takes the frames of a window together; each gets the same result as alone."""
+    frames, taken = camera(7)
+    alone = []
+    for result in predictor.stream(frames):
+        alone.append(result)
+        assert len(taken) == len(alone)  # it waits for no later frame
+    frames, taken = camera(7)
+    results = predictor.stream(frames, window=window)
+    together = [next(results)]
     assert len(taken) == window
-    together = [first, *results]
+    together += results
     for one, other in zip(alone, together, strict=True):
         assert (one.number, one.time) == (other.number, other.time)
         assert [o.track_id for o in one.objects] == [o.track_id for o in other.objects]
@@ -134,16 +133,7 @@ def test_the_window_changes_latency_and_nothing_else(predictor, make_frames, win
         )
 
 
-def test_a_stream_waits_for_no_later_frame(predictor, make_frames) -> None:
-    def camera() -> Iterator[np.ndarray]:
-        yield from make_frames(2)
-        raise AssertionError("the stream took a frame before it was asked for it")
-
-    results = predictor.stream(camera())
-    assert [next(results).number, next(results).number] == [0, 1]
-
-
-def test_new_words_without_reloading(trained, make_frames) -> None:
+def test_the_vocabulary_changes_without_reloading(trained, make_frames) -> None:
     predictor = load(trained, "dog, red ball")
     model = predictor.model
     assert predictor.names == ["dog", "red ball"]
@@ -152,12 +142,15 @@ def test_new_words_without_reloading(trained, make_frames) -> None:
     torch.testing.assert_close(weights_of(predictor), expected)
     names = {item.name for item in predictor.predict(make_frames(2)).objects}
     assert names <= {"dog", "red ball"}
+    results = predictor.stream(make_frames(4))
+    next(results)
     predictor.set_vocabulary(["person, on a skateboard"])
     assert predictor.names == ["person, on a skateboard"] and predictor.model is model
     assert predictor.predict(make_frames(2)).objects[0].name == "person, on a skateboard"
+    assert {item.name for result in results for item in result.objects} == {*predictor.names}
     predictor.set_vocabulary("checkpoint, cat")
     assert predictor.names == [*WORDS, "cat"]
-    with pytest.raises(ValueError, match="vocabulary: no name"):
+    with pytest.raises(ValueError, match="vocabulary"):
         predictor.set_vocabulary(" , ")
     assert predictor.names == [*WORDS, "cat"]  # as before
 
@@ -166,19 +159,11 @@ def test_weights_without_names_have_no_vocabulary(trained, tmp_path) -> None:
     content = torch.load(trained, weights_only=True)
     torch.save({**content, "class_names": []}, tmp_path / "model.pth")
     assert load(tmp_path / "model.pth", "dog").names == ["dog"]
-    with pytest.raises(ValueError, match="'checkpoint': the weights hold no names"):
+    with pytest.raises(ValueError, match="'checkpoint'.*'dog, red ball'"):
         load(tmp_path / "model.pth", "checkpoint, dog")
     torch.save({**content, "class_names": WORDS[:2]}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="hold 2 names of classes, but text embeddings of 3"):
+    with pytest.raises(ValueError, match=r"\b2 class names.*\b3 text embeddings"):
         load(tmp_path / "model.pth", "dog")
-
-
-def test_words_may_change_during_a_stream(trained, make_frames) -> None:
-    predictor = load(trained, "dog, red ball")
-    results = predictor.stream(make_frames(4))
-    next(results)
-    predictor.set_vocabulary("cat")
-    assert {item.name for result in results for item in result.objects} == {"cat"}
 
 
 def test_prompts(trained) -> None:
@@ -209,78 +194,72 @@ def test_images_and_the_image_model(trained, predictor, make_frames, tmp_path) -
         assert predictor.predict(same).objects == predictor.predict(frame).objects
 
 
-def test_what_the_weights_need(trained, tmp_path) -> None:
-    """Weights without metadata need a config, and a vocabulary."""
+def test_weights_without_metadata_need_a_config_and_a_vocabulary(trained, tmp_path) -> None:
     content = torch.load(trained, weights_only=True)
     bare = tmp_path / "published.pth"
     torch.save({"model": content["model"]}, bare)
-    with pytest.raises(FileNotFoundError, match=r"no config inside.*--config-file"):
+    with pytest.raises(FileNotFoundError, match="--config-file"):
         load(bare)
     config = tmp_path / "given.yaml"
     config.write_text(content["metadata"]["config"])
-    with pytest.raises(ValueError, match="a vocabulary is needed"):
+    with pytest.raises(ValueError, match="vocabulary 'checkpoint'"):
         VideoPredictor.from_checkpoint(config, bare, device="cpu")
     predictor = VideoPredictor.from_checkpoint(config, bare, "dog", device="cpu")
     assert predictor.names == ["dog"]
     assert predictor._embedder.templates == TEMPLATES  # of the text classifier in the config
     config.rename(tmp_path / "config.yaml")  # as a training writes it beside its checkpoints
     assert load(bare, "dog").names == ["dog"]
-    with pytest.raises(FileNotFoundError, match="no file nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
         load(Path("nowhere.pth"))
-    with pytest.raises(ValueError, match="architecture: unknown 'film'"):
+    with pytest.raises(ValueError, match="architecture.*'film'.*image, video, clip"):
         load(trained, architecture="film")
 
 
-def test_another_clip_model_is_refused(trained, tmp_path) -> None:
+def test_another_clip_model_is_refused(trained, make_frames, tmp_path) -> None:
     other = make_clip(tmp_path / "other", seed=1)
-    with pytest.raises(ValueError, match=r"trained with CLIP 'local-dir:.*embeds '"):
+    with pytest.raises(ValueError, match="'local-dir:"):
         load(trained, "dog", clip=(other, ""))
+    # The vocabulary of the weights needs no text model, but frames need the image model.
+    with pytest.raises(ValueError, match="local-dir:"):
+        load(trained, clip=(other, "")).predict(make_frames(1))
     wider = make_clip(tmp_path / "wider", width=32)
-    with pytest.raises(ValueError, match="its width is 32, needed is 16"):
+    with pytest.raises(ValueError, match=r"\b32\b.*\b16\b"):
         load(trained, "dog", clip=(wider, ""))
     # The same model in another place is the same model.
     copy = make_clip(tmp_path / "copy")
     assert load(trained, "dog", clip=(copy, "")).names == ["dog"]
-    # The name that is told is the one that differs most.
+    # The message has the name whose embedding differs most.
     content = torch.load(trained, weights_only=True)
     content["model"][TEXT_EMBEDDINGS][:, 1] *= -1
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"embeds 'blue ring' otherwise \(cosine -1.00\)"):
+    with pytest.raises(ValueError, match=r"'blue ring'.*-1\.00"):
         load(tmp_path / "model.pth", "dog", clip=(copy, ""))
     # Where the prompts of the training are not known, the name decides.
     content = torch.load(trained, weights_only=True)
     content["metadata"]["templates"] = []
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="another name"):
+    with pytest.raises(ValueError, match="local-dir:"):
         load(tmp_path / "model.pth", "dog", clip=(copy, ""))
 
 
-def test_images_are_embedded_by_the_same_clip_model(trained, make_frames, tmp_path) -> None:
-    """The vocabulary of the weights needs no text model, but frames need the image model."""
-    other = make_clip(tmp_path / "other", seed=1)
-    predictor = load(trained, clip=(other, ""))
-    with pytest.raises(ValueError, match="trained with CLIP"):
-        predictor.predict(make_frames(1))
+def test_long_vocabularies_long_names_and_other_scripts(trained, make_frames, caplog) -> None:
+    words = ["犬", "красный мяч", "كلب", "🐕", "x" * 100_000]
+    predictor = load(trained, [*words, *(f"thing {i}" for i in range(10_000))])
+    assert predictor.model.num_classes == len(predictor.names) == 10_005
+    assert "CLIP" in caplog.text  # cuts off the long name
+    for result in (predictor.predict(make_frames(1)), next(predictor.stream(make_frames(1)))):
+        assert {item.name for item in result.objects} <= {*predictor.names}
 
 
-def test_a_hundred_thousand_letters_and_other_scripts(trained, make_frames, caplog) -> None:
-    words = ["犬", "красный мяч", "كلب", "🐕", "x" * 100_000, *(f"thing {i}" for i in range(1000))]
-    predictor = load(trained, words)
-    assert len(predictor.names) == 1005
-    assert "1 names are as long as or longer than" in caplog.text
-    assert predictor.predict(make_frames(1)).objects[0].name in predictor.names
-
-
-def test_frames_that_do_not_fit(predictor, make_frames) -> None:
+def test_frames_of_different_sizes_and_no_frames(predictor, make_frames) -> None:
     frames = [*make_frames(1), *make_frames(1, (40, 64))]
-    with pytest.raises(ValueError, match="frame 1 is 40 x 64 pixels"):
-        predictor.predict(frames)
-    with pytest.raises(ValueError, match="frame 1 is 40 x 64 pixels"):
-        list(predictor.stream(frames))
-    with pytest.raises(ValueError, match="the video has no frame"):
+    for run in (predictor.predict, lambda frames: list(predictor.stream(frames))):
+        with pytest.raises(ValueError, match=r"frame 1 .*40 x 64.*48 x 64"):
+            run(frames)
+    with pytest.raises(ValueError, match="no frame"):
         predictor.predict([])
     assert list(predictor.stream([])) == []
-    with pytest.raises(ValueError, match="window: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="window.*got 0"):
         next(predictor.stream(frames, window=0))
 
 
@@ -300,12 +279,6 @@ def test_the_config_inside_the_weights(trained, tmp_path) -> None:
     assert yaml.safe_load(metadata["config"])["INPUT"] == yaml.safe_load(cfg.dump())["INPUT"]
     state = torch.load(trained, weights_only=True)["model"]
     assert state.keys() == build_model(cfg).state_dict().keys()
-
-
-def test_ten_thousand_words(trained, make_frames) -> None:
-    predictor = load(trained, [f"thing {i}" for i in range(10_000)])
-    assert predictor.model.num_classes == len(predictor.names) == 10_000
-    assert {o.name for o in next(predictor.stream(make_frames(1))).objects} <= {*predictor.names}
 
 
 STREAM = """
@@ -341,7 +314,7 @@ assert max(seconds[3:]) < 2 * min(seconds[:3]), seconds
 
 @pytest.mark.slow
 def test_memory_of_a_stream_does_not_grow(trained) -> None:
-    """Within 5 % after the first 100 of 600 frames; and later frames take no longer."""
+    """Memory stays within 5 % after the first 100 of 600 frames; later frames take no longer."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("reads the size of a process from /proc")
     subprocess.run([sys.executable, "-c", STREAM, str(trained)], check=True, timeout=300)

@@ -1,7 +1,7 @@
-"""tools/make_report.py: what it draws and what it says."""
+"""tools/make_report.py: its figures and its HTML."""
 
-import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,25 +12,15 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from pycocotools import mask as coco_mask
 
+from ovformer_tools.reports import images, output_video, video_strips
+from ovformer_tools.reports.output_video import Match, NamingRun, OutputVideo
+
+PNG = b"\x89PNG"
+
 
 @pytest.fixture(scope="module")
 def tool(load_tool):
     return load_tool("make_report")
-
-
-@pytest.fixture(scope="module")
-def images(tool):
-    return importlib.import_module("ovformer_tools.reports.images")
-
-
-@pytest.fixture(scope="module")
-def films(tool):
-    return importlib.import_module("ovformer_tools.reports.films")
-
-
-@pytest.fixture(scope="module")
-def tried_film(tool):
-    return importlib.import_module("ovformer_tools.reports.tried_film")
 
 
 def square(left: int, side: int = 8) -> dict:
@@ -43,181 +33,192 @@ def prediction(left: int, score: float, image_id: int = 1) -> dict:
     return {"image_id": image_id, "category_id": 1, "score": score, "segmentation": square(left)}
 
 
-def test_the_best_prediction_of_each_object_is_drawn(images) -> None:
-    best, same = prediction(0, 0.9), prediction(1, 0.8)
-    other, weak, elsewhere = prediction(20, 0.5), prediction(10, 0.2), prediction(0, 0.9, 2)
-    predictions = [same, other, best, weak, elsewhere]
-    assert images.select_predictions(predictions, 1) == [best, other]
+def tube(left: int, score: float, video_id: int = 1) -> dict:
+    masks = [square(left), None, square(left + 2)]
+    return {"video_id": video_id, "category_id": 1, "score": score, "segmentations": masks}
 
 
-def test_right_is_the_same_class_at_the_same_place(images) -> None:
-    truth = [(3, square(0)), (5, square(20))]
-    assert images.is_right(3, square(1), truth)
-    assert not images.is_right(5, square(1), truth)
-    assert not images.is_right(3, square(4), truth)
-    assert not images.is_right(7, square(0), truth)
+@pytest.mark.parametrize(
+    ("select", "make"),
+    [(images.select_predictions, prediction), (video_strips.select_tubes, tube)],
+)
+def test_the_best_prediction_of_each_object_is_drawn(select, make) -> None:
+    best, same, other = make(0, 0.9), make(1, 0.8), make(20, 0.5)
+    weak, elsewhere = make(10, 0.2), make(0, 0.9, 2)
+    assert select([same, other, best, weak, elsewhere], 1) == [best, other]
 
 
-def test_scores_are_in_the_text_and_in_the_page(tool) -> None:
-    scores = {"AP_base": 1.25, "AP50_base": 2.5, "AP_novel": 3.75, "AP50_novel": 5.0}
-    control = {"AP_base": 0.0, "AP50_base": 0.0, "AP_novel": 6.25, "AP50_novel": 7.5}
-    rows = [
-        line.split()[-2:]
-        for line in tool.score_lines(tool.score_rows(scores, control)).splitlines()[1:]
-    ]
-    assert rows == [["1.2", "2.5"], ["3.8", "5.0"], ["6.2", "7.5"]]
-    table = tool.score_table(scores, control)
-    assert all(f"<td>{ap}<td>{ap50}" in table for ap, ap50 in rows)
+def test_right_is_the_same_class_at_the_same_place() -> None:
+    for is_right, shape in (
+        (images.is_right, square),
+        (video_strips.is_right, lambda left: [square(left), None]),
+    ):
+        truth = [(3, shape(0)), (5, shape(20))]
+        assert is_right(3, shape(1), truth)
+        assert not is_right(5, shape(1), truth)
+        assert not is_right(3, shape(4), truth)
+        assert not is_right(7, shape(0), truth)
 
 
-def test_bars_mark_novel_categories_and_take_categories_without_objects(tool) -> None:
-    categories = [{"name": "red <b>", "AP50": 50.0}, {"name": "blue ring", "AP50": None}]
-    base, novel = tool.category_bars(categories, {"blue ring"}).split("<div class=bar>")[1:]
-    assert "red &lt;b&gt;<" in base and "4.00rem" in base and "class=novel" not in base
-    assert "blue ring ★<" in novel and "0.00rem" in novel and "class=novel" in novel
-
-
-def test_the_commands_can_be_pasted(tool) -> None:
-    steps = [{"title": "Do", "command": ["a.py", "--x", "two words"], "seconds": 90.0}]
-    text = tool.command_list(steps)
-    assert "python a.py --x &#x27;two words&#x27;" in text and "1.5 minutes" in text
-
-
-def test_lines_without_losses_are_left_out_of_the_curves(images, tmp_path: Path) -> None:
-    line = {"iteration": 0, **dict.fromkeys(images.CURVES, 1.0)}
-    lines = [line, {**line, "iteration": 20}, {"iteration": 21, "shapes_val/segm/AP": 3.0}]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    images.draw_losses(tmp_path / "metrics.json", tmp_path / "losses.png")
-    assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_a_data_set_may_have_nothing_to_draw(images, films, tmp_path: Path, monkeypatch) -> None:
+def test_a_data_set_may_have_nothing_to_draw(tmp_path: Path, monkeypatch) -> None:
     """As the quick start's, with --fast and some seeds."""
     metadata = SimpleNamespace(
         class_groups={"novel": [1]},
         thing_classes=["red circle", "blue ring"],
         thing_dataset_id_to_contiguous_id={1: 0, 2: 1},
     )
-    for module in (images, films):
+    for module in (images, video_strips):
         monkeypatch.setattr(module, "MetadataCatalog", {"shapes": metadata})
         monkeypatch.setattr(module, "load_dataset", lambda name: [])
     images.draw_predictions("shapes", [], tmp_path / "images.png")
-    films.draw_films("shapes", {"a model": []}, tmp_path / "films.png")
-    for name in ("images.png", "films.png"):
-        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+    video_strips.draw_video_strips("shapes", {"a model": []}, tmp_path / "strips.png")
+    for name in ("images.png", "strips.png"):
+        assert (tmp_path / name).read_bytes()[:4] == PNG
 
 
-def test_scores_of_videos_are_percentages_of_each_group_and_model(tool) -> None:
+def test_loss_curves_skip_lines_without_losses(tmp_path: Path) -> None:
+    line = {"iteration": 0, **dict.fromkeys(images.CURVES, 1.0)}
+    lines = [line, {**line, "iteration": 20}, {"iteration": 21, "shapes_val/segm/AP": 3.0}]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    images.draw_losses(tmp_path / "metrics.json", tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").read_bytes()[:4] == PNG
+
+
+def test_scores_are_in_the_text_and_in_percent(tool) -> None:
+    scores = {"AP_base": 1.25, "AP50_base": 2.5, "AP_novel": 3.75, "AP50_novel": 5.0}
+    control = {"AP_base": 0.0, "AP50_base": 0.0, "AP_novel": 6.25, "AP50_novel": 7.5}
+    lines = tool.format_scores(tool.list_image_scores(scores, control)).splitlines()[1:]
+    assert [line.split()[-2:] for line in lines] == [["1.2", "2.5"], ["3.8", "5.0"], ["6.2", "7.5"]]
     scores = {"base": {"AP": 0.5, "AP50": 0.625}, "novel": {"AP": 0.25, "AP50": None}}
-    rows = tool.video_rows({"zero-shot": scores, "clip-trained": scores})
-    assert rows == [
+    assert tool.list_video_scores({"zero-shot": scores, "clip-trained": scores}) == [
         ("zero-shot, base", 50.0, 62.5),
         ("clip-trained, base", 50.0, 62.5),
         ("zero-shot, novel", 25.0, 0.0),
         ("clip-trained, novel", 25.0, 0.0),
     ]
-    table = tool.video_table({"zero-shot": scores})
-    assert "<tr><td>zero-shot, base<td>50.0<td>62.5" in table
 
 
-def test_the_best_tube_of_each_object_is_drawn(films) -> None:
-    def tube(left: int, score: float, video_id: int = 1) -> dict:
-        masks = [square(left), None, square(left + 2)]
-        return {"video_id": video_id, "category_id": 1, "score": score, "segmentations": masks}
+def test_the_report_shows_its_content_and_escapes_it(tool) -> None:
+    runs = [
+        NamingRun(9, [Match("red <b>", "red <b>", 0.4), Match("blue ring")]),
+        NamingRun(36, [Match("red <b>", "green", 0.3), Match("blue ring")]),
+    ]
+    figures = dict.fromkeys(("predictions", "strips", "losses", "clip_losses"), "iVBO")
+    steps = [{"title": "Do", "command": "a.py --x 'two words' <c>", "seconds": 90.0}]
+    report = tool.render_report(
+        dataset="shapes_val",
+        image_scores=[("base", 1.25, 2.5)],
+        categories=[{"name": "red <b>", "AP50": 50.0}, {"name": "blue ring", "AP50": None}],
+        novel_names={"blue ring"},
+        video_scores=[("zero-shot, base", 50.0, 62.5)],
+        video=OutputVideo("ZmlsbQ==", "cG9zdGVy", runs),
+        steps=steps,
+        **figures,
+    )
+    assert "<td>base<td>1.2<td>2.5" in report and "<td>zero-shot, base<td>50.0<td>62.5" in report
+    base, novel = report.split("<div class=bar>")[1:]
+    assert "red &lt;b&gt;<" in base and "4.00rem" in base and "class=novel" not in base
+    assert "blue ring ★<" in novel and "0.00rem" in novel and "class=novel" in novel
+    assert "data:video/mp4;base64,ZmlsbQ==" in report and "jpeg;base64,cG9zdGVy" in report
+    assert report.count("data:image/png;base64,iVBO") == 4 and "<b>" not in report
+    table = re.sub(r"\s*\n\s*", "", report[report.index("<th>of 9 names<th>of 36 names") :])
+    assert "<td>red &lt;b&gt;<td class=right>red &lt;b&gt; 0.40<td class=wrong>green 0.30" in table
+    assert table.count("<td class=wrong>not found") == 2
+    assert "<td>1 / 1 / 2<td>0 / 1 / 2" in table
+    assert "python a.py --x &#39;two words&#39; &lt;c&gt;" in report and "1.5 minutes" in report
 
-    best, same, other = tube(0, 0.9), tube(1, 0.8), tube(20, 0.5)
-    others = [tube(10, 0.2), tube(0, 0.9, 2)]
-    assert films.select_tubes([same, other, best, *others], 1) == [best, other]
-    truth = [(3, best["segmentations"]), (5, other["segmentations"])]
-    assert films.is_right(3, same["segmentations"], truth)
-    assert not films.is_right(5, same["segmentations"], truth)
 
-
-def test_objects_of_a_video_are_its_tracks(films) -> None:
+def test_objects_of_a_video_are_its_tracks() -> None:
     frames = [[{"id": 7, "category_id": 2, "segmentation": square(0)}], []]
-    assert films.truth_tubes({"length": 2, "annotations": frames}) == [(2, [square(0), None])]
+    record = {"length": 2, "annotations": frames}
+    assert video_strips.truth_tubes(record) == [(2, [square(0), None])]
 
 
-def test_tubes_are_numbered_like_the_true_ones(films) -> None:
+def test_tubes_are_numbered_like_the_true_ones() -> None:
     truth = [[square(0), square(2)], [square(20), None]]
     found = [[square(10), square(12)], [square(19), None], [square(1), square(2)], [None, None]]
-    assert films.like_truth(found, truth) == [2, 1, 0, 3]
-    assert films.like_truth(found[:1], []) == [0] and films.like_truth([], truth) == []
+    assert video_strips.number_like_truth(found, truth) == [2, 1, 0, 3]
+    assert video_strips.number_like_truth(found[:1], []) == [0]
+    assert video_strips.number_like_truth([], truth) == []
 
 
-def test_a_strip_names_each_track_once_and_outlines_it_where_it_is_seen(
-    films, tmp_path: Path
-) -> None:
+def test_a_strip_names_each_track_once_and_outlines_it_where_it_is_visible(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{t}.png") for t in range(3)]
     for name in names:
         assert cv2.imwrite(name, np.zeros((32, 32, 3), np.uint8))
     figure, axes = plt.subplots(1, 4)
     tracks = [([square(0), None, square(4)], "red circle", "green")]
-    films.draw_strip(axes, {"length": 3, "file_names": names}, "a model", tracks, [2])
+    record = {"length": 3, "file_names": names}
+    video_strips.draw_strip(axes, record, "a model", tracks, [2])
     assert [len(axis.collections) for axis in axes] == [1, 0, 1, 0]
-    assert to_hex(axes[0].collections[0].get_edgecolor()[0]) == films.COLOURS[2]
+    assert to_hex(axes[0].collections[0].get_edgecolor()[0]) == video_strips.COLOURS[2]
     assert [text.get_text() for text in axes[3].texts][1:] == ["red circle"]
     plt.close(figure)
 
 
-def film_truth(tmp_path: Path) -> dict:
-    categories = [{"id": 1, "name": "red circle"}, {"id": 2, "name": "blue <ring>"}]
-    tubes = [[square(0), square(2)], [square(20), None], [None, square(10)]]
-    annotations = [
-        {"category_id": category, "segmentations": tube}
-        for category, tube in zip((1, 2, 1), tubes, strict=True)
-    ]
-    return {"categories": categories, "annotations": annotations}
+def test_objects_are_matched_with_what_overlaps_them_most(tmp_path: Path) -> None:
+    def content(names: list[str], *objects: tuple) -> dict:
+        """Annotations of squares as files have them: category, places (None: absent), score."""
+        return {
+            "categories": [{"id": n, "name": name} for n, name in enumerate(names)],
+            "annotations": [
+                {
+                    "category_id": category,
+                    "score": score,
+                    "segmentations": [
+                        None if left is None else encode_text(square(left)) for left in lefts
+                    ],
+                }
+                for category, lefts, score in objects
+            ],
+        }
 
-
-def test_objects_of_a_film_are_named_by_what_overlaps_them_most(tried_film, tmp_path) -> None:
-    truth = film_truth(tmp_path)
-    found = {"categories": [{"id": 7, "name": "red circle"}], "annotations": []}
-    assert [row[1] for row in tried_film.named_objects(truth, found)] == ["", "", ""]
-    for tube, score in (
-        ([square(1), square(2)], 0.9),
-        ([square(0), square(2)], 0.5),
-        ([square(20), None], 0.4),
-        ([None, square(16)], 0.8),
-    ):
-        annotation = {"category_id": 7, "segmentations": tube, "score": score}
-        found["annotations"].append(annotation)
-    rows = tried_film.named_objects(truth, found)
-    assert [row[:3] for row in rows] == [
-        ("red circle", "red circle", 0.5),
-        ("blue <ring>", "red circle", 0.4),
-        ("red circle", "", 0.0),
-    ]
-    assert tried_film.count(rows) == "1 / 2 / 3"
-
-
-def test_the_page_has_the_film_and_a_row_for_each_object(tried_film, tmp_path) -> None:
-    truth = film_truth(tmp_path)
-    annotation = {"category_id": 2, "segmentations": [square(20), None], "score": 0.4}
-    (tmp_path / "truth.json").write_text(json.dumps(as_text(truth)))
-    found = {"categories": truth["categories"], "annotations": [annotation]}
-    (tmp_path / "annotations.json").write_text(json.dumps(as_text(found)))
-    (tmp_path / "film_objects.mp4").write_bytes(b"film")
-    (tmp_path / "poster.jpg").write_bytes(b"poster")
-    (tmp_path / "others").mkdir()
-    found["categories"] = [{"id": 2, "name": "red circle"}]
-    (tmp_path / "others" / "annotations.json").write_text(json.dumps(found))
-    page = tried_film.film_section(tmp_path, tmp_path / "others", tmp_path / "truth.json")
-    assert "data:video/mp4;base64,ZmlsbQ==" in page and "data:image/jpeg;base64,cG9zdGVy" in page
-    assert (
-        "<td>blue &lt;ring&gt;<td class=right>blue &lt;ring&gt; 0.40<td class=wrong>red circle 0.40"
-        in page
+    truth = content(
+        ["red circle", "blue ring"], (0, (0, 2), 1), (1, (20, None), 1), (0, (None, 10), 1)
     )
-    assert page.count("<td class=wrong>not found") == 4
-    assert "<td>1 / 1 / 3<td>0 / 1 / 3" in page
+    found = content(
+        ["red circle"],
+        (0, (1, 2), 0.9),
+        (0, (0, 2), 0.5),
+        (0, (20, None), 0.4),
+        (0, (None, 16), 0.8),
+    )
+    expected = [
+        Match("red circle", "red circle", 0.5),
+        Match("blue ring", "red circle", 0.4),
+        Match("red circle"),
+    ]
+    assert output_video.match_objects(truth, found) == expected
+    (tmp_path / "others").mkdir()
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "annotations.json").write_text(json.dumps(found))
+    (tmp_path / "others" / "annotations.json").write_text(json.dumps(content(["dog"])))
+    (tmp_path / "poster.jpg").write_bytes(b"poster")
+    (tmp_path / "my_objects.mp4").write_bytes(b"film")
+    paths = (tmp_path, tmp_path / "others", tmp_path / "truth.json")
+    video = output_video.read_output_video(*paths)
+    assert (video.mp4, video.poster) == ("ZmlsbQ==", "cG9zdGVy")
+    assert [(run.num_right, run.num_found, len(run.matches)) for run in video.runs] == [
+        (1, 2, 3),
+        (0, 0, 3),
+    ]
     (tmp_path / "other_objects.mp4").write_bytes(b"film")
-    with pytest.raises(ValueError, match="expected the film of one prediction, found 2"):
-        tried_film.film_section(tmp_path, tmp_path / "others", tmp_path / "truth.json")
+    with pytest.raises(ValueError, match=r"_objects\.mp4, found 2"):
+        output_video.read_output_video(*paths)
 
 
-def as_text(content: dict) -> dict:
-    """The same with the codes of masks as text, as in files."""
-    for annotation in content["annotations"]:
-        for mask in filter(None, annotation["segmentations"]):
-            mask["counts"] = mask["counts"].decode()
-    return content
+def encode_text(rle: dict) -> dict:
+    return {**rle, "counts": rle["counts"].decode()}
+
+
+def test_an_invalid_mask_and_a_missing_run_end_the_tool(tool, tmp_path: Path, capsys) -> None:
+    bad = tmp_path / "results.json"
+    bad.write_text(json.dumps([{**prediction(0, 1), "segmentation": {"size": [1], "counts": ""}}]))
+    with pytest.raises(ValueError, match=re.escape(str(bad))):
+        tool.read_predictions(bad)
+    names = ("run", "control", "zero-shot", "clips", "film", "film-others", "film-truth", "steps")
+    words = [word for name in names for word in (f"--{name}", str(tmp_path / "none"))]
+    words += ["--dataset", "a", "--video-dataset", "b", "--output", str(tmp_path / "report.html")]
+    with pytest.raises(SystemExit) as end:
+        tool.main(words)
+    assert end.value.code == 2 and "scores.json" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ovformer.d2 import DatasetCatalog
+from ovformer.data.files.video_files import VideoSource
 from ovformer.data.files.vis_json import load_vis_json
 from ovformer.demo.painter import Painter
 from support.mini_videos import VIDEOS, MiniVideos
@@ -218,58 +219,51 @@ def test_too_many_predictions_of_a_video(
     assert "video 3" in message and "--max-per-video" in message
 
 
-def test_drawn_results(
-    mini_videos: MiniVideos,
-    tmp_path: Path,
-    load_tool: Callable,
-) -> None:
+def read_frame_images(folder: Path, count: int) -> list[np.ndarray]:
+    return [cv2.imread(str(folder / f"{t:05d}.png")).astype(int) for t in range(count)]
+
+
+def test_drawn_results(mini_videos: MiniVideos, tmp_path: Path, load_tool: Callable) -> None:
     pytest.importorskip("supervision", reason="needs the extra [demo]")
     pytest.importorskip("av", reason="needs the extra [demo]")
     path = write_results(tmp_path, [prediction(3, 6, 0.8), prediction(3, 1), prediction(8, 1, 0.3)])
     tool = load_tool("vis_results")
-    tool.main(["--results", str(path), "--dataset", "ytvis_2019_val"])
+    words = ["--results", str(path), "--dataset", "ytvis_2019_val"]
+    tool.main(words)
     out = path.parent / "visualization"
     assert sorted(p.name for p in out.iterdir()) == ["video3", "video3.mp4"]
-    frames = [cv2.imread(str(out / "video3" / f"{t:05d}.png")) for t in range(6)]
-    assert {frame.shape for frame in frames} == {(40, 60, 3)}
-    background = [frame[39, 0].tolist() for frame in frames]
-    assert background == [[0, t, 3] for t in range(6)]  # where nothing is drawn
-    assert all(np.abs(frame[19, 11].astype(int) - frame[39, 0]).max() > 20 for frame in frames)
-    film = cv2.VideoCapture(str(out / "video3.mp4"))
-    assert int(film.get(cv2.CAP_PROP_FRAME_COUNT)) == 6
-    film.release()
-    tool.main(
-        ["--results", str(path), "--dataset", "ytvis_2019_val", "--score", "0.2", "--videos", "8"]
-        + ["--out", str(tmp_path / "other")]
-    )
-    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["video8", "video8.mp4"]
-
-
-def test_videos_whose_folders_have_one_name(load_tool: Callable, monkeypatch, tmp_path) -> None:
-    """One does not replace the frames of the other; and what is not written is an error."""
-    tool = load_tool("vis_results")
-    records = [
-        {"video_id": number, "file_names": [f"{name}/0.png"], "height": 4, "width": 6}
-        for number, name in enumerate(["a/frames", "b/frames", "c"])
-    ]
-    folders = tool.folder_names(records)
-    assert folders == {0: "frames_video0", 1: "frames_video1", 2: "c"}
-    monkeypatch.setattr(tool, "read_frame", lambda record, t: np.zeros((4, 6, 3), np.uint8))
-    monkeypatch.setattr(tool.cv2, "imwrite", lambda path, image: False)
-    monkeypatch.setattr(tool, "VideoWriter", lambda path, fps: MagicMock())
-    with pytest.raises(OSError, match=r"c/0\.png can't be written"):
-        tool.draw_video(records[2], [], {}, lambda frame, objects: frame, tmp_path / "c", 6)
-
-
-def test_drawn_annotations(mini_videos: MiniVideos, load_tool: Callable) -> None:
-    pytest.importorskip("supervision", reason="needs the extra [demo]")
-    pytest.importorskip("av", reason="needs the extra [demo]")
-    load_tool("vis_results").main(["--annotations", "--dataset", "ytvis_2019_val"])
+    for t, frame in enumerate(read_frame_images(out / "video3", 6)):
+        assert frame.shape == (40, 60, 3)
+        assert frame[39, 0].tolist() == [0, t, 3]  # outside the mask
+        assert np.abs(frame[19, 11] - frame[39, 0]).max() > 20
+    assert len(list(VideoSource(out / "video3.mp4"))) == 6
+    other = tmp_path / "other"
+    tool.main([*words, "--score", "0.2", "--videos", "8", "--out", str(other)])
+    assert sorted(p.name for p in other.iterdir()) == ["video8", "video8.mp4"]
+    tool.main(["--annotations", "--dataset", "ytvis_2019_val"])
     out = mini_videos.annotations("val").parent / "visualization"
     # Video 11 has no annotation.
     assert sorted(p.name for p in out.glob("*.mp4")) == ["video3.mp4", "video8.mp4"]
-    drawn = cv2.imread(str(out / "video3" / "00000.png")).astype(int)
-    assert np.abs(drawn[16, 15] - drawn[39, 0]).max() > 20  # in the mask, and far from it
+    (frame,) = read_frame_images(out / "video3", 1)
+    assert np.abs(frame[16, 15] - frame[39, 0]).max() > 20
+
+
+def test_frames_of_two_videos_do_not_share_a_folder(
+    load_tool: Callable, monkeypatch, tmp_path
+) -> None:
+    tool = load_tool("vis_results")
+    records = [
+        {"video_id": number, "file_names": [f"{name}/0.png"], "height": 4, "width": 6}
+        for number, name in enumerate(["a/frames", "b/frames", "c", "."])
+    ]
+    folders = tool.choose_folder_names(records)
+    assert folders == {0: "frames_video0", 1: "frames_video1", 2: "c", 3: "video3"}
+    # A frame that can't be written is an error.
+    monkeypatch.setattr(tool, "read_frame", lambda record, t: np.zeros((4, 6, 3), np.uint8))
+    monkeypatch.setattr(tool.cv2, "imwrite", lambda path, image: False)
+    monkeypatch.setattr(tool, "VideoWriter", lambda path, fps: MagicMock())
+    with pytest.raises(OSError, match=r"c/0\.png"):
+        tool.draw_video(records[2], [], {}, lambda frame, objects: frame, tmp_path / "c", 6)
 
 
 def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
@@ -285,33 +279,30 @@ def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
         {"score": 0.8, "category_id": 6, "segmentations": [None, two, two]},
     ]
     frame = np.full((200, 300, 3), 120, np.uint8)
-    drawn = [painter(frame, tool.seen_objects(predictions, names, t)) for t in range(3)]
+    drawn = [painter(frame, tool.find_visible_objects(predictions, names, t)) for t in range(3)]
     left = [image[170, 70].tolist() for image in drawn]
     right = [image[170, 220].tolist() for image in drawn]
     assert left[0] == left[1] != right[1] == right[2]
     assert left[2] == right[0] == [120, 120, 120]
     assert not (drawn[0][60:100] == 120).all()  # its name and score
     nothing = [{**p, "segmentations": [None] * 3} for p in predictions]
-    assert np.array_equal(painter(frame, tool.seen_objects(nothing, names, 0)), frame)
+    assert np.array_equal(painter(frame, tool.find_visible_objects(nothing, names, 0)), frame)
     assert (frame == 120).all()
 
 
 def test_drawing_results_of_another_data_set(
-    mini_videos: MiniVideos,
-    tmp_path: Path,
-    load_tool: Callable,
+    mini_videos: MiniVideos, tmp_path: Path, load_tool: Callable, capsys
 ) -> None:
     pytest.importorskip("supervision", reason="needs the extra [demo]")
     entry = prediction(3, 1)
-    path = write_results(tmp_path, [{**entry, "video_id": 77}])
-    arguments = ["--results", str(path), "--dataset", "ytvis_2019_val"]
-    with pytest.raises(
-        ValueError, match="Prediction 0, for video 77, which the ground truth does not have"
+    for change, value in (
+        ({"video_id": 77}, "77"),
+        ({"segmentations": entry["segmentations"][:2]}, "2 segmentations"),
     ):
-        load_tool("vis_results").main(arguments)
-    write_results(tmp_path, [{**entry, "segmentations": entry["segmentations"][:2]}])
-    with pytest.raises(ValueError, match="has 2 segmentations, but the video has 6 frames"):
-        load_tool("vis_results").main(arguments)
+        path = write_results(tmp_path, [{**entry, **change}])
+        with pytest.raises(SystemExit) as end:
+            load_tool("vis_results").main(["--results", str(path), "--dataset", "ytvis_2019_val"])
+        assert end.value.code == 2 and value in capsys.readouterr().err
 
 
 def test_clip_features_of_frames(mini_videos: MiniVideos, load_tool: Callable) -> None:

@@ -1,1 +1,1 @@
-"""The pictures of tools/make_report.py."""
+"""The figures and the template of tools/make_report.py."""

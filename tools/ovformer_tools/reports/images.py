@@ -1,4 +1,4 @@
-"""Pictures of an image model: what it finds next to what is there, and its loss curves."""
+"""Figures of an image model: its predictions next to the ground truth, and its loss curves."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,19 @@ from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.samples.image_mapper import read_rgb
 
 NUM_IMAGES = 8
-# Predictions below this score are not drawn, nor those that overlap a better one by this IoU.
+# Not drawn: predictions below this score, and those with this IoU with a better one.
 MIN_SCORE = 0.3
 MAX_IOU = 0.5
 CURVES = ("total_loss", "loss_ce", "loss_object_ce", "loss_mask", "loss_dice")
-RIGHT, WRONG, TRUTH = "#2a7", "#c33", "#333"  # behind a name
+# Colours behind a name: of a right prediction, a wrong one, an annotated object.
+RIGHT, WRONG, TRUTH = "#2a7", "#c33", "#333"
 
 
 def draw_losses(metrics: Path, path: Path) -> None:
     """Draw the losses in detectron2's ``metrics.json``.
 
     Args:
-        metrics: a JSON object a line; those with a loss are used.
+        metrics: a JSON object on each line; lines without a loss are skipped.
         path: the PNG file to write.
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -52,7 +53,7 @@ def draw_predictions(dataset_name: str, predictions: Sequence[Mapping], path: Pa
     metadata = MetadataCatalog.get(dataset_name)
     novel = set(metadata.class_groups["novel"])
     contiguous_ids = metadata.thing_dataset_id_to_contiguous_id
-    names = starred_names(dataset_name)
+    names = star_novel_names(dataset_name)
     records = [
         record
         for record in load_dataset(dataset_name)
@@ -86,32 +87,32 @@ def draw_predictions(dataset_name: str, predictions: Sequence[Mapping], path: Pa
     plt.close(figure)
 
 
-def starred_names(dataset_name: str) -> list[str]:
-    """Return the names of a data set's classes, novel ones with a star."""
+def star_novel_names(dataset_name: str) -> list[str]:
+    """Return the class names of a data set, with a star behind novel ones."""
     metadata = MetadataCatalog.get(dataset_name)
     novel = set(metadata.class_groups["novel"])
     return [f"{name} ★" if i in novel else name for i, name in enumerate(metadata.thing_classes)]
 
 
 def select_predictions(predictions: Sequence[Mapping], image_id: int) -> list[Mapping]:
-    """Return the predictions of an image worth drawing: the best one of each object."""
+    """Return the predictions of an image to draw: the best one of each object."""
     kept: list[Mapping] = []
     candidates = [p for p in predictions if p["image_id"] == image_id and p["score"] >= MIN_SCORE]
     for prediction in sorted(candidates, key=lambda p: -p["score"]):
         others = [other["segmentation"] for other in kept]
-        if not others or iou(prediction["segmentation"], others).max() < MAX_IOU:
+        if not others or compute_iou(prediction["segmentation"], others).max() < MAX_IOU:
             kept.append(prediction)
     return kept
 
 
 def is_right(label: int, rle: Mapping, truth: Sequence[tuple[int, Mapping]]) -> bool:
-    """Return whether an object of that class is there, with an IoU of at least one half."""
+    """Return whether the image has an object of this class with an IoU of at least 0.5."""
     same = [other for other_label, other in truth if other_label == label]
-    return bool(same) and iou(rle, same).max() >= 0.5
+    return bool(same) and compute_iou(rle, same).max() >= 0.5
 
 
-def iou(rle: Mapping, others: Sequence[Mapping]) -> np.ndarray:
-    """Return the IoU of a mask with each of several ones."""
+def compute_iou(rle: Mapping, others: Sequence[Mapping]) -> np.ndarray:
+    """Return the IoU of a mask with each of N others, (N,)."""
     return coco_mask.iou([rle], list(others), [False] * len(others))[0]
 
 

@@ -1,4 +1,4 @@
-"""Film strips: what video models find, frame by frame, below what is there."""
+"""Strips of frames: the predictions of video models below the ground truth."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ from ovformer_tools.reports.images import (
     TRUTH,
     WRONG,
     draw_outline,
-    starred_names,
+    star_novel_names,
 )
 
 NUM_VIDEOS = 4
 NUM_FRAMES = 6
-# Predictions that overlap a better one by this tube IoU are not drawn.
+# Predictions with this tube IoU with a better one are not drawn.
 MAX_IOU = 0.5
 COLOURS = ("#ffe119", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#ffffff", "#ff8c1a", "#9a6324")
 
 
-def draw_films(dataset_name: str, runs: Mapping[str, Sequence[Mapping]], path: Path) -> None:
+def draw_video_strips(dataset_name: str, runs: Mapping[str, Sequence[Mapping]], path: Path) -> None:
     """Draw some frames of some videos, a row for the ground truth and one for each model.
 
     Args:
@@ -39,7 +39,7 @@ def draw_films(dataset_name: str, runs: Mapping[str, Sequence[Mapping]], path: P
     """
     metadata = MetadataCatalog.get(dataset_name)
     novel = set(metadata.class_groups["novel"])
-    names = starred_names(dataset_name)
+    names = star_novel_names(dataset_name)
     records = [
         record
         for record in load_dataset(dataset_name)
@@ -80,7 +80,7 @@ def draw_films(dataset_name: str, runs: Mapping[str, Sequence[Mapping]], path: P
                 for p in selected
                 for label in [metadata.thing_dataset_id_to_contiguous_id[p["category_id"]]]
             ]
-            colours = like_truth([p["segmentations"] for p in selected], tubes)
+            colours = number_like_truth([p["segmentations"] for p in selected], tubes)
             draw_strip(next(remaining), record, title, tracks, colours)
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -97,7 +97,7 @@ def truth_tubes(record: Mapping) -> list[tuple[int, list]]:
 
 
 def select_tubes(predictions: Sequence[Mapping], video_id: int) -> list[Mapping]:
-    """Return the predictions of a video worth drawing: the best one of each object."""
+    """Return the predictions of a video to draw: the best one of each object."""
     kept: list[Mapping] = []
     candidates = [p for p in predictions if p["video_id"] == video_id and p["score"] >= MIN_SCORE]
     for prediction in sorted(candidates, key=lambda p: -p["score"]):
@@ -108,20 +108,20 @@ def select_tubes(predictions: Sequence[Mapping], video_id: int) -> list[Mapping]
 
 
 def is_right(label: int, tube: Sequence, truth: Sequence[tuple[int, Sequence]]) -> bool:
-    """Return whether an object of that class is there, with a tube IoU of at least one half."""
+    """Return whether the video has an object of this class with a tube IoU of at least 0.5."""
     same = [other for other_label, other in truth if other_label == label]
     return bool(same) and tube_iou([tube], same).max() >= 0.5
 
 
-def like_truth(tubes: Sequence[Sequence], truth: Sequence[Sequence]) -> list[int]:
-    """Number tubes like the true ones that they overlap most, and those that are left after these.
+def number_like_truth(tubes: Sequence[Sequence], truth: Sequence[Sequence]) -> list[int]:
+    """Give each tube the number of the true tube that it overlaps most, so that colours match.
 
     Args:
         tubes: P tubes.
         truth: N tubes.
 
     Returns:
-        P different numbers; those below N are of true tubes.
+        P different numbers. Tubes without a true one get N and above.
     """
     numbers: dict[int, int] = {}
     if tubes and truth:
@@ -131,8 +131,8 @@ def like_truth(tubes: Sequence[Sequence], truth: Sequence[Sequence]) -> list[int
             if overlap[tube, number] > 0 and tube not in numbers:
                 if number not in numbers.values():
                     numbers[tube] = number
-    left = itertools.count(len(truth))
-    return [numbers[tube] if tube in numbers else next(left) for tube in range(len(tubes))]
+    unused = itertools.count(len(truth))
+    return [numbers[tube] if tube in numbers else next(unused) for tube in range(len(tubes))]
 
 
 def draw_strip(
@@ -142,7 +142,7 @@ def draw_strip(
     tracks: Sequence[tuple[Sequence, str, str]],
     colours: Sequence[int],
 ) -> None:
-    """Draw frames of a video, spread evenly over it, in a row, and a list of names behind them.
+    """Draw a row: frames spread evenly over a video, then a list of names.
 
     Args:
         axes: where to draw, the last one for the names.

@@ -1,4 +1,4 @@
-"""The one door to detectron2.
+"""The compatibility layer for detectron2.
 
 Every other module imports detectron2's names from here. Where detectron2 is installed they are
 detectron2's own objects; where it is not, they come from :mod:`ovformer.d2.builtin`, a small subset
@@ -7,7 +7,7 @@ with the same names, arguments and behaviour. The choice is made once, for all n
 """
 
 # fvcore is on the package registry, so these are the same objects on both back-ends.
-from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
+from fvcore.nn.weight_init import c2_xavier_fill
 
 from ovformer.d2.choice import choose_backend
 
@@ -16,20 +16,8 @@ BACKEND = choose_backend()
 if BACKEND == "detectron2":
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import CfgNode, configurable, get_cfg
-    from detectron2.data import (
-        DatasetCatalog,
-        DatasetFromList,
-        MapDataset,
-        MetadataCatalog,
-        transforms,
-    )
-    from detectron2.data.detection_utils import (
-        annotations_to_instances,
-        check_image_size,
-        filter_empty_instances,
-        read_image,
-        transform_instance_annotations,
-    )
+    from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, transforms
+    from detectron2.data.detection_utils import check_image_size, filter_empty_instances, read_image
     from detectron2.data.samplers import (
         InferenceSampler,
         RepeatFactorTrainingSampler,
@@ -41,14 +29,8 @@ if BACKEND == "detectron2":
         create_ddp_model,
         default_argument_parser,
         hooks,
-        launch,
     )
-    from detectron2.evaluation import (
-        DatasetEvaluator,
-        DatasetEvaluators,
-        inference_on_dataset,
-        print_csv_format,
-    )
+    from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
     from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
     from detectron2.modeling import (
         BACKBONE_REGISTRY,
@@ -59,20 +41,12 @@ if BACKEND == "detectron2":
         build_model,
         build_sem_seg_head,
     )
-    from detectron2.modeling.postprocessing import sem_seg_postprocess
     from detectron2.projects.point_rend.point_features import (
         get_uncertain_point_coords_with_randomness,
         point_sample,
     )
     from detectron2.solver import build_lr_scheduler
-    from detectron2.structures import (
-        BitMasks,
-        Boxes,
-        BoxMode,
-        ImageList,
-        Instances,
-        PolygonMasks,
-    )
+    from detectron2.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
     from detectron2.utils import comm
     from detectron2.utils.collect_env import collect_env_info
     from detectron2.utils.env import seed_all_rng
@@ -83,26 +57,23 @@ if BACKEND == "detectron2":
         TensorboardXWriter,
         get_event_storage,
     )
-    from detectron2.utils.file_io import PathManager
     from detectron2.utils.logger import setup_logger
     from detectron2.utils.registry import Registry
 else:
     from ovformer.d2.builtin import comm, hooks, transforms
+    from ovformer.d2.builtin.argument_parser import default_argument_parser
     from ovformer.d2.builtin.catalog import DatasetCatalog, MetadataCatalog
     from ovformer.d2.builtin.checkpoint import DetectionCheckpointer
     from ovformer.d2.builtin.config import CfgNode, configurable, get_cfg
-    from ovformer.d2.builtin.dataset import DatasetFromList, MapDataset
+    from ovformer.d2.builtin.dataset import DatasetFromList
     from ovformer.d2.builtin.detection_utils import (
-        annotations_to_instances,
         check_image_size,
         filter_empty_instances,
         read_image,
-        transform_instance_annotations,
     )
-    from ovformer.d2.builtin.env import PathManager, Registry, collect_env_info, seed_all_rng
+    from ovformer.d2.builtin.env import Registry, collect_env_info, seed_all_rng
     from ovformer.d2.builtin.evaluation import (
         DatasetEvaluator,
-        DatasetEvaluators,
         inference_on_dataset,
         print_csv_format,
     )
@@ -113,7 +84,6 @@ else:
         TensorboardXWriter,
         get_event_storage,
     )
-    from ovformer.d2.builtin.launch import create_ddp_model, default_argument_parser, launch
     from ovformer.d2.builtin.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
     from ovformer.d2.builtin.logger import setup_logger
     from ovformer.d2.builtin.modeling import (
@@ -124,7 +94,6 @@ else:
         build_backbone,
         build_model,
         build_sem_seg_head,
-        sem_seg_postprocess,
     )
     from ovformer.d2.builtin.point_features import (
         get_uncertain_point_coords_with_randomness,
@@ -136,15 +105,8 @@ else:
         TrainingSampler,
     )
     from ovformer.d2.builtin.solver import build_lr_scheduler
-    from ovformer.d2.builtin.structures import (
-        BitMasks,
-        Boxes,
-        BoxMode,
-        ImageList,
-        Instances,
-        PolygonMasks,
-    )
-    from ovformer.d2.builtin.trainer import HookBase, TrainerBase
+    from ovformer.d2.builtin.structures import BitMasks, Boxes, BoxMode, ImageList, Instances
+    from ovformer.d2.builtin.trainer import HookBase, TrainerBase, create_ddp_model
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -158,7 +120,6 @@ __all__ = [
     "Conv2d",
     "DatasetCatalog",
     "DatasetEvaluator",
-    "DatasetEvaluators",
     "DatasetFromList",
     "DetectionCheckpointer",
     "EventStorage",
@@ -169,10 +130,7 @@ __all__ = [
     "Instances",
     "JSONWriter",
     "META_ARCH_REGISTRY",
-    "MapDataset",
     "MetadataCatalog",
-    "PathManager",
-    "PolygonMasks",
     "Registry",
     "RepeatFactorTrainingSampler",
     "SEM_SEG_HEADS_REGISTRY",
@@ -180,12 +138,10 @@ __all__ = [
     "TensorboardXWriter",
     "TrainerBase",
     "TrainingSampler",
-    "annotations_to_instances",
     "build_backbone",
     "build_lr_scheduler",
     "build_model",
     "build_sem_seg_head",
-    "c2_msra_fill",
     "c2_xavier_fill",
     "check_image_size",
     "collect_env_info",
@@ -200,13 +156,10 @@ __all__ = [
     "get_uncertain_point_coords_with_randomness",
     "hooks",
     "inference_on_dataset",
-    "launch",
     "point_sample",
     "print_csv_format",
     "read_image",
     "seed_all_rng",
-    "sem_seg_postprocess",
     "setup_logger",
-    "transform_instance_annotations",
     "transforms",
 ]

@@ -1,4 +1,4 @@
-"""Fixtures of the door's tests."""
+"""Fixtures for the tests of the compatibility layer."""
 
 import json
 import logging

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ovformer.d2 import get_cfg
-from ovformer.d2.builtin import evaluation, events, launch
+from ovformer.d2.builtin import evaluation, events
 from ovformer.d2.builtin.checkpoint import DetectionCheckpointer
 from ovformer.d2.builtin.logger import setup_logger
 from ovformer.d2.builtin.solver import LRMultiplier, build_lr_scheduler
@@ -55,15 +55,6 @@ def test_pickle_of_another_layout_is_an_error(tmp_path) -> None:
     path.write_bytes(pickle.dumps({"blobs": {"conv1_w": np.ones(1)}}))
     with pytest.raises(ValueError, match=r"caffe2\.pkl: expected a dict with 'model'"):
         DetectionCheckpointer(nn.Linear(1, 1)).load(str(path))
-
-
-def test_launch_says_what_is_wrong(monkeypatch) -> None:
-    with pytest.raises(ValueError, match="--dist-url auto: works on one machine only"):
-        launch.launch(print, 1, num_machines=2, dist_url="auto")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="--num-gpus: 4 asked for, 2 available"):
-        launch.launch(print, 4, dist_url="auto")
 
 
 def test_schedule_says_what_is_wrong() -> None:

@@ -115,20 +115,6 @@ def test_classes_are_built_from_arguments_and_from_configs() -> None:
     assert WideHead(cfg, 1, depth=2).values == (302, 2, 1.0)
 
 
-def test_functions_are_called_with_configs() -> None:
-    def from_config(cfg: CfgNode) -> dict:
-        return {"width": cfg.WIDTH}
-
-    @configurable(from_config=from_config)
-    def build(width: int, depth: int = 1) -> tuple[int, int]:
-        """Build."""
-        return width, depth
-
-    assert build.__doc__ == "Build."
-    assert build(5) == (5, 1)
-    assert build(CfgNode({"WIDTH": 3}), depth=2) == (3, 2)
-
-
 def test_configurable_is_checked() -> None:
     class Without:
         @configurable

@@ -1,7 +1,6 @@
 """Catalogs, data sets, samplers and image files, on whichever back-end is selected."""
 
 import itertools
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from torch.utils.data import DataLoader, IterableDataset
 
 from ovformer.d2 import (
     DatasetCatalog,
     DatasetFromList,
     InferenceSampler,
-    MapDataset,
     MetadataCatalog,
-    PathManager,
     RepeatFactorTrainingSampler,
     TrainingSampler,
     check_image_size,
@@ -110,45 +106,10 @@ def test_records_are_given_out_themselves_if_asked_for() -> None:
         DatasetFromList(records, serialize="yes")
 
 
-class Squares:
-    """A function that cannot use odd numbers."""
-
-    def __call__(self, number: int) -> int | None:
-        return None if number % 2 else number**2
-
-
-def test_map_dataset_tries_another_record() -> None:
-    dataset = MapDataset(DatasetFromList([0, 1, 2, 3]), Squares())
-    assert len(dataset) == 4
-    assert dataset[2] == 4
-    assert {dataset[1] for _ in range(20)} <= {0, 4}
-    assert pickle.loads(pickle.dumps(dataset))[2] == 4  # as workers that are spawned get it
-
-
-def test_map_dataset_without_any_usable_record_ends() -> None:
-    with pytest.raises(ValueError):
-        MapDataset(DatasetFromList([1, 3]), Squares())[0]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_map_dataset_in_a_loader(workers: int) -> None:
-    dataset = MapDataset(DatasetFromList([0, 2, 4]), Squares())
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
-    assert [int(value) for value in loader] == [0, 4, 16]
-
-
-def test_map_dataset_of_a_stream_skips_records() -> None:
-    class Stream(IterableDataset):
-        def __iter__(self) -> Any:
-            return iter(range(5))
-
-    assert list(MapDataset(Stream(), Squares())) == [0, 4, 16]
-
-
 @pytest.fixture
 def name() -> Any:
     """A name for a data set, free before and after the test."""
-    name = "door_test_data"
+    name = "d2_test_data"
     yield name
     for catalog in (DatasetCatalog, MetadataCatalog):
         if name in catalog:
@@ -257,11 +218,3 @@ def test_seeding_repeats_all_random_numbers() -> None:
 def test_environment_report_names_the_versions() -> None:
     report = collect_env_info()
     assert torch.__version__ in report and np.__version__ in report and "detectron2" in report
-
-
-def test_path_manager_reads_local_files(tmp_path: Path) -> None:
-    file = str(tmp_path / "a.txt")
-    with PathManager.open(file, "w") as stream:
-        stream.write("text")
-    assert PathManager.exists(file) and PathManager.isfile(file)
-    assert PathManager.get_local_path(file) == file

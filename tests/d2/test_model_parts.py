@@ -1,4 +1,4 @@
-"""Layers, registries, points and the last resize, on whichever back-end is selected."""
+"""Layers, registries and points, on whichever back-end is selected."""
 
 import inspect
 from typing import Any
@@ -24,7 +24,6 @@ from ovformer.d2 import (
     get_norm,
     get_uncertain_point_coords_with_randomness,
     point_sample,
-    sem_seg_postprocess,
 )
 
 
@@ -58,12 +57,6 @@ def test_uncertain_points_check_their_ratios() -> None:
             get_uncertain_point_coords_with_randomness(
                 torch.zeros(1, 1, 2, 2), lambda x: x, 4, oversample, importance
             )
-
-
-def test_padding_is_cut_off_and_the_rest_resized_as_recorded(recorded: dict[str, Any]) -> None:
-    maps = torch.from_numpy(recorded["points.input"])
-    resized = sem_seg_postprocess(maps[0], (6, 8), 12, 15)
-    np.testing.assert_allclose(resized, recorded["sem_seg_postprocess"], rtol=0, atol=1e-6)
 
 
 def test_frozen_batch_norm_as_recorded(recorded: dict[str, Any]) -> None:

@@ -1,12 +1,9 @@
 """The trainer calls hooks as detectron2's does, so that a detectron2 user's hook works in it."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from ovformer.d2 import (
-    DetectionCheckpointer,
     EventStorage,
     HookBase,
     TrainerBase,
@@ -145,24 +142,6 @@ def test_state_dict_of_trainer_and_hooks(lines) -> None:
     assert Trainer().state_dict() == {"iteration": 0}
 
 
-def test_callback_hook() -> None:
-    calls = []
-    trainer = Trainer()
-    trainer.register_hooks(
-        [
-            hooks.CallbackHook(
-                before_train=lambda t: calls.append(("before_train", t.iter)),
-                before_step=lambda t: calls.append(("before_step", t.iter)),
-                after_step=lambda t: calls.append(("after_step", t.iter)),
-                after_train=lambda t: calls.append(("after_train", t.iter)),
-            ),
-            hooks.CallbackHook(),
-        ]
-    )
-    trainer.train(0, 1)
-    assert calls == [("before_train", 0), ("before_step", 0), ("after_step", 0), ("after_train", 1)]
-
-
 def test_iteration_timer_counts_from_the_third_step(lines) -> None:
     trainer = Trainer()
     trainer.register_hooks([hooks.IterationTimer()])
@@ -230,46 +209,6 @@ def test_lr_scheduler_hook_records_the_rate_of_each_iteration() -> None:
     trainer.scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizer, step_size=2, gamma=0.5)
     hook.load_state_dict({"last_epoch": 4})
     assert trainer.scheduler.last_epoch == 4
-
-
-def test_periodic_checkpointer_names_files_by_iteration(tmp_path) -> None:
-    trainer = Trainer()
-    trainer.model = torch.nn.Linear(2, 2)
-    checkpointer = DetectionCheckpointer(trainer.model, str(tmp_path), trainer=trainer)
-    trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, 2, max_to_keep=2)])
-    trainer.train(0, 7)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["last_checkpoint", "model_0000003.pth", "model_0000005.pth", "model_final.pth"]
-    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    saved = torch.load(tmp_path / "model_0000005.pth", weights_only=True)
-    assert saved["iteration"] == 5
-    assert saved["trainer"] == {"iteration": 5}
-
-
-def test_best_checkpointer_keeps_the_best(lines) -> None:
-    saved = []
-    checkpointer = SimpleNamespace(save=lambda name, **extra: saved.append((name, extra)))
-    scores = iter([0.2, 0.5, 0.4, float("nan"), 0.6])
-    trainer = Trainer()
-    trainer.register_hooks(
-        [
-            hooks.EvalHook(1, lambda: {"segm": {"AP": next(scores)}}),
-            hooks.BestCheckpointer(1, checkpointer, "segm/AP"),
-        ]
-    )
-    trainer.train(0, 5)
-    assert saved == [
-        ("model_best", {"iteration": 0}),
-        ("model_best", {"iteration": 1}),
-        ("model_best", {"iteration": 5}),
-    ]
-
-
-def test_best_checkpointer_without_its_metric_warns(lines) -> None:
-    trainer = Trainer()
-    trainer.register_hooks([hooks.BestCheckpointer(1, None, "segm/AP", mode="min")])
-    trainer.train(0, 2)
-    assert any("segm/AP" in line for line in lines())
 
 
 def test_storages_nest() -> None:

@@ -18,6 +18,7 @@ from ovformer.data.loading.loaders import _init_worker
 from ovformer.engine import interruption as module
 from ovformer.engine.interruption import SIGNALS, Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.trainer import Trainer
+from support.callback_hook import CallbackHook
 from support.small_training import noisy_trainer
 
 FORK = multiprocessing.get_context("fork")
@@ -128,7 +129,7 @@ def training(
 
     done: list[int] = []
     trainer.evaluated = done
-    step = hooks.CallbackHook(before_step=start_step)
+    step = CallbackHook(before_step=start_step)
     trainer.register_hooks(
         [step, StopWhenInterrupted(), hooks.EvalHook(period, lambda: trainer.at_once(evaluate))]
     )

@@ -12,6 +12,7 @@ from ovformer.d2 import hooks
 from ovformer.engine.hooks import PeriodicCheckpoint
 from ovformer.engine.metrics import MetricsWriter, cut_metrics
 from ovformer.engine.trainer import Trainer
+from support.callback_hook import CallbackHook
 from support.small_training import noisy_trainer
 
 LENGTH = 50
@@ -42,10 +43,10 @@ def training(folder: Path, at: Callable[[int, str], None], period: int) -> Train
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.CallbackHook(before_step=lambda trainer: at(trainer.iter, "step")),
+            CallbackHook(before_step=lambda trainer: at(trainer.iter, "step")),
             PeriodicCheckpoint(period),
-            hooks.CallbackHook(after_step=lambda trainer: at(trainer.iter, "saved")),
-            hooks.CallbackHook(after_step=evaluate),
+            CallbackHook(after_step=lambda trainer: at(trainer.iter, "saved")),
+            CallbackHook(after_step=evaluate),
             MetricsWriter(str(folder), 20),
         ]
     )

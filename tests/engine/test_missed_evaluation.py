@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovformer.d2 import hooks
 from ovformer.engine.checkpoint import read_weights
 from ovformer.engine.hooks import Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.trainer import Trainer
+from support.callback_hook import CallbackHook
 from support.small_training import noisy_trainer
 
 LENGTH, EVERY = 12, 4
@@ -109,7 +109,7 @@ def test_what_was_evaluated_is_not_evaluated_again(tmp_path: Path) -> None:
         if trainer.iter == 3:
             raise Killed
 
-    done.register_hooks([hooks.CallbackHook(after_step=stop)])
+    done.register_hooks([CallbackHook(after_step=stop)])
     with pytest.raises(Killed):
         done.train()
     assert done.evaluated == [3]

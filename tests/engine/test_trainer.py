@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ovformer.d2 import EventStorage, HookBase, JSONWriter, hooks
+from ovformer.d2 import EventStorage, HookBase, JSONWriter
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
 from ovformer.engine.trainer import (
     MIN_LOSS_SCALE,
@@ -15,6 +15,7 @@ from ovformer.engine.trainer import (
     random_state,
     set_random_state,
 )
+from support.callback_hook import CallbackHook
 from support.small_training import Regression, image_batches, make_trainer, noisy_trainer
 
 
@@ -59,7 +60,7 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(steps: int) -> None:
 def test_metrics(tmp_path: Path) -> None:
     trainer = make_trainer(Regression(), image_batches, 3, accumulation_steps=2)
     writer = JSONWriter(str(tmp_path / "metrics.json"), window_size=1)
-    trainer.register_hooks([CpuMemory(), hooks.PeriodicWriter([writer], period=1)])
+    trainer.register_hooks([CpuMemory(), CallbackHook(after_step=lambda trainer: writer.write())])
     trainer.train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [0, 1, 2]
@@ -146,9 +147,7 @@ def test_an_overflow_of_float16_only_leaves_a_step_out() -> None:
     model = Overflow()
     seen = []
     trainer = make_trainer(model, factors(1, 1, 0.5), 3, amp_type=torch.float16)
-    trainer.register_hooks(
-        [hooks.CallbackHook(after_step=lambda t: seen.append(model.weight.item()))]
-    )
+    trainer.register_hooks([CallbackHook(after_step=lambda t: seen.append(model.weight.item()))])
     trainer.train()
     assert seen[0] == 1
     assert seen[1] == pytest.approx(0.9)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ovformer.d2 import BitMasks, sem_seg_postprocess
+from ovformer.d2 import BitMasks
 from ovformer.modeling.tracks import postprocess
 from ovformer.modeling.tracks.postprocess import (
     class_scores,
@@ -31,7 +31,8 @@ def plain_instances(outputs, limit):
     """Masks of all queries at full size, then the choice; as published, for one image."""
     masks = torch.einsum("qc,chw->qhw", outputs["mask_embed"], outputs["mask_features"])
     masks = F.interpolate(masks[None], size=PADDED, mode="bilinear", align_corners=False)[0]
-    masks = sem_seg_postprocess(masks, IMAGE, *OUTPUT)
+    masks = masks[None, :, : IMAGE[0], : IMAGE[1]]
+    masks = F.interpolate(masks, size=OUTPUT, mode="bilinear", align_corners=False)[0]
     scores = outputs["pred_logits"][:, :-1].sigmoid()
     scores = (scores * outputs["pred_object_logits"].softmax(-1)[:, :1]) ** 0.5
     num_classes = scores.shape[1]

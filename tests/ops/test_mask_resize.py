@@ -1,10 +1,10 @@
 """Products and resizing of masks can be exchanged, and masks come back to the image's size."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from ovformer.d2 import sem_seg_postprocess
 from ovformer.ops.mask_resize import mask_logits, resize_mask_features, restore_masks
 
 
@@ -30,9 +30,18 @@ def test_the_mask_of_resized_features_is_the_resized_mask(leading) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def test_restoring_is_detectron2s_way() -> None:
+def test_restoring_crops_the_padding_and_resizes_twice() -> None:
     torch.manual_seed(0)
     logits = torch.randn(3, 8, 10)
     padded = F.interpolate(logits[None], size=(32, 40), mode="bilinear", align_corners=False)[0]
-    expected = sem_seg_postprocess(padded, (29, 37), 61, 50)
+    image = padded[None, :, :29, :37]
+    expected = F.interpolate(image, size=(61, 50), mode="bilinear", align_corners=False)[0]
     assert restore_masks(logits, (32, 40), (29, 37), (61, 50)).equal(expected)
+
+
+def test_restored_masks_equal_those_of_detectron2(reference) -> None:
+    with np.load(reference("d2_contract.npz")) as recorded:
+        logits = torch.from_numpy(recorded["points.input"])[0]
+        expected = recorded["sem_seg_postprocess"]
+    restored = restore_masks(logits, tuple(logits.shape[1:]), (6, 8), (12, 15))
+    np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-6)

@@ -19,8 +19,8 @@ from ovformer.d2 import (
     comm,
     create_ddp_model,
     inference_on_dataset,
-    launch,
 )
+from ovformer.engine.launch import launch
 
 
 class Collected(DatasetEvaluator):
@@ -53,7 +53,6 @@ def work(folder: str, word: str) -> None:
     rank = comm.get_rank()
     np.random.seed(100 + rank)
     random.seed(100 + rank)
-    scalars = {"b": torch.tensor(2.0 * rank), "a": torch.tensor(10.0 + rank)}
     checkpointer = DetectionCheckpointer(torch.nn.Linear(1, 1), folder)
     checkpointer.save(f"rank{rank}")
     comm.synchronize()
@@ -61,14 +60,12 @@ def work(folder: str, word: str) -> None:
     found = {
         "word": word,
         "world_size": comm.get_world_size(),
-        "local": [comm.get_local_rank(), comm.get_local_size()],
+        "local_rank": comm.get_local_rank(),
         "is_main_process": comm.is_main_process(),
         "all_gather": comm.all_gather({"rank": rank}),
         "gather": comm.gather(rank),
         "gather_on_1": comm.gather(rank, dst=1),
         "seed": comm.shared_random_seed(),
-        "mean": {k: v.item() for k, v in comm.reduce_dict(scalars).items()},
-        "sum": {k: v.item() for k, v in comm.reduce_dict(scalars, average=False).items()},
         "gradient": gradient_of_both(),
         "training_sample": [next(sampler) for _ in range(3)],
         "inference_sample": list(InferenceSampler(5)),
@@ -81,4 +78,4 @@ def work(folder: str, word: str) -> None:
 
 
 if __name__ == "__main__":
-    launch(work, 2, dist_url="auto", args=(sys.argv[1], "passed on"))
+    launch(work, (sys.argv[1], "passed on"), device="cpu", num_gpus=2)

@@ -47,12 +47,6 @@ class AugInput:
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
-    def apply_augmentations(
-        self, augmentations: Sequence["Augmentation | Transform"]
-    ) -> TransformList:
-        """Apply one augmentation after the other and return all transforms."""
-        return AugmentationList(augmentations)(self)
-
 
 class Augmentation:
     """A policy, often random, that decides on a :class:`Transform`.

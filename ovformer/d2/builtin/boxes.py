@@ -91,10 +91,6 @@ class Boxes:
             raise AssertionError(f"Boxes: expected shape (N, 4), got {tuple(tensor.shape)}")
         self.tensor = tensor
 
-    def clone(self) -> "Boxes":
-        """Return a copy."""
-        return Boxes(self.tensor.clone())
-
     def to(self, device: torch.device | str) -> "Boxes":
         """Return the boxes on ``device``."""
         return Boxes(self.tensor.to(device=device))
@@ -104,44 +100,10 @@ class Boxes:
         """Where the boxes are."""
         return self.tensor.device
 
-    def area(self) -> Tensor:
-        """Return the areas, (N,), in square pixels."""
-        x0, y0, x1, y1 = self.tensor.unbind(1)
-        return (x1 - x0) * (y1 - y0)
-
-    def clip(self, box_size: tuple[int, int]) -> None:
-        """Clip the boxes, in place, to an image of ``box_size`` = (height, width).
-
-        Raises:
-            AssertionError: a box is not finite (detectron2's type).
-        """
-        if not torch.isfinite(self.tensor).all():
-            raise AssertionError(f"Boxes.clip: boxes must be finite, got {self.tensor}")
-        height, width = box_size
-        x = self.tensor[:, 0::2].clamp(0, width)
-        y = self.tensor[:, 1::2].clamp(0, height)
-        self.tensor = torch.stack((x, y), dim=2).flatten(1)
-
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """Return bool (N,): whether both sides are longer than ``threshold`` pixels."""
         sides = self.tensor[:, 2:] - self.tensor[:, :2]
         return (sides > threshold).all(dim=1)
-
-    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """Return bool (N,): whether a box exceeds (height, width) by no more than the threshold."""
-        height, width = box_size
-        limit = self.tensor.new_tensor([width, height]) + boundary_threshold
-        low = (self.tensor[:, :2] >= -boundary_threshold).all(dim=1)
-        return low & (self.tensor[:, 2:] < limit).all(dim=1)
-
-    def get_centers(self) -> Tensor:
-        """Return the centres (x, y), (N, 2)."""
-        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
-
-    def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply the coordinates, in place."""
-        self.tensor[:, 0::2] *= scale_x
-        self.tensor[:, 1::2] *= scale_y
 
     @classmethod
     def cat(cls, boxes_list: Sequence["Boxes"]) -> "Boxes":

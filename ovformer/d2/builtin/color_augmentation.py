@@ -35,14 +35,3 @@ class RandomContrast(_RandomBlend):
     def get_transform(self, image: np.ndarray) -> Transform:
         """Decide for an image."""
         return self._blend_with(image.mean())
-
-
-class RandomSaturation(_RandomBlend):
-    """A mix with the grey version of the image."""
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an RGB image (H, W, 3)."""
-        if image.shape[-1] != 3:
-            raise AssertionError(f"RandomSaturation: expected (H, W, 3), got {image.shape}")
-        luma = image.dot([0.299, 0.587, 0.114])  # ITU-R BT.601
-        return self._blend_with(luma[:, :, None])

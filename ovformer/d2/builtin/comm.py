@@ -29,11 +29,6 @@ def get_local_rank() -> int:
     return dist.get_rank(get_local_process_group()) if _is_distributed() else 0
 
 
-def get_local_size() -> int:
-    """Return the number of processes on this machine."""
-    return dist.get_world_size(get_local_process_group()) if _is_distributed() else 1
-
-
 def is_main_process() -> bool:
     """Tell whether this is the process of rank 0, which logs and writes."""
     return get_rank() == 0
@@ -131,24 +126,3 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 def shared_random_seed() -> int:
     """Return a random number below 2**31 that is the same in all processes, which all call this."""
     return all_gather(np.random.randint(2**31))[0]
-
-
-def reduce_dict(
-    input_dict: dict[str, torch.Tensor], average: bool = True
-) -> dict[str, torch.Tensor]:
-    """Add up, or average, scalar tensors over processes. Only rank 0 has the right result.
-
-    Args:
-        input_dict: the same names in each process; tensors of shape () and one type and device.
-        average: divide the sums by the number of processes.
-    """
-    world_size = get_world_size()
-    if world_size == 1:
-        return input_dict
-    names = sorted(input_dict)
-    with torch.no_grad():
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if average and get_rank() == 0:
-            values /= world_size
-    return dict(zip(names, values, strict=True))

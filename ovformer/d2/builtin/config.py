@@ -57,33 +57,23 @@ def get_cfg() -> CfgNode:
     return CfgNode(DEFAULTS)  # a deep copy
 
 
-def configurable(
-    init_func: Callable | None = None, *, from_config: Callable | None = None
-) -> Callable:
-    """Let an ``__init__`` or a function be called with a config as well as with its own arguments.
+def configurable(init_func: Callable) -> Callable:
+    """Let a class be built from a config as well as from the arguments of its ``__init__``.
 
     Called with a config (first, or as ``cfg=``), the arguments are those that ``from_config(cfg)``
-    returns; further keyword arguments go to ``from_config`` where it takes them and override its
-    result where not.
+    returns. Other keyword arguments go to ``from_config`` if it takes them; otherwise they override
+    its result.
 
     Args:
         init_func: the ``__init__`` of a class with a classmethod ``from_config(cls, cfg, ...)``.
-        from_config: for functions, used as ``@configurable(from_config=function)``.
 
     Raises:
-        TypeError: the decorator is on something else, or ``from_config`` is no classmethod whose
+        TypeError: the decorator is on something else, or ``from_config`` is not a classmethod whose
             first argument is ``cfg``.
         AttributeError: the class has no ``from_config``.
     """
-    if init_func is None:
-        if from_config is None:
-            return configurable
-        return functools.partial(_configurable_function, from_config=from_config)
-    if not inspect.isfunction(init_func) or init_func.__name__ != "__init__" or from_config:
-        raise TypeError(
-            f"@configurable: expected a class's __init__, got {init_func!r}. For a function write "
-            "@configurable(from_config=...)"
-        )
+    if not inspect.isfunction(init_func) or init_func.__name__ != "__init__":
+        raise TypeError(f"@configurable: expected a class's __init__, got {init_func!r}")
 
     @functools.wraps(init_func)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -97,17 +87,6 @@ def configurable(
         else:
             init_func(self, *args, **kwargs)
 
-    return wrapped
-
-
-def _configurable_function(function: Callable, from_config: Callable) -> Callable:
-    @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if _is_config_call(args, kwargs):
-            return function(**_translate(from_config, args, kwargs))
-        return function(*args, **kwargs)
-
-    wrapped.from_config = from_config
     return wrapped
 
 

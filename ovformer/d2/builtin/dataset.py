@@ -1,15 +1,14 @@
-"""A list as a data set, and a function applied to each of a data set's records."""
+"""A list as a data set."""
 
 import copy as copy_module
 import logging
 import pickle
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -70,56 +69,3 @@ class DatasetFromList(Dataset):
     def __getitem__(self, idx: int) -> Any:
         record = self._lst[idx]
         return copy_module.deepcopy(record) if self._copy else record
-
-
-class MapDataset(Dataset):
-    """A function applied to each record; another record is tried where it returns None.
-
-    Around an :class:`~torch.utils.data.IterableDataset` this is an iterable data set, which skips
-    such records.
-    """
-
-    def __new__(cls, dataset: Dataset, map_func: Callable[[Any], Any]) -> Dataset:
-        """Return the kind that fits ``dataset``."""
-        if isinstance(dataset, IterableDataset):
-            return _MapIterableDataset(dataset, map_func)
-        return super().__new__(cls)
-
-    def __init__(self, dataset: Dataset, map_func: Callable[[Any], Any]) -> None:
-        """Apply ``map_func`` to the records of ``dataset``."""
-        self._dataset = dataset
-        self._map_func = map_func
-        self._random = random.Random(42)
-        self._usable = set(range(len(dataset)))
-
-    def __getnewargs__(self) -> tuple[Dataset, Callable[[Any], Any]]:
-        return self._dataset, self._map_func
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, idx: int) -> Any:
-        current = int(idx)
-        retries = 0
-        while (record := self._map_func(self._dataset[current])) is None:
-            self._usable.discard(current)
-            if not self._usable:
-                raise ValueError("MapDataset: the function returned None for every record")
-            retries += 1
-            if retries >= 3:
-                logger.warning("No usable record for index %d after %d retries", idx, retries)
-            current = self._random.choice(list(self._usable))
-        self._usable.add(current)
-        return record
-
-
-class _MapIterableDataset(IterableDataset):
-    def __init__(self, dataset: IterableDataset, map_func: Callable[[Any], Any]) -> None:
-        self._dataset = dataset
-        self._map_func = map_func
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (record for record in map(self._map_func, self._dataset) if record is not None)

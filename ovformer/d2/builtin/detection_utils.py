@@ -1,28 +1,18 @@
-"""From files and annotations to arrays and :class:`Instances`.
+"""Reading image files, and dropping empty instances.
 
 Legend: N instances, H W pixels, C channels.
 """
 
 import logging
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
-from fvcore.transforms.transform import Transform, TransformList
 from PIL import ExifTags, Image
 
 from ovformer.d2.builtin.env import PathManager
-from ovformer.d2.builtin.structures import (
-    BitMasks,
-    Boxes,
-    BoxMode,
-    Instances,
-    PolygonMasks,
-    polygons_to_bitmask,
-)
+from ovformer.d2.builtin.structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -103,114 +93,6 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
         )
     dataset_dict.setdefault("width", width)
     dataset_dict.setdefault("height", height)
-
-
-def transform_instance_annotations(
-    annotation: dict[str, Any],
-    transforms: TransformList | Sequence[Transform],
-    image_size: tuple[int, int],
-    *,
-    keypoint_hflip_indices: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Apply an image's transforms to one of its instances, in place.
-
-    Args:
-        annotation: with "bbox", "bbox_mode" and, if it has a mask, "segmentation": polygons or a
-            COCO RLE. The box becomes XYXY_ABS, clipped to the image; an RLE becomes a bitmap.
-        transforms: what was done to the image.
-        image_size: (height, width) of the transformed image.
-        keypoint_hflip_indices: for detectron2's signature; keypoints are not supported here.
-
-    Returns:
-        ``annotation``.
-
-    Raises:
-        ValueError: the segmentation is of another type.
-        NotImplementedError: the annotation has keypoints.
-    """
-    if "keypoints" in annotation:
-        raise NotImplementedError(
-            "Keypoints are not supported without detectron2: remove 'keypoints' from the annotation"
-        )
-    if isinstance(transforms, list | tuple):
-        transforms = TransformList(transforms)
-    height, width = image_size
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    box = transforms.apply_box(np.array([box]))[0]
-    annotation["bbox"] = np.clip(box, 0, [width, height, width, height])
-    annotation["bbox_mode"] = BoxMode.XYXY_ABS
-
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list):
-        polygons = transforms.apply_polygons([np.reshape(p, (-1, 2)) for p in segmentation])
-        annotation["segmentation"] = [polygon.reshape(-1) for polygon in polygons]
-    elif isinstance(segmentation, dict):
-        mask = transforms.apply_segmentation(mask_util.decode(segmentation))
-        if mask.shape[:2] != (height, width):
-            raise AssertionError(
-                f"Segmentation: it is {mask.shape} after the transforms, the image {image_size}"
-            )
-        annotation["segmentation"] = mask
-    elif "segmentation" in annotation:
-        raise ValueError(
-            f"Segmentation: expected a list of polygons or a COCO RLE, got {type(segmentation)}"
-        )
-    return annotation
-
-
-def annotations_to_instances(
-    annos: Sequence[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
-) -> Instances:
-    """Collect the annotations of an image.
-
-    Args:
-        annos: one dict per instance, with "bbox", "bbox_mode", "category_id" and, in all or none,
-            "segmentation": polygons, a COCO RLE, or a bitmap (H, W).
-        image_size: (height, width) in pixels.
-        mask_format: "polygon" or "bitmask".
-
-    Returns:
-        Instances with gt_boxes, gt_classes and, if there are segmentations, gt_masks.
-
-    Raises:
-        ValueError: a segmentation cannot be brought into that format.
-    """
-    target = Instances(image_size)
-    target.gt_boxes = Boxes(
-        [BoxMode.convert(anno["bbox"], anno["bbox_mode"], BoxMode.XYXY_ABS) for anno in annos]
-    )
-    target.gt_classes = torch.tensor([int(anno["category_id"]) for anno in annos]).long()
-    if not annos or "segmentation" not in annos[0]:
-        return target
-    segmentations = [anno["segmentation"] for anno in annos]
-    if mask_format == "polygon":
-        try:
-            target.gt_masks = PolygonMasks(segmentations)
-        except ValueError as error:
-            raise ValueError(
-                "Masks in format 'polygon' need polygons in the annotations; set INPUT.MASK_FORMAT "
-                "to 'bitmask'"
-            ) from error
-    elif mask_format == "bitmask":
-        target.gt_masks = BitMasks(
-            np.stack([_to_bitmap(segmentation, image_size) for segmentation in segmentations])
-        )
-    else:
-        raise AssertionError(f"mask_format must be 'polygon' or 'bitmask', got {mask_format!r}")
-    return target
-
-
-def _to_bitmap(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
-    if isinstance(segmentation, list):
-        return polygons_to_bitmask(segmentation, *image_size)
-    if isinstance(segmentation, dict):
-        return mask_util.decode(segmentation)
-    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
-        return segmentation
-    raise ValueError(
-        "Segmentation: expected a list of polygons, a COCO RLE or a bitmap (H, W), got "
-        f"{type(segmentation)} {getattr(segmentation, 'shape', '')}"
-    )
 
 
 def filter_empty_instances(

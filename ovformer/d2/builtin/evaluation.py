@@ -3,8 +3,7 @@
 import datetime
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -36,40 +35,6 @@ class DatasetEvaluator:
         """Return scores as ``{task: {metric: value}}``; None where this is not the main process."""
 
 
-class DatasetEvaluators(DatasetEvaluator):
-    """Several evaluators as one."""
-
-    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
-        super().__init__()
-        self._evaluators = evaluators
-
-    def reset(self) -> None:
-        """Reset each evaluator."""
-        for evaluator in self._evaluators:
-            evaluator.reset()
-
-    def process(self, inputs: Any, outputs: Any) -> None:
-        """Give a batch to each evaluator."""
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
-
-    def evaluate(self) -> dict:
-        """Return the tasks of all evaluators together.
-
-        Raises:
-            AssertionError: two evaluators return the same task.
-        """
-        results: dict = OrderedDict()
-        for evaluator in self._evaluators:
-            scores = evaluator.evaluate()
-            if scores is None or not comm.is_main_process():
-                continue
-            twice = set(scores) & set(results)
-            assert not twice, f"two evaluators return scores for {sorted(twice)}"
-            results.update(scores)
-        return results
-
-
 class _Stopwatch:
     """Seconds per batch, of each part of the loop and in all, without the warm-up batches."""
 
@@ -93,7 +58,7 @@ class _Stopwatch:
 def inference_on_dataset(
     model: Callable[[Any], Any],
     data_loader: Iterable,
-    evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
+    evaluator: DatasetEvaluator | None,
     callbacks: dict[str, Callable[[], None]] | None = None,
 ) -> dict:
     """Run a model over all batches, score the predictions and log the speed.
@@ -101,7 +66,7 @@ def inference_on_dataset(
     Args:
         model: called with each batch, without gradients; an ``nn.Module`` is in eval mode then.
         data_loader: batches; has a length.
-        evaluator: one, a list of them, or None to measure the speed only.
+        evaluator: scores the predictions; None measures the speed only.
         callbacks: functions by name: on_start, before_inference, after_inference, on_end.
 
     Returns:
@@ -112,9 +77,7 @@ def inference_on_dataset(
     total = len(data_loader)
     logger.info("Start inference on %d batches", total)
     if evaluator is None:
-        evaluator = DatasetEvaluators([])
-    elif isinstance(evaluator, MutableSequence):
-        evaluator = DatasetEvaluators(evaluator)
+        evaluator = DatasetEvaluator()
     evaluator.reset()
 
     def call(name: str) -> None:

@@ -29,11 +29,6 @@ def get_event_storage() -> "EventStorage":
     return _STORAGES[-1]
 
 
-def has_event_storage() -> bool:
-    """Tell whether a ``with EventStorage()`` block is open."""
-    return bool(_STORAGES)
-
-
 class EventStorage:
     """The scalars, images and histograms of a run, by name and iteration."""
 

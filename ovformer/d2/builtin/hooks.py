@@ -2,83 +2,21 @@
 
 import datetime
 import logging
-import math
-import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from fvcore.common.checkpoint import Checkpointer
-from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler as _TorchScheduler
 
 from ovformer.d2.builtin import comm
 from ovformer.d2.builtin.evaluation import flatten_results_dict
-from ovformer.d2.builtin.events import EventWriter
 from ovformer.d2.builtin.solver import LRMultiplier
-from ovformer.d2.builtin.trainer import HookBase, TrainerBase
+from ovformer.d2.builtin.trainer import HookBase
 
-__all__ = [
-    "BestCheckpointer",
-    "CallbackHook",
-    "EvalHook",
-    "HookBase",
-    "IterationTimer",
-    "LRScheduler",
-    "PeriodicCheckpointer",
-    "PeriodicWriter",
-]
-
-_Callback = Callable[[TrainerBase], None]
-
-
-def _is_eval_step(trainer: TrainerBase, period: int) -> bool:
-    """Tell whether a periodic evaluation is due after this step; the last one is after training."""
-    done = trainer.iter + 1
-    return period > 0 and done % period == 0 and done != trainer.max_iter
-
-
-class CallbackHook(HookBase):
-    """Calls functions, each of which takes the trainer."""
-
-    def __init__(
-        self,
-        *,
-        before_train: _Callback | None = None,
-        after_train: _Callback | None = None,
-        before_step: _Callback | None = None,
-        after_step: _Callback | None = None,
-    ) -> None:
-        self._callbacks = {
-            "before_train": before_train,
-            "after_train": after_train,
-            "before_step": before_step,
-            "after_step": after_step,
-        }
-
-    def _call(self, name: str) -> None:
-        if callback := self._callbacks[name]:
-            callback(self.trainer)
-
-    def before_train(self) -> None:
-        """Call the function for this moment."""
-        self._call("before_train")
-
-    def after_train(self) -> None:
-        """Call the function for this moment, then drop all: they may refer to the trainer."""
-        self._call("after_train")
-        self._callbacks = {}
-
-    def before_step(self) -> None:
-        """Call the function for this moment."""
-        self._call("before_step")
-
-    def after_step(self) -> None:
-        """Call the function for this moment."""
-        self._call("after_step")
+__all__ = ["EvalHook", "HookBase", "IterationTimer", "LRScheduler"]
 
 
 class IterationTimer(HookBase):
@@ -132,99 +70,6 @@ class IterationTimer(HookBase):
 
 def _duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=int(seconds)))
-
-
-class PeriodicWriter(HookBase):
-    """Lets writers write every ``period`` iterations and at the end, when it closes them."""
-
-    def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
-        for writer in writers:
-            assert isinstance(writer, EventWriter), f"{writer!r} is not an EventWriter"
-        self._writers = writers
-        self._period = period
-
-    def after_step(self) -> None:
-        """Write if it is time."""
-        done = self.trainer.iter + 1
-        if done % self._period == 0 or done == self.trainer.max_iter:
-            for writer in self._writers:
-                writer.write()
-
-    def after_train(self) -> None:
-        """Write what other hooks recorded after the last step, and close."""
-        for writer in self._writers:
-            writer.write()
-            writer.close()
-
-
-class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's periodic checkpointer as a hook: every ``period`` iterations and at the end."""
-
-    def before_train(self) -> None:
-        """Learn which iteration is the last."""
-        self.max_iter = self.trainer.max_iter
-
-    def after_step(self) -> None:
-        """Save if it is time."""
-        self.step(self.trainer.iter)
-
-
-class BestCheckpointer(HookBase):
-    """Saves the model whenever a metric is better than ever. To be placed after `EvalHook`."""
-
-    def __init__(
-        self,
-        eval_period: int,
-        checkpointer: Checkpointer,
-        val_metric: str,
-        mode: str = "max",
-        file_prefix: str = "model_best",
-    ) -> None:
-        """Make the hook.
-
-        Args:
-            eval_period: the period of the :class:`EvalHook`, in iterations.
-            checkpointer: saves the model.
-            val_metric: name of the metric, e.g. ``segm/AP``.
-            mode: ``max`` or ``min``, whichever is better.
-            file_prefix: name of the checkpoint, without ``.pth``.
-        """
-        assert mode in ("max", "min"), f"mode: expected 'max' or 'min', got {mode!r}"
-        self._period = eval_period
-        self._checkpointer = checkpointer
-        self._metric = val_metric
-        self._is_better = operator.gt if mode == "max" else operator.lt
-        self._file_prefix = file_prefix
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
-
-    def after_step(self) -> None:
-        """Compare, if there was an evaluation."""
-        if _is_eval_step(self.trainer, self._period):
-            self._compare()
-
-    def after_train(self) -> None:
-        """Compare, if training succeeded."""
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._compare()
-
-    def _compare(self) -> None:
-        logger = logging.getLogger(__name__)
-        if self._metric not in self.trainer.storage.latest():
-            logger.warning(f"No best model is kept: {self._metric!r} was not recorded.")
-            return
-        value, iteration = self.trainer.storage.latest()[self._metric]
-        if not math.isfinite(value):
-            return
-        if self.best_metric is not None and not self._is_better(value, self.best_metric):
-            logger.info(
-                f"{self._metric} is {value:.5f}, not better than {self.best_metric:.5f} "
-                f"@ iteration {self.best_iter}."
-            )
-            return
-        self.best_metric, self.best_iter = value, iteration
-        self._checkpointer.save(self._file_prefix, iteration=iteration)
-        logger.info(f"Saved the best model: {self._metric} {value:.5f} @ iteration {iteration}.")
 
 
 class LRScheduler(HookBase):
@@ -315,7 +160,9 @@ class EvalHook(HookBase):
 
     def after_step(self) -> None:
         """Evaluate if it is time."""
-        if _is_eval_step(self.trainer, self._period):
+        done = self.trainer.iter + 1
+        # After the last iteration, after_train evaluates.
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
             self._do_eval()
 
     def after_train(self) -> None:

@@ -1,13 +1,12 @@
-"""Registries of models and their parts, the backbone's interface, and the last resize.
+"""Registries of models and their parts, and the interface of a backbone.
 
-Legend: C channels, H W pixels.
+Legend: B images, H W pixels.
 """
 
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ovformer.d2.builtin.config import CfgNode
 from ovformer.d2.builtin.env import Registry
@@ -79,26 +78,3 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """Build ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``. No weights are loaded."""
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     return model.to(torch.device(cfg.MODEL.DEVICE))
-
-
-def sem_seg_postprocess(
-    result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
-) -> Tensor:
-    """Cut off an image's padding and resize bilinearly.
-
-    Args:
-        result: (C, H, W), at the resolution of the padded image.
-        img_size: (height, width) of the image without padding.
-        output_height: in pixels.
-        output_width: in pixels.
-
-    Returns:
-        (C, output_height, output_width).
-    """
-    height, width = img_size
-    return F.interpolate(
-        result[None, :, :height, :width],
-        size=(output_height, output_width),
-        mode="bilinear",
-        align_corners=False,
-    )[0]

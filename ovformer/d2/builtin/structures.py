@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from ovformer.d2.builtin.boxes import Boxes, BoxMode
-from ovformer.d2.builtin.masks import BitMasks, PolygonMasks, polygons_to_bitmask
+from ovformer.d2.builtin.masks import BitMasks
 
-__all__ = [
-    "BitMasks",
-    "BoxMode",
-    "Boxes",
-    "ImageList",
-    "Instances",
-    "PolygonMasks",
-    "polygons_to_bitmask",
-]
+__all__ = ["BitMasks", "BoxMode", "Boxes", "ImageList", "Instances"]
 
 
 class ImageList:

@@ -5,6 +5,10 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ovformer.d2.builtin import comm
 from ovformer.d2.builtin.events import EventStorage
 
 
@@ -151,3 +155,26 @@ class TrainerBase:
                 logging.getLogger(__name__).warning(
                     "The checkpoint has a state of the hook %r, which this trainer has not.", name
                 )
+
+
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Wrap a model in DistributedDataParallel; in a single process return it unchanged.
+
+    Args:
+        model: on this process's device.
+        fp16_compression: send gradients as float16.
+        **kwargs: more arguments of DistributedDataParallel.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if "device_ids" not in kwargs:
+        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+        kwargs["device_ids"] = [comm.get_local_rank()] if on_gpu else None
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+        ddp.register_comm_hook(state=None, hook=fp16_compress_hook)
+    return ddp

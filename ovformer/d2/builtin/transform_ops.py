@@ -8,7 +8,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
-from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
+from fvcore.transforms.transform import Transform
 from PIL import Image
 from torch.nn import functional as F
 
@@ -67,10 +67,6 @@ class ResizeTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Resize labels (H, W) to the nearest pixel."""
         return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
-
-    def inverse(self) -> "ResizeTransform":
-        """Return the transform back."""
-        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
 class RotationTransform(Transform):
@@ -147,18 +143,6 @@ class RotationTransform(Transform):
         """Rotate labels (H, W) to the nearest pixel."""
         return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
 
-    def inverse(self) -> TransformList:
-        """Return the rotation back and a crop to the original size.
-
-        Raises:
-            NotImplementedError: without ``expand`` a part of the image is lost.
-        """
-        if not self.expand:
-            raise NotImplementedError("RotationTransform: only invertible if expand=True")
-        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, interp=self.interp)
-        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
-        return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
-
 
 class ColorTransform(Transform):
     """A change of an image's colours by any function; nothing moves."""
@@ -185,7 +169,3 @@ class ColorTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Return the labels as they are."""
         return segmentation
-
-    def inverse(self) -> NoOpTransform:
-        """Return a transform that does nothing: coordinates are not changed."""
-        return NoOpTransform()

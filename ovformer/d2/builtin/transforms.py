@@ -21,17 +21,8 @@ from fvcore.transforms.transform import (
 )
 from PIL import Image
 
-from ovformer.d2.builtin.augmentation import (
-    AugInput,
-    Augmentation,
-    AugmentationList,
-    as_augmentation,
-)
-from ovformer.d2.builtin.color_augmentation import (
-    RandomBrightness,
-    RandomContrast,
-    RandomSaturation,
-)
+from ovformer.d2.builtin.augmentation import AugInput, Augmentation, AugmentationList
+from ovformer.d2.builtin.color_augmentation import RandomBrightness, RandomContrast
 from ovformer.d2.builtin.transform_ops import ColorTransform, ResizeTransform, RotationTransform
 
 __all__ = [
@@ -45,14 +36,11 @@ __all__ = [
     "HFlipTransform",
     "NoOpTransform",
     "PadTransform",
-    "RandomApply",
     "RandomBrightness",
     "RandomContrast",
     "RandomCrop",
     "RandomFlip",
     "RandomRotation",
-    "RandomSaturation",
-    "Resize",
     "ResizeScale",
     "ResizeShortestEdge",
     "ResizeTransform",
@@ -63,28 +51,6 @@ __all__ = [
 ]
 
 _BILINEAR = Image.Resampling.BILINEAR
-
-
-class RandomApply(Augmentation):
-    """An augmentation that happens only sometimes."""
-
-    def __init__(self, tfm_or_aug: Transform | Augmentation, prob: float = 0.5) -> None:
-        """Apply ``tfm_or_aug`` with probability ``prob``."""
-        if not 0.0 <= prob <= 1.0:
-            raise AssertionError(f"RandomApply: prob must be in [0, 1], got {prob}")
-        self.aug = as_augmentation(tfm_or_aug)
-        self.prob = prob
-
-    def get_transform(self, *args: np.ndarray) -> Transform:
-        """Decide for an input, given as the wrapped augmentation's own arguments."""
-        return self.aug.get_transform(*args) if self._happens() else NoOpTransform()
-
-    def __call__(self, aug_input: AugInput) -> Transform:
-        """Transform the input, in place, or leave it."""
-        return self.aug(aug_input) if self._happens() else NoOpTransform()
-
-    def _happens(self) -> bool:
-        return self._rand_range() < self.prob
 
 
 class RandomFlip(Augmentation):
@@ -110,19 +76,6 @@ class RandomFlip(Augmentation):
             return NoOpTransform()
         height, width = image.shape[:2]
         return HFlipTransform(width) if self.horizontal else VFlipTransform(height)
-
-
-class Resize(Augmentation):
-    """Resizing to a given size."""
-
-    def __init__(self, shape: int | Sequence[int], interp: int = _BILINEAR) -> None:
-        """Resize to ``shape`` = (height, width), or to a square."""
-        shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
-        self._init(locals())
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an image."""
-        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):

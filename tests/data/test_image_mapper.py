@@ -27,7 +27,7 @@ def mapper(**changes: object) -> ImageMapper:
         "pad_to": 0,
         "image_format": "RGB",
         "clip_image_size": 16,
-        "clip_features": None,
+        "embeddings": None,
     }
     return ImageMapper(**{**arguments, **changes})
 
@@ -208,7 +208,7 @@ def test_stored_features_are_attached(
     assert "clip_image" not in sample
     assert "was made with CLIP tiny / a file" in caplog.text
     # Training has a key of its own.
-    assert ImageMapper(cfg, is_train=True).clip_features is None
+    assert ImageMapper(cfg, is_train=True).embeddings is None
 
 
 def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -2,8 +2,8 @@
 
 Training is the same stream of samples however many processes and workers read it: sample p is
 image (or video) ``order[p]``, augmented with random numbers that depend on the seed and p only.
-With B images per iteration, iteration i is made of the samples i*B to (i+1)*B - 1, dealt out to the
-processes in turn. A run that is resumed goes on at its place in the stream.
+With B images per iteration, iteration i takes the samples i*B to (i+1)*B - 1, which the processes
+take in turn. A run that is resumed continues at its place in the stream.
 """
 
 import bisect
@@ -19,12 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ovformer.d2 import (
-    CfgNode,
-    DatasetFromList,
-    InferenceSampler,
-    comm,
-)
+from ovformer.d2 import CfgNode, DatasetFromList, InferenceSampler, comm
 from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.files.image_files import check_images_exist, iterate_images, read_missing_limit
 from ovformer.data.loading.training_sets import build_sampler, load_training_sets
@@ -40,23 +35,23 @@ logger = logging.getLogger(__name__)
 def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
     """Return the endless loader of this process's part of the training batches.
 
-    ``DATALOADER.ASPECT_RATIO_GROUPING`` needs no action: training images are of one size.
+    ``DATALOADER.ASPECT_RATIO_GROUPING`` has no effect: training images have one size.
 
     Args:
         cfg: the whole config; ``DATASETS.TRAIN``, ``DATALOADER``, ``INPUT``, ``SEED`` and
             ``SOLVER.IMS_PER_BATCH`` are read. A negative seed is replaced by a random one, and then
             a resumed run draws a new order.
-        start_iteration: number of iterations that were trained already.
+        start_iteration: number of iterations that are trained already.
 
     Returns:
-        A loader of lists of ``IMS_PER_BATCH / processes`` elements, which
-        :mod:`ovformer.data` describes.
+        A loader of lists of ``IMS_PER_BATCH / processes`` samples, which :mod:`ovformer.data`
+        describes.
 
     Raises:
-        ValueError: a name in the config is not known, the batch can't be split among the processes,
-            or the data sets do not fit together.
-        FileNotFoundError: annotations, images or CLIP features are missing.
-        KeyError: the CLIP features of some images are missing.
+        ValueError: a name in the config is unknown, the batch can't be split among the processes,
+            or the data sets don't fit each other.
+        FileNotFoundError: annotations, images or stored embeddings are missing.
+        KeyError: the embeddings of some images are missing.
     """
     mapper = _mapper_class(cfg)(cfg, is_train=True)
     sets = load_training_sets(cfg)
@@ -80,13 +75,13 @@ def stream_loader(
     Args:
         cfg: see :func:`build_train_loader`.
         sets: records of each training set.
-        mapper: turns a dataset dict into a training sample; has ``clip_features``.
-        start_iteration: number of iterations that were trained already.
+        mapper: turns a dataset dict into a training sample; has ``embeddings``.
+        start_iteration: number of iterations that are trained already.
     """
     batch_size = _batch_size_per_process(cfg)
     skip_broken = cfg.DATALOADER.SKIP_BROKEN
-    if mapper.clip_features is not None and not skip_broken:
-        mapper.clip_features.require(iterate_images(itertools.chain(*sets)))
+    if mapper.embeddings is not None and not skip_broken:
+        mapper.embeddings.require(iterate_images(itertools.chain(*sets)))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = StreamSampler(build_sampler(cfg, sets, seed), skip=start_iteration * batch_size)
     return DataLoader(
@@ -106,16 +101,16 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         dataset_name: one of ``DATASETS.TEST``.
 
     Raises:
-        ValueError: the data set is not known or empty.
-        FileNotFoundError: annotations, images or CLIP features are missing.
-        KeyError: the CLIP features of some images are missing.
+        ValueError: the data set is unknown or empty.
+        FileNotFoundError: annotations, images or stored embeddings are missing.
+        KeyError: the embeddings of some images are missing.
     """
     mapper = ImageMapper(cfg, is_train=False)
     records = load_dataset(dataset_name, "DATASETS.TEST")
     check_images_exist(dataset_name, records, read_missing_limit(cfg))
-    if mapper.clip_features is not None:
-        mapper.clip_features.require(records)
-    # Annotations are left behind: the evaluator reads its own, and they are most of the memory.
+    if mapper.embeddings is not None:
+        mapper.embeddings.require(records)
+    # The evaluator reads annotations itself; here they would take most of the memory.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
     return DataLoader(
         MappedDataset([dataset_name], [records], mapper, cfg.DATALOADER.SKIP_BROKEN),
@@ -126,28 +121,35 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
 
 
 class StreamSampler(Sampler):
-    """Numbers the indices of a training sampler by their place in the stream of all processes."""
+    """Numbers the indices of a training sampler by their place in the stream of all processes.
+
+    Args:
+        sampler: endless sampler of this process's indices.
+        skip: number of indices to skip at the start.
+    """
 
     def __init__(self, sampler: Sampler, skip: int = 0):
-        """Wrap a sampler.
-
-        Args:
-            sampler: endless sampler of this process's indices.
-            skip: how many of them to leave out at the start.
-        """
         self.sampler = sampler
         self.skip = skip
         self.rank = comm.get_rank()
         self.world_size = comm.get_world_size()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield pairs of place in the stream and index of the image."""
+        """Yield (place in the stream, index of the image or video)."""
         places = itertools.count(self.rank, self.world_size)
         return itertools.islice(zip(places, self.sampler, strict=False), self.skip, None)
 
 
 class MappedDataset(Dataset):
-    """Dataset dicts, kept in one block of bytes that worker processes share, and their mapper."""
+    """Dataset dicts, stored in one block of bytes that worker processes share, and their mapper.
+
+    Args:
+        names: of the data sets.
+        sets: their dataset dicts; indices count through all of them.
+        mapper: turns a dataset dict into a sample.
+        skip_broken: in place of a sample that can't be loaded, return its dataset dict with
+            "broken", the message.
+    """
 
     def __init__(
         self,
@@ -156,15 +158,6 @@ class MappedDataset(Dataset):
         mapper: Callable[[dict], dict],
         skip_broken: bool = False,
     ):
-        """Take over dataset dicts.
-
-        Args:
-            names: of the data sets.
-            sets: their dataset dicts; indices count through all of them.
-            mapper: turns one of them into an element of the batch.
-            skip_broken: return the dataset dict with "broken", the message, in the place of an
-                element that can't be loaded.
-        """
         self.names = list(names)
         self.ends = list(itertools.accumulate(map(len, sets)))
         self.records = DatasetFromList(list(itertools.chain(*sets)), copy=False)
@@ -175,7 +168,7 @@ class MappedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        """Return an element of the batch, or raise SampleError."""
+        """Return a sample, or raise SampleError."""
         try:
             return self._load(index)
         except SampleError as error:
@@ -184,28 +177,35 @@ class MappedDataset(Dataset):
             return {**self.records[index], "broken": str(error)}
 
     def _load(self, index: int) -> dict:
-        """Return an element of the batch. Any error names data set, file and id."""
+        """Return a sample, or raise SampleError that names data set, file and id."""
         record = self.records[index]
         try:
             return self.mapper(record)
-        except Exception as error:
-            what, key = ("image", "image_id") if "file_name" in record else ("video", "video_id")
+        except Exception as error:  # a damaged file may make a decoder raise anything
+            kind = "image" if "file_name" in record else "video"
             files = [entry["file_name"] for entry in iterate_images([record])]
-            is_named = any(file in str(error) for file in files)
-            raise SampleError(
-                f"{self.names[self._set_of(index)]}, {what} id {record.get(key)}: "
-                f"{'' if is_named else f'{files[0]}: {type(error).__name__}: '}{error}"
-            ) from error
+            message = str(error)
+            if not any(file in message for file in files):
+                message = f"{files[0]}: {type(error).__name__}: {message}"
+            name = self.names[self._find_set(index)]
+            raise SampleError(f"{name}, {kind} id {record.get(f'{kind}_id')}: {message}") from error
 
-    def _set_of(self, index: int) -> int:
+    def _find_set(self, index: int) -> int:
         return bisect.bisect_right(self.ends, index)
 
 
 class StreamDataset(MappedDataset):
-    """The same for training: what is random depends on the place in the stream alone.
+    """Training samples, whose random numbers depend on the seed and the place in the stream only.
 
-    In the place of a sample that can't be loaded, another one of the same data set is drawn, which
-    also depends on the place alone, and on which files are broken. It has "broken", the messages.
+    A sample that can't be loaded is replaced by another one of the same data set, which depends on
+    the place and on which files are broken. It has "broken", the messages.
+
+    Args:
+        names: of the data sets.
+        sets: their dataset dicts.
+        mapper: turns a dataset dict into a sample.
+        seed: of the run.
+        skip_broken: replace samples that can't be loaded.
     """
 
     def __init__(
@@ -216,49 +216,42 @@ class StreamDataset(MappedDataset):
         seed: int,
         skip_broken: bool = False,
     ):
-        """Take over dataset dicts.
-
-        Args:
-            names: of the data sets.
-            sets: their dataset dicts.
-            mapper: turns one of them into an element of the batch.
-            seed: seed of the run.
-            skip_broken: draw another sample in the place of one that can't be loaded.
-        """
         super().__init__(names, sets, mapper, skip_broken)
         self.seed = seed
 
     def __getitem__(self, place_and_index: tuple[int, int]) -> dict:
-        """Return the element of the batch for a pair that :class:`StreamSampler` yields.
+        """Return the sample for a pair that :class:`StreamSampler` yields.
 
         Raises:
-            SampleError: it can't be loaded, nor what was drawn in its place.
+            SampleError: neither the sample nor one of its replacements can be loaded.
         """
         place, index = place_and_index
         broken: list[str] = []
         while True:
+            # Recorded trainings depend on these two numbers; only a replacement adds a third one.
+            seeds = [self.seed, place, len(broken)] if broken else [self.seed, place]
             try:
-                with _random_numbers_of(self.seed, place, *[len(broken)] * bool(broken)):
+                with _seed_augmentations(seeds):
                     sample = self._load(index)
             except SampleError as error:
                 if not self.skip_broken or len(broken) == MOST_TRIES:
                     raise
                 broken.append(str(error))
-                index = self._another(index, place, len(broken))
+                index = self._draw_replacement(index, place, len(broken))
             else:
                 return {**sample, "broken": broken} if broken else sample
 
-    def _another(self, index: int, place: int, tries: int) -> int:
-        """Draw a record of the same data set."""
-        number = self._set_of(index)
+    def _draw_replacement(self, index: int, place: int, tries: int) -> int:
+        """Draw the index of another record of the same data set."""
+        number = self._find_set(index)
         start = self.ends[number - 1] if number else 0
         (random_number,) = np.random.SeedSequence([self.seed, place, tries, 1]).generate_state(1)
         return start + int(random_number) % (self.ends[number] - start)
 
 
 @contextmanager
-def _random_numbers_of(*seeds: int) -> Iterator[None]:
-    """Seed the generators that augmentations use, and put them back afterwards."""
+def _seed_augmentations(seeds: Sequence[int]) -> Iterator[None]:
+    """Seed the generators that augmentations use, and restore their state afterwards."""
     state = random.getstate(), np.random.get_state()
     numbers = np.random.SeedSequence(seeds).generate_state(2)
     random.seed(int(numbers[0]))
@@ -295,7 +288,7 @@ def _common_options(cfg: CfgNode) -> dict:
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "collate_fn": _as_list,
         "worker_init_fn": _init_worker,
-        # Of its own: without one each new iterator takes a number of the model's generator.
+        # Without a generator, each new iterator draws a number from the model's generator.
         "generator": torch.Generator(),
         "pin_memory": cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
     }
@@ -306,9 +299,9 @@ def _as_list(batch: list[dict]) -> list[dict]:
 
 
 def _init_worker(_: int) -> None:
-    # Workers are the parallelism; OpenCV's own threads would compete with the other workers.
+    # Workers run in parallel already; OpenCV's own threads would compete with them.
     cv2.setNumThreads(0)
-    # Signals may go to all processes of a training, which ends its iteration first and then its
-    # workers: by a second SIGTERM, if need be.
+    # A signal may go to all processes of a training. The trainer still needs its workers to end the
+    # iteration, and stops them afterwards, by a second SIGTERM if needed.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,4 +1,4 @@
-"""The data sets of a training: their records with the classes of the first set, and their order."""
+"""Loads the data sets of a training with the classes of the first one, and orders them."""
 
 import itertools
 import logging
@@ -26,7 +26,7 @@ def load_training_sets(cfg: CfgNode) -> list[list[dict]]:
     """Return the dataset dicts of each training set.
 
     A set with other classes than the first one gets the classes of the first one, by name. Images
-    or videos that have nothing to learn are left out if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
+    or videos without annotated objects are skipped if ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``.
 
     Args:
         cfg: ``DATASETS.TRAIN`` and ``DATALOADER`` are read.
@@ -42,8 +42,8 @@ def load_training_sets(cfg: CfgNode) -> list[list[dict]]:
     for name in names:
         records = load_dataset(name, "DATASETS.TRAIN")
         check_images_exist(name, records, read_missing_limit(cfg))
-        if _classes(name) != _classes(names[0]):
-            records = _with_classes_of(names[0], name, records)
+        if _get_classes(name) != _get_classes(names[0]):
+            records = _relabel(names[0], name, records)
         sets.append(records)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = sum(map(len, sets))
@@ -64,12 +64,12 @@ def build_sampler(cfg: CfgNode, sets: Sequence[Sequence[dict]], seed: int) -> Sa
         seed: the same in all processes.
 
     Raises:
-        ValueError: the sampler is not known, or the ratios don't fit the training sets.
+        ValueError: the sampler is unknown, or the ratios don't fit the training sets.
     """
     ratios = read_dataset_ratios(cfg)
     if not ratios:
-        return _sampler(cfg, list(itertools.chain(*sets)), seed)
-    samplers = [_sampler(cfg, records, seed + n) for n, records in enumerate(sets)]
+        return _build_set_sampler(cfg, list(itertools.chain(*sets)), seed)
+    samplers = [_build_set_sampler(cfg, records, seed + n) for n, records in enumerate(sets)]
     return RatioSampler(samplers, [len(records) for records in sets], ratios, seed)
 
 
@@ -86,23 +86,21 @@ def read_dataset_ratios(cfg: CfgNode) -> list[float]:
 
 
 class RatioSampler(Sampler):
-    """Indices of several sets, of which each has a share of the stream.
+    """Draws indices of several sets, each with a share of the stream.
 
-    Which set is next, and which of its records, depends on the seed and the place in the stream of
-    all processes only; a process takes every world-size-th index.
+    The next set and its next record depend only on the seed and the place in the stream of all
+    processes; a process takes every world-size-th index.
+
+    Args:
+        samplers: detectron2's endless sampler of each set.
+        sizes: number of records of each set.
+        ratios: the shares, up to a factor.
+        seed: the same in all processes.
     """
 
     def __init__(
         self, samplers: Sequence[Sampler], sizes: Sequence[int], ratios: Sequence[float], seed: int
     ):
-        """Combine samplers.
-
-        Args:
-            samplers: of each set, detectron2's endless ones.
-            sizes: number of records of each set.
-            ratios: the shares, up to a factor.
-            seed: the same in all processes.
-        """
         self._samplers = samplers
         self._offsets = [0, *itertools.accumulate(sizes)]
         self._ratios = torch.tensor(ratios, dtype=torch.float64)
@@ -115,7 +113,7 @@ class RatioSampler(Sampler):
         return itertools.islice(self._infinite_indices(), self._rank, None, self._world_size)
 
     def _infinite_indices(self) -> Iterator[int]:
-        # Of all processes together, which the public iterators of detectron2's samplers cut up.
+        # The public iterators of detectron2's samplers yield this process's part only.
         streams = [sampler._infinite_indices() for sampler in self._samplers]
         generator = torch.Generator().manual_seed(self._seed)
         while True:
@@ -134,30 +132,32 @@ def _has_objects(record: Mapping) -> bool:
     return any(not annotation.get("iscrowd", 0) for annotation in collect_annotations(record))
 
 
-def _classes(name: str) -> list[str] | None:
+def _get_classes(name: str) -> list[str] | None:
     return MetadataCatalog.get(name).get("thing_classes")
 
 
-def _with_classes_of(first: str, name: str, records: list[dict]) -> list[dict]:
-    """Return the records of a set with the classes of the first one.
+def _relabel(first: str, name: str, records: list[dict]) -> list[dict]:
+    """Give the records of a set the classes of the first set.
 
-    Annotations of classes that the first set does not have, or has as novel ones, which training
-    must not see, are dropped, and records that thereby lose all they had.
+    Annotations are dropped if the first set lacks their class, or holds it as a novel class, which
+    training must not see. Records that lose all their annotations are dropped as well.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: no annotation is left.
     """
-    if not _classes(first) or not _classes(name):
-        unnamed = name if _classes(first) else first
+    if not _get_classes(first) or not _get_classes(name):
+        unnamed = name if _get_classes(first) else first
         raise ValueError(
             f"DATASETS.TRAIN: {first!r} and {name!r} have different classes, and {unnamed!r} has "
             "no class names to compare. Set thing_classes in its metadata."
         )
     novel = set(MetadataCatalog.get(first).get("class_groups", {}).get("novel", ()))
-    known = {_plain(label): i for i, label in enumerate(_classes(first)) if i not in novel}
-    labels = {i: known[_plain(n)] for i, n in enumerate(_classes(name)) if _plain(n) in known}
+    ours = map(_normalise, _get_classes(first))
+    known = {label: i for i, label in enumerate(ours) if i not in novel}
+    theirs = map(_normalise, _get_classes(name))
+    labels = {i: known[label] for i, label in enumerate(theirs) if label in known}
 
-    def relabelled(annotations: list[dict]) -> list[dict]:
+    def relabel(annotations: list[dict]) -> list[dict]:
         return [
             {**annotation, "category_id": labels[annotation["category_id"]]}
             for annotation in annotations
@@ -169,7 +169,7 @@ def _with_classes_of(first: str, name: str, records: list[dict]) -> list[dict]:
         before = len(collect_annotations(record))
         is_video = "file_names" in record
         annotations = record.get("annotations", [])
-        annotations = list(map(relabelled, annotations)) if is_video else relabelled(annotations)
+        annotations = list(map(relabel, annotations)) if is_video else relabel(annotations)
         record = {**record, "annotations": annotations}
         after = len(collect_annotations(record))
         total, left = total + before, left + after
@@ -180,7 +180,7 @@ def _with_classes_of(first: str, name: str, records: list[dict]) -> list[dict]:
         "images or videos %d",
         name,
         len(labels),
-        len(_classes(name)),
+        len(_get_classes(name)),
         first,
         total,
         left,
@@ -195,11 +195,11 @@ def _with_classes_of(first: str, name: str, records: list[dict]) -> list[dict]:
     return kept
 
 
-def _plain(label: str) -> str:
+def _normalise(label: str) -> str:
     return label.casefold().replace("_", " ").strip()
 
 
-def _sampler(cfg: CfgNode, records: Sequence[Mapping], seed: int) -> Sampler:
+def _build_set_sampler(cfg: CfgNode, records: Sequence[Mapping], seed: int) -> Sampler:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)

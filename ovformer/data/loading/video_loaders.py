@@ -19,18 +19,18 @@ def build_video_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoad
     """Return the endless loader of this process's part of the training clips.
 
     The stream of samples is that of :mod:`ovformer.data.loading.loaders`: the frames of a clip and
-    its augmentation depend on the seed and the place in the stream only. Of data sets of images
-    pseudo-clips are made.
+    its augmentation depend on the seed and the place in the stream only. Images become
+    pseudo-clips.
 
     Args:
         cfg: the whole config; ``SOLVER.IMS_PER_BATCH`` counts clips.
-        start_iteration: number of iterations that were trained already.
+        start_iteration: number of iterations that are trained already.
 
     Raises:
-        ValueError: a name in the config is not known, the batch can't be split among the processes,
-            or the data sets do not fit together.
-        FileNotFoundError: annotations, frames or CLIP features are missing.
-        KeyError: the CLIP features of some frames are missing.
+        ValueError: a name in the config is unknown, the batch can't be split among the processes,
+            or the data sets don't fit each other.
+        FileNotFoundError: annotations, frames or stored embeddings are missing.
+        KeyError: the embeddings of some frames are missing.
     """
     return stream_loader(cfg, load_training_sets(cfg), ClipMapper(cfg), start_iteration)
 
@@ -43,12 +43,12 @@ def build_video_test_loader(
     Args:
         cfg: the whole config.
         dataset_name: one of ``DATASETS.TEST``.
-        skip: ids of videos to leave out, because they are done.
+        skip: ids of videos that are done.
 
     Raises:
-        ValueError: the data set is not known, empty, or one of images.
-        FileNotFoundError: annotations, frames or CLIP features are missing.
-        KeyError: the CLIP features of some frames are missing.
+        ValueError: the data set is unknown, empty, or one of images.
+        FileNotFoundError: annotations, frames or stored embeddings are missing.
+        KeyError: the embeddings of some frames are missing.
     """
     reader = VideoReader(cfg)
     records = load_dataset(dataset_name, "DATASETS.TEST")
@@ -58,9 +58,9 @@ def build_video_test_loader(
         )
     records = [record for record in records if record["video_id"] not in skip]
     check_images_exist(dataset_name, records, read_missing_limit(cfg))
-    if reader.clip_features is not None:
-        reader.clip_features.require(iterate_images(records))
-    # Annotations are left behind: the evaluator reads its own, and they are most of the memory.
+    if reader.embeddings is not None:
+        reader.embeddings.require(iterate_images(records))
+    # The evaluator reads annotations itself; here they would take most of the memory.
     records = [{k: v for k, v in record.items() if k != "annotations"} for record in records]
     if records:
         records = [records[index] for index in InferenceSampler(len(records))]
@@ -70,17 +70,15 @@ def build_video_test_loader(
 class VideoLoader:
     """Batches of one video, whose frames are decoded in the background while they are used.
 
-    Decoding leaves Python's lock, so threads do; no frame is copied between processes.
+    Decoding releases Python's lock, so threads are enough; no frame is copied between processes.
+
+    Args:
+        records: dataset dicts.
+        reader: opens them.
+        num_threads: threads that decode frames; limited to the number of CPU cores.
     """
 
     def __init__(self, records: list[dict], reader: VideoReader, num_threads: int):
-        """Take the videos.
-
-        Args:
-            records: dataset dicts.
-            reader: opens them.
-            num_threads: that decode frames, but no more than there are CPU cores.
-        """
         self.records = records
         self.reader = reader
         self.num_threads = min(num_threads, os.cpu_count() or 1)
@@ -89,9 +87,9 @@ class VideoLoader:
         return len(self.records)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        """Yield one batch per video; the first frames of the next one are read meanwhile.
+        """Yield one batch per video, while the first frames of the next video are read.
 
-        The frames of a video have to be taken before the loop goes on.
+        Take the frames of a video before the next one.
         """
         executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="frames")
         try:

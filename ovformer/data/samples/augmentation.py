@@ -1,4 +1,4 @@
-"""The transforms of images: large-scale jitter for training, a plain resize for evaluation."""
+"""Builds the transforms of images: large-scale jitter for training, a resize for evaluation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,19 +19,19 @@ EXTRA_AUGMENTATIONS: dict[str, Callable[[], T.Augmentation]] = {
 }
 FLIPS = ("horizontal", "vertical", "none")
 
-# Grey, as published: close to the mean that the model subtracts.
+# Grey, as in the published code: close to the mean that the model subtracts.
 PAD_VALUE = 128
 
 
 def build_train_augmentations(
     image_size: int, min_scale: float, max_scale: float, flip: str, extra: Sequence[str]
 ) -> list[T.Augmentation]:
-    """Return the augmentations of training; the result still has to be padded with :func:`pad`.
+    """Build the augmentations of training; :func:`pad` has to pad their result.
 
     Args:
         image_size: side of the training images in pixels.
         min_scale: the image is resized to fit a square of ``image_size`` times a factor drawn from
-            [``min_scale``, ``max_scale``]; what is larger than ``image_size`` is cropped.
+            [``min_scale``, ``max_scale``], and cropped to ``image_size``.
         max_scale: see ``min_scale``.
         flip: "horizontal", "vertical" or "none".
         extra: names in ``EXTRA_AUGMENTATIONS``, applied in this order before the jitter.
@@ -48,11 +48,11 @@ def build_train_augmentations(
 
 
 def build_evaluation_augmentations(min_size: int, max_size: int) -> list[T.Augmentation]:
-    """Return the resize of evaluation.
+    """Build the resize of evaluation.
 
     Args:
-        min_size: the short edge gets this many pixels,
-        max_size: unless the long edge would get more than this many.
+        min_size: pixels of the short edge.
+        max_size: most pixels of the long edge; the short edge gets smaller where it needs to.
     """
     return [T.ResizeShortestEdge(min_size, max_size, sample_style="choice")]
 
@@ -65,7 +65,7 @@ def pad(array: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
 
 
 def build_flip(flip: str) -> list[T.Augmentation]:
-    """Return the random flip that ``INPUT.RANDOM_FLIP`` names, or raise ValueError."""
+    """Build the random flip that ``INPUT.RANDOM_FLIP`` names, or raise ValueError."""
     if flip not in FLIPS:
         raise ValueError(f"INPUT.RANDOM_FLIP: unknown flip {flip!r}. Known: {', '.join(FLIPS)}.")
     if flip == "none":
@@ -74,7 +74,7 @@ def build_flip(flip: str) -> list[T.Augmentation]:
 
 
 def build_extra_augmentations(names: Sequence[str], key: str) -> list[T.Augmentation]:
-    """Return the augmentations of these names, in this order.
+    """Build the augmentations of these names, in this order.
 
     Args:
         names: among ``EXTRA_AUGMENTATIONS``.
@@ -92,24 +92,28 @@ def build_extra_augmentations(names: Sequence[str], key: str) -> list[T.Augmenta
 
 
 class RandomSaturation(T.Augmentation):
-    """A mix of an image with its own grey version; the image's share is drawn from a range.
+    """Blends an image with its own grey version.
 
-    detectron2's class of that name keeps the grey version of the image that it decides for, which
-    would be mixed into the other frames of a clip.
+    detectron2's class of that name stores the grey version of the first image, and would blend it
+    into the other frames of a clip.
+
+    Args:
+        intensity_min: the image's weight is drawn from [intensity_min, intensity_max); at 1 the
+            image does not change.
+        intensity_max: see ``intensity_min``.
     """
 
     def __init__(self, intensity_min: float, intensity_max: float):
-        """Draw the image's share from [intensity_min, intensity_max); 1 leaves it as it is."""
         super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Decide for an RGB image, and others like it."""
-        share = np.random.uniform(self.intensity_min, self.intensity_max)
-        return T.ColorTransform(functools.partial(_saturate, share=share))
+        """Draw the weight for an RGB image and the other frames of its clip."""
+        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        return T.ColorTransform(functools.partial(_saturate, weight=weight))
 
 
-def _saturate(image: np.ndarray, share: float) -> np.ndarray:
+def _saturate(image: np.ndarray, weight: float) -> np.ndarray:
     luma = image.dot([0.299, 0.587, 0.114])[:, :, None]  # ITU-R BT.601
-    blend = T.BlendTransform(src_image=luma, src_weight=1 - share, dst_weight=share)
+    blend = T.BlendTransform(src_image=luma, src_weight=1 - weight, dst_weight=weight)
     return blend.apply_image(image)

@@ -1,4 +1,4 @@
-"""How the frames of a training clip are augmented: those of a video alike, copies of an image not.
+"""Augments the frames of a training clip: those of a video alike, copies of an image differently.
 
 Legend: T frames, h w pixels.
 """
@@ -14,27 +14,26 @@ from ovformer.data.samples.augmentation import build_extra_augmentations, build_
 
 RESIZE_STYLES = ("choice", "range")
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
-# The published names of what the frames of a clip have in common.
+# Suffix of the published names of augmentations that all frames of a clip share.
 BY_CLIP = "_by_clip"
 
 
 class ClipAugmentation:
-    """Augments the frames of a clip, first in common and then each on its own."""
+    """Augments the frames of a clip, first in common and then each by itself.
+
+    Args:
+        shared: applied in this order, with the same random numbers to all frames.
+        own: applied after that, in this order, with other random numbers to each frame.
+    """
 
     def __init__(self, shared: Sequence[T.Augmentation], own: Sequence[T.Augmentation] = ()):
-        """Take the augmentations.
-
-        Args:
-            shared: applied in this order, with the same random numbers to all frames.
-            own: applied after that, in this order, with other random numbers to each frame.
-        """
         self.shared = T.AugmentationList(shared)
         self.own = T.AugmentationList(own)
 
     def __call__(
         self, frames: Sequence[np.ndarray]
     ) -> tuple[list[np.ndarray], list[T.TransformList]]:
-        """Return the augmented frames, and what was done to each.
+        """Return the augmented frames, and the transforms of each.
 
         Args:
             frames: T images of one size, uint8 (h, w, 3), RGB. They are not changed.
@@ -49,7 +48,7 @@ class ClipAugmentation:
 
 
 def build_clip_augmentation(cfg: CfgNode) -> ClipAugmentation:
-    """Return the augmentation of videos, all of which the frames of a clip share.
+    """Build the augmentation of videos; the frames of a clip share all of it.
 
     Args:
         cfg: ``INPUT`` is read. The published names "flip_by_clip", "choice_by_clip" and
@@ -60,16 +59,15 @@ def build_clip_augmentation(cfg: CfgNode) -> ClipAugmentation:
     """
     node = cfg.INPUT
     extra = build_extra_augmentations(node.AUGMENTATIONS, "INPUT.AUGMENTATIONS")
-    return ClipAugmentation(
-        [*_flip(cfg), *extra, *_crop(node, "INPUT"), _resize(node, "INPUT")],
-    )
+    crop, resize = _build_crop(node, "INPUT"), _build_resize(node, "INPUT")
+    return ClipAugmentation([*_build_flip(cfg), *extra, *crop, resize])
 
 
 def build_pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
-    """Return the augmentation of the copies of an image, which makes their objects move.
+    """Build the augmentation of the copies of an image, which makes their objects move.
 
-    The copies share the flip, and the resize if its name ends with "_by_clip", which then comes
-    before the crop.
+    The copies share the flip. They share the resize as well if its name ends with "_by_clip"; then
+    it comes before the crop.
 
     Args:
         cfg: ``INPUT.PSEUDO`` and ``INPUT.RANDOM_FLIP`` are read.
@@ -79,21 +77,23 @@ def build_pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
     """
     node, prefix = cfg.INPUT.PSEUDO, "INPUT.PSEUDO"
     extra = build_extra_augmentations(node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS")
-    # Rotation comes before the crop: it would turn in polygons that were cropped from the image.
-    shared, own = _flip(cfg), [*extra, *_crop(node, prefix)]
-    is_shared = node.MIN_SIZE_TRAIN_SAMPLING.endswith(BY_CLIP)
-    (shared if is_shared else own).append(_resize(node, prefix))
+    # Rotation comes before the crop: after it, parts that were cropped away would turn back in.
+    shared, own = _build_flip(cfg), [*extra, *_build_crop(node, prefix)]
+    if node.MIN_SIZE_TRAIN_SAMPLING.endswith(BY_CLIP):
+        shared.append(_build_resize(node, prefix))
+    else:
+        own.append(_build_resize(node, prefix))
     return ClipAugmentation(shared, own)
 
 
 def find_clip_input_errors(cfg: CfgNode) -> Iterator[str]:
-    """Yield all that is wrong with the keys of both augmentations."""
-    parts = [partial(_flip, cfg)]
+    """Yield an error message for each wrong key of both augmentations."""
+    parts = [partial(_build_flip, cfg)]
     for node, prefix in ((cfg.INPUT, "INPUT"), (cfg.INPUT.PSEUDO, "INPUT.PSEUDO")):
         parts += [
             partial(build_extra_augmentations, node.AUGMENTATIONS, f"{prefix}.AUGMENTATIONS"),
-            partial(_crop, node, prefix),
-            partial(_resize, node, prefix),
+            partial(_build_crop, node, prefix),
+            partial(_build_resize, node, prefix),
         ]
     for part in parts:
         try:
@@ -102,12 +102,12 @@ def find_clip_input_errors(cfg: CfgNode) -> Iterator[str]:
             yield str(error)
 
 
-def _flip(cfg: CfgNode) -> list[T.Augmentation]:
+def _build_flip(cfg: CfgNode) -> list[T.Augmentation]:
     flip = cfg.INPUT.RANDOM_FLIP
     return build_flip("horizontal" if flip == "flip" + BY_CLIP else flip)
 
 
-def _resize(node: CfgNode, prefix: str) -> T.Augmentation:
+def _build_resize(node: CfgNode, prefix: str) -> T.Augmentation:
     style = node.MIN_SIZE_TRAIN_SAMPLING.removesuffix(BY_CLIP)
     if style not in RESIZE_STYLES:
         known = ", ".join([*RESIZE_STYLES, *(name + BY_CLIP for name in RESIZE_STYLES)])
@@ -123,13 +123,13 @@ def _resize(node: CfgNode, prefix: str) -> T.Augmentation:
         wanted = "the smallest and the largest" if style == "range" else "all"
         raise ValueError(
             f"{prefix}.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN: expected {wanted} of the short edge's sizes "
-            "and the long edge's limit, which is no smaller, in pixels; got "
+            "and the long edge's limit, at least as large, in pixels; got "
             f"{tuple(sizes)} and {node.MAX_SIZE_TRAIN}."
         )
     return T.ResizeShortestEdge(sizes, node.MAX_SIZE_TRAIN, style)
 
 
-def _crop(node: CfgNode, prefix: str) -> list[T.Augmentation]:
+def _build_crop(node: CfgNode, prefix: str) -> list[T.Augmentation]:
     crop, prefix = node.CROP, f"{prefix}.CROP"
     if not crop.ENABLED:
         return []

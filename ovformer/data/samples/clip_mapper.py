@@ -1,7 +1,7 @@
-"""Turns a video, or an image, into a training clip: an element of the batch.
+"""Turns a video, or an image, into a training clip.
 
-Of an image a pseudo-clip is made: a video of one frame, which is repeated, but each time cropped,
-resized and rotated in another way, so that its objects seem to move.
+An image becomes a pseudo-clip: copies of it that are cropped, resized and rotated each in another
+way, so that its objects seem to move.
 
 Legend: T frames, N instances, D CLIP width, H W pixels of the frames that the network sees, h w the
 same before padding.
@@ -37,7 +37,18 @@ from ovformer.data.samples.video_reader import check_frame_size, read_frame, sta
 
 
 class ClipMapper:
-    """Draws a clip from a video or an image, augments its frames, and collects their instances."""
+    """Draws a clip from a video or an image, augments its frames, and collects their instances.
+
+    Args:
+        augmentation: of the frames of a video.
+        pseudo_augmentation: of the copies of an image.
+        image_format: channel order of "image", "RGB" or "BGR".
+        clip_image_size: S in pixels.
+        embeddings: store of "clip_features"; without it samples have "clip_image".
+        num_frames: frames of a clip, T.
+        frame_range: largest distance from the reference frame, in frames.
+        shuffle: return the frames in random order.
+    """
 
     @configurable
     def __init__(
@@ -47,29 +58,17 @@ class ClipMapper:
         pseudo_augmentation: ClipAugmentation,
         image_format: str,
         clip_image_size: int,
-        clip_features: ImageEmbeddingStore | None,
+        embeddings: ImageEmbeddingStore | None,
         num_frames: int,
         frame_range: int,
         shuffle: bool = False,
     ):
-        """Take plain values; see ``from_config`` for the config.
-
-        Args:
-            augmentation: of the frames of a video.
-            pseudo_augmentation: of the copies of an image.
-            image_format: channel order of "image", "RGB" or "BGR".
-            clip_image_size: S in pixels.
-            clip_features: where "clip_features" come from; without it there is "clip_image".
-            num_frames: frames of a clip, T.
-            frame_range: how far they may be from the reference frame, in frames.
-            shuffle: give them in random order.
-        """
         check_image_format(image_format)
         self.augmentation = augmentation
         self.pseudo_augmentation = pseudo_augmentation
         self.image_format = image_format
         self.clip_image_size = clip_image_size
-        self.clip_features = clip_features
+        self.embeddings = embeddings
         self.num_frames = num_frames
         self.frame_range = frame_range
         self.shuffle = shuffle
@@ -82,7 +81,7 @@ class ClipMapper:
             "pseudo_augmentation": build_pseudo_augmentation(cfg),
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": open_embeddings(cfg, "CLIP_IMAGE_PATH_TRAIN"),
+            "embeddings": open_embeddings(cfg, "CLIP_IMAGE_PATH_TRAIN"),
             "num_frames": cfg.INPUT.SAMPLING_FRAME_NUM,
             "frame_range": cfg.INPUT.SAMPLING_FRAME_RANGE,
             "shuffle": cfg.INPUT.SAMPLING_FRAME_SHUFFLE,
@@ -92,24 +91,26 @@ class ClipMapper:
         """Return the training sample of a video that :mod:`ovformer.data` describes.
 
         Args:
-            record: a dataset dict, of an image if it has no "file_names"; it is not changed.
+            record: a dataset dict of a video, or of an image; it is not changed.
 
         Raises:
             FileNotFoundError: a frame is missing.
-            ValueError: a frame can't be decoded, or is not as large as the annotations say.
+            ValueError: a frame can't be decoded, or its size is not that of the annotations.
         """
         is_video = "file_names" in record
-        video = record if is_video else _one_frame_video(record)
+        video = record if is_video else _make_one_frame_video(record)
         seed = int(np.random.randint(2**31))
         times = sample_frames(
             video["length"], self.num_frames, self.frame_range, seed, self.shuffle
         )
         keys = video.get("clip_keys") or list(map(make_image_key, video["file_names"]))
+        # A frame that is drawn more than once is read once.
         read = {t: read_frame(video, t) for t in sorted(set(times))}
         for t, frame in read.items():
             check_frame_size(video, t, frame.shape[:2], (video["height"], video["width"]))
         augment = self.augmentation if is_video else self.pseudo_augmentation
         images, transforms = augment([read[t] for t in times])
+        # Copies of an image may be resized differently; the model needs frames of one size.
         sizes = [image.shape[:2] for image in images]
         size = tuple(map(max, zip(*sizes, strict=True)))
         annotations = [
@@ -124,15 +125,15 @@ class ClipMapper:
             ],
             "instances": make_clip_instances(annotations, transforms, sizes, size),
         }
-        if self.clip_features is None:
-            views = {
+        if self.embeddings is None:
+            crops = {
                 t: crop_for_embedding(frame, self.clip_image_size) for t, frame in read.items()
             }
-            sample["clip_image"] = [views[t] for t in times]
+            sample["clip_image"] = [crops[t] for t in times]
         elif is_video:
-            sample["clip_features"] = stack_embeddings(self.clip_features, sample)
+            sample["clip_features"] = stack_embeddings(self.embeddings, sample)
         else:
-            sample["clip_features"] = self.clip_features.get(record).repeat(len(times), 1)
+            sample["clip_features"] = self.embeddings.get(record).repeat(len(times), 1)
         return sample
 
 
@@ -146,14 +147,15 @@ def make_clip_instances(
 
     Args:
         annotations: of each of the T frames.
-        transforms: what was applied to each frame.
+        transforms: applied to each frame.
         sizes: (h, w) of each transformed frame.
         image_size: (H, W), to which frames are padded at the right and the bottom.
 
     Returns:
-        T ``Instances`` of all N instances that can be seen in any frame: gt_classes (N,), gt_ids
+        T ``Instances`` of all N instances that are visible in any frame: gt_classes (N,), gt_ids
         (N,), which are -1 where an instance is absent, gt_masks (empty there) and gt_boxes.
     """
+    # Augmentation may push an instance out of every frame: only visible ones get a row.
     masks: dict[int, Tensor] = {}
     labels: dict[int, int] = {}
     frames = zip(annotations, transforms, sizes, strict=True)
@@ -181,8 +183,8 @@ def make_clip_instances(
     return clip
 
 
-def _one_frame_video(record: dict) -> dict:
-    """Return the dataset dict of an image as that of a video, whose instances are numbered."""
+def _make_one_frame_video(record: dict) -> dict:
+    """Turn the dataset dict of an image into that of a video, and number its instances."""
     per_image = ("file_name", "clip_key", "annotations")
     return {key: value for key, value in record.items() if key not in per_image} | {
         "length": 1,

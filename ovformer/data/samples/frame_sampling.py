@@ -1,4 +1,4 @@
-"""Which frames of a video make up a training clip: a pure function of the seed."""
+"""Draws the frames of a training clip, as a function of the seed alone."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ def sample_frames(
     """Draw the frames of a clip around a reference frame.
 
     The reference frame is drawn from the whole video, the others without replacement from the
-    frames that are at most ``frame_range`` away from it. Where these are too few, for instance in a
-    video of one frame, all of them are taken equally often, up to one.
+    frames at most ``frame_range`` away from it. Where these are too few, as in a video of one
+    frame, each is repeated, and the numbers of repeats differ by at most one.
 
     Args:
         length: frames of the video.
         num_frames: frames of the clip.
         frame_range: largest distance from the reference frame, in frames.
-        seed: of the draw.
-        shuffle: return the frames in random order instead of that of time.
+        seed: of the random numbers.
+        shuffle: return the frames in random order instead of by time.
 
     Returns:
         ``num_frames`` indices from 0 to ``length`` - 1.
@@ -36,7 +36,7 @@ def sample_frames(
     reference = int(rng.integers(length))
     first, last = max(0, reference - frame_range), min(length - 1, reference + frame_range)
     others = np.array([t for t in range(first, last + 1) if t != reference], dtype=np.int64)
-    # Whole rounds of all frames near by, then what is missing without replacement.
+    # First each frame in range equally often, then the missing ones without replacement.
     rounds, missing = divmod(num_frames, len(others) + 1)
     chosen = [reference, *others.tolist()] * rounds
     if missing:

@@ -1,4 +1,4 @@
-"""Turns the dataset dict of an image into an element of the batch.
+"""Turns the dataset dict of an image into a sample.
 
 Legend: N instances, H W pixels of the image that the network sees, h w the same before padding.
 """
@@ -6,6 +6,7 @@ Legend: N instances, H W pixels of the image that the network sees, h w the same
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,7 +40,16 @@ logger = logging.getLogger(__name__)
 
 
 class ImageMapper:
-    """Reads an image, augments it with its masks, and attaches what CLIP sees of it."""
+    """Reads an image, augments it and its masks, and adds its CLIP embedding or CLIP's input.
+
+    Args:
+        is_train: add "instances".
+        augmentations: applied in this order.
+        pad_to: side in pixels of the square that images are padded to; 0 for none.
+        image_format: channel order of "image", "RGB" or "BGR".
+        clip_image_size: side in pixels of "clip_image".
+        embeddings: store of "clip_features"; without it samples have "clip_image".
+    """
 
     @configurable
     def __init__(
@@ -50,25 +60,15 @@ class ImageMapper:
         pad_to: int,
         image_format: str,
         clip_image_size: int,
-        clip_features: ImageEmbeddingStore | None,
+        embeddings: ImageEmbeddingStore | None,
     ):
-        """Take plain values; see ``from_config`` for the config.
-
-        Args:
-            is_train: add "instances".
-            augmentations: applied in this order.
-            pad_to: side in pixels of the square that images are padded to; 0 for none.
-            image_format: channel order of "image", "RGB" or "BGR".
-            clip_image_size: side in pixels of "clip_image".
-            clip_features: where "clip_features" come from; without it there is "clip_image".
-        """
         check_image_format(image_format)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.pad_to = pad_to
         self.image_format = image_format
         self.clip_image_size = clip_image_size
-        self.clip_features = clip_features
+        self.embeddings = embeddings
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict:
@@ -92,24 +92,25 @@ class ImageMapper:
             "pad_to": cfg.INPUT.IMAGE_SIZE if is_train else 0,
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": open_embeddings(cfg, key),
+            "embeddings": open_embeddings(cfg, key),
         }
 
     def __call__(self, record: dict) -> dict:
-        """Return the element of the batch that :mod:`ovformer.data` describes.
+        """Return the sample that :mod:`ovformer.data` describes.
 
         Args:
             record: a dataset dict; it is not changed.
 
         Raises:
-            FileNotFoundError: there is no such image file.
-            ValueError: the image can't be decoded, or is not as large as the annotations say.
+            FileNotFoundError: the image file does not exist.
+            ValueError: the image can't be decoded, or its size is not that of the annotations.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
         image = read_rgb(record["file_name"])
         check_image_size(sample, image)
-        if self.clip_features is not None:
-            sample["clip_features"] = self.clip_features.get(record)[None]
+        # CLIP sees the whole image, as stored embeddings do, and not the augmented one.
+        if self.embeddings is not None:
+            sample["clip_features"] = self.embeddings.get(record)[None]
         else:
             sample["clip_image"] = crop_for_embedding(image, self.clip_image_size)
 
@@ -124,12 +125,12 @@ class ImageMapper:
             annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
             masks = [transform_mask(a["segmentation"], transforms, frame) for a in annotations]
             labels = [a["category_id"] for a in annotations]
-            sample["instances"] = _instances(masks, labels, image.shape[:2])
+            sample["instances"] = _make_instances(masks, labels, image.shape[:2])
         return sample
 
 
 def find_image_input_errors(cfg: CfgNode) -> Iterator[str]:
-    """Yield all that is wrong with the keys of the training's augmentation."""
+    """Yield an error message for each wrong key of the training's augmentation."""
     node = cfg.INPUT
     if node.IMAGE_SIZE < 1:
         yield f"INPUT.IMAGE_SIZE: expected at least 1 pixel, got {node.IMAGE_SIZE}."
@@ -138,12 +139,12 @@ def find_image_input_errors(cfg: CfgNode) -> Iterator[str]:
             "INPUT.MIN_SCALE, MAX_SCALE: expected factors of INPUT.IMAGE_SIZE above 0, the smaller "
             f"one first; got {node.MIN_SCALE} and {node.MAX_SCALE}."
         )
-    for make, *arguments in (
-        (build_flip, node.RANDOM_FLIP),
-        (build_extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
+    for build in (
+        partial(build_flip, node.RANDOM_FLIP),
+        partial(build_extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
     ):
         try:
-            make(*arguments)
+            build()
         except ValueError as error:
             yield str(error)
 
@@ -163,11 +164,11 @@ def to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
 
 
 def read_rgb(file_name: str) -> np.ndarray:
-    """Return an image as uint8 (H, W, 3), RGB, upright as its EXIF data say.
+    """Read an image as uint8 (H, W, 3), RGB, upright as its EXIF data say.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it can't be decoded.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file can't be decoded.
     """
     try:
         return read_image(file_name, format="RGB")
@@ -183,14 +184,14 @@ def read_rgb(file_name: str) -> np.ndarray:
 def transform_mask(
     segmentation: list | dict, transforms: T.TransformList, frame: tuple[int, int]
 ) -> np.ndarray:
-    """Return the mask of an object after the image's transforms.
+    """Apply an image's transforms to the mask of an object.
 
-    Polygons are transformed as points and drawn once, so nothing is lost to repeated resampling,
-    and those that reach out of the frame need no polygon clipping.
+    Polygons are transformed as points and drawn once: repeated resampling would lose detail, and
+    points outside the frame need no clipping.
 
     Args:
         segmentation: polygons as flat sequences of x and y, or an RLE.
-        transforms: what was applied to the image.
+        transforms: applied to the image.
         frame: size (h, w) of the transformed image.
 
     Returns:
@@ -206,10 +207,10 @@ def transform_mask(
     return coco_mask.decode(polygons_to_rle(polygons, *frame))
 
 
-def _instances(
+def _make_instances(
     masks: Sequence[np.ndarray], labels: Sequence[int], image_size: tuple[int, int]
 ) -> Instances:
-    """Return the instances that are not empty, with masks padded at the right and the bottom.
+    """Return the instances whose masks are not empty, padded at the right and the bottom.
 
     Args:
         masks: N masks, uint8 (h, w).
@@ -227,11 +228,14 @@ def _instances(
 
 
 def open_embeddings(cfg: CfgNode, key: str) -> ImageEmbeddingStore | None:
-    """Open the feature store that a key of ``MODEL.MASK_FORMER`` names, if it names one.
+    """Open the store of image embeddings that a key of ``MODEL.MASK_FORMER`` names.
+
+    Returns:
+        The store; None where the key is empty.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no store, or not one of the configured CLIP model's width.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a store, or its width is not that of the CLIP model.
     """
     path = cfg.MODEL.MASK_FORMER[key]
     if not path:

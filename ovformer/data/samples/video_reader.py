@@ -1,4 +1,4 @@
-"""Reads videos for inference: an element of the batch whose frames come through an iterator.
+"""Reads videos for inference: samples whose frames come through an iterator.
 
 Legend: T frames, D CLIP width, H W pixels, S side of the image that CLIP takes.
 """
@@ -25,14 +25,21 @@ from ovformer.data.samples.image_mapper import (
     to_tensor,
 )
 
-# How many frames of a video are decoded before they are asked for: two published windows.
+# Frames that are decoded before the model takes them: two of the published windows.
 FRAMES_AHEAD = 20
 
 logger = logging.getLogger(__name__)
 
 
 class VideoReader:
-    """Opens videos for inference: frames come through an iterator and are never all in memory."""
+    """Opens videos for inference: frames come through an iterator and are never all in memory.
+
+    Args:
+        augmentations: applied to each frame; nothing random.
+        image_format: channel order of "image", "RGB" or "BGR".
+        clip_image_size: S in pixels.
+        embeddings: store of "clip_features"; without it frames have "clip_image".
+    """
 
     @configurable
     def __init__(
@@ -41,21 +48,13 @@ class VideoReader:
         augmentations: Sequence[T.Augmentation],
         image_format: str,
         clip_image_size: int,
-        clip_features: ImageEmbeddingStore | None,
+        embeddings: ImageEmbeddingStore | None,
     ):
-        """Take plain values; see ``from_config`` for the config.
-
-        Args:
-            augmentations: what is done to each frame; nothing random.
-            image_format: channel order of "image", "RGB" or "BGR".
-            clip_image_size: S in pixels.
-            clip_features: where "clip_features" come from; without it there is "clip_image".
-        """
         check_image_format(image_format)
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.clip_image_size = clip_image_size
-        self.clip_features = clip_features
+        self.embeddings = embeddings
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -66,32 +65,33 @@ class VideoReader:
             ),
             "image_format": cfg.INPUT.FORMAT,
             "clip_image_size": cfg.MODEL.CLIP.IMAGE_SIZE,
-            "clip_features": open_embeddings(cfg, "CLIP_IMAGE_PATH"),
+            "embeddings": open_embeddings(cfg, "CLIP_IMAGE_PATH"),
         }
 
     def open(self, record: dict, executor: Executor) -> dict:
-        """Start to read a video and return its element of the batch.
+        """Start to read a video and return its sample.
 
         Args:
             record: a dataset dict; it is not changed.
-            executor: decodes frames. No more than :data:`FRAMES_AHEAD` wait to be taken.
+            executor: decodes frames, at most :data:`FRAMES_AHEAD` before they are taken.
 
         Returns:
-            The record that :mod:`ovformer.data` describes. A frame that can't be loaded raises
-            SampleError, which names video and frame, where it is taken from the iterator.
+            The sample that :mod:`ovformer.data` describes. The iterator raises SampleError, which
+            names video and frame, when it comes to a frame that can't be loaded.
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
 
         features = None
-        if self.clip_features is not None:
-            features = sample["clip_features"] = stack_embeddings(self.clip_features, record)
+        if self.embeddings is not None:
+            features = sample["clip_features"] = stack_embeddings(self.embeddings, record)
 
         def read(t: int) -> tuple[tuple[int, int], dict]:
             return self._read(record, t, features)
 
         decoded = ReadAhead(read, range(record["length"]), executor, FRAMES_AHEAD)
-        frames = sample["frames"] = _with_sample_errors(_of_one_size(record, decoded))
-        # The model takes "frames". The two keys of before keep nothing while nobody reads them.
+        frames = sample["frames"] = _raise_sample_errors(_check_sizes(record, decoded))
+        # The model takes "frames". These two are for callers that read the keys of a training clip;
+        # tee stores nothing as long as neither is used.
         images, views = itertools.tee(frames)
         sample["image"] = (frame["image"] for frame in images)
         if features is None:
@@ -115,19 +115,18 @@ class VideoReader:
 
 
 class ReadAhead(Iterator):
-    """Calls a function on items in the background, in order, a bounded number ahead."""
+    """Iterates over the results of a function, which runs in the background on the next items.
+
+    Args:
+        function: called with each item.
+        items: its arguments, in the order of the results.
+        executor: runs it.
+        ahead: most results that wait to be taken.
+    """
 
     def __init__(
         self, function: Callable[[Any], Any], items: Iterable, executor: Executor, ahead: int
     ):
-        """Start.
-
-        Args:
-            function: called with each item.
-            items: its arguments.
-            executor: runs it.
-            ahead: how many results may wait to be taken.
-        """
         self._function = function
         self._items = iter(items)
         self._executor = executor
@@ -148,11 +147,11 @@ class ReadAhead(Iterator):
 
 
 def read_frame(record: dict, t: int) -> np.ndarray:
-    """Return frame ``t`` of a video as uint8 (H, W, 3), RGB.
+    """Read frame ``t`` of a video as uint8 (H, W, 3), RGB.
 
     Raises:
         FileNotFoundError: the file is missing; the message names video and frame.
-        ValueError: it can't be decoded; likewise.
+        ValueError: the file can't be decoded; the message names video and frame.
     """
     try:
         return read_rgb(record["file_names"][t])
@@ -168,26 +167,27 @@ def check_frame_size(
         raise ValueError(
             f"{_frame_name(record, t)} ({record['file_names'][t]}) has {found[0]} x {found[1]} "
             f"pixels (height x width), expected {expected[0]} x {expected[1]} as in the "
-            "annotations and, of a video, in all its frames. Download or extract it again."
+            "annotations and in the video's other frames. Download or extract it again."
         )
 
 
 def _frame_name(record: dict, t: int) -> str:
-    """Return how messages call a frame; a record without "video_id" is of an image."""
+    """Return the name of a frame in messages."""
     if "video_id" in record:
         return f"Frame {t} of video {record['video_id']}"
-    return f"Image {record.get('image_id')}"
+    return f"Image {record.get('image_id')}"  # the only frame of a pseudo-clip
 
 
 def stack_embeddings(store: ImageEmbeddingStore, record: dict) -> torch.Tensor:
-    """Return CLIP's features of the frames of a record: float32 (T, D)."""
+    """Return the stored embeddings of a record's frames: float32 (T, D)."""
     return torch.stack([store.get(key) for key in record["clip_keys"]])
 
 
-def _of_one_size(record: dict, decoded: Iterable[tuple]) -> Iterator[dict]:
+def _check_sizes(record: dict, decoded: Iterable[tuple]) -> Iterator[dict]:
     """Yield the frames, after checking that all are as large as the first."""
     first = None
     for t, (size, frame) in enumerate(decoded):
+        # Some released videos are smaller as a whole than their annotations say: that works.
         if first is None and size != (record["height"], record["width"]):
             logger.warning(
                 "Video %s: frames of %d x %d pixels, but %d x %d in the annotations. Predictions "
@@ -202,7 +202,8 @@ def _of_one_size(record: dict, decoded: Iterable[tuple]) -> Iterator[dict]:
         yield frame
 
 
-def _with_sample_errors(frames: Iterator[dict]) -> Iterator[dict]:
+def _raise_sample_errors(frames: Iterator[dict]) -> Iterator[dict]:
+    """Yield frames; errors of a frame become SampleError, which the evaluation may skip."""
     try:
         yield from frames
     except (FileNotFoundError, ValueError) as error:

@@ -2,7 +2,7 @@
 """Train and evaluate OVFormer on images (stage 1), with detectron2's command line.
 
     python train_net.py --num-gpus 4 --config-file configs/lvis/ovformer_R50_bs8.yaml
-    python train_net.py ... --resume                                   go on after an interruption
+    python train_net.py ... --resume                                   resume after an interruption
     python train_net.py ... --eval-only MODEL.WEIGHTS model_final.pth  evaluate only
     python train_net.py ... MODEL.DEVICE cpu SOLVER.MAX_ITER 100       KEY VALUE pairs come last
 

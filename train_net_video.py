@@ -3,7 +3,7 @@
 
     python train_net_video.py --config-file configs/youtubevis_2019/ovformer_R50_bs8.yaml \
         --eval-only MODEL.WEIGHTS models/ovformer_r50_lvis.pth
-    python train_net_video.py ... --eval-only --resume     go on after the last finished video
+    python train_net_video.py ... --eval-only --resume     continue after the last finished video
     python train_net_video.py --num-gpus 4 ... --eval-only share the videos among 4 GPUs
     python train_net_video.py ...                          train on DATASETS.TRAIN
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ovformer import __version__
+from ovformer.arguments import exit_on_user_error
 from ovformer.d2 import (
     BACKEND,
     CfgNode,
@@ -26,19 +27,19 @@ from ovformer.d2 import (
 )
 from ovformer.data.catalog.custom import register_custom
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
-from ovformer.engine.evaluate import defined_scores, evaluate
+from ovformer.engine.evaluate import drop_undefined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.launch import launch
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.optimizer import build_gradient_clipper, build_optimizer, scale_to_world_size
 from ovformer.engine.resume import resume_or_load
-from ovformer.engine.run_record import recorded
+from ovformer.engine.run_record import record_run
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES, Trainer
-from ovformer.engine.write_errors import ExplainedStorage
+from ovformer.engine.write_errors import explain_write_errors
 from ovformer.files import write_text
-from ovformer.preflight.check_config import checked_config
+from ovformer.preflight.check_config import read_checked_config
 
 # Iterations between two lines on the console and in metrics.json.
 WRITE_PERIOD = 20
@@ -57,7 +58,7 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--allow-older",
         action="store_true",
-        help="with --resume: if the last checkpoint is damaged, go on from the one before it",
+        help="with --resume: if the last checkpoint is damaged, continue from the one before it",
     )
     args = parser.parse_args(argv)
     args.command = [stage.script, *(sys.argv[1:] if argv is None else argv)]
@@ -65,13 +66,12 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> None:
         parser.error("--config-file is missing; the repository's are under configs/")
     if args.allow_older and (args.eval_only or not args.resume):
         parser.error(
-            "--allow-older goes with --resume of a training; to evaluate an older checkpoint, name "
-            "it in MODEL.WEIGHTS"
+            "--allow-older needs --resume, and is for training; to evaluate an older checkpoint, "
+            "name it in MODEL.WEIGHTS"
         )
-    try:
-        cfg = checked_config(stage, args)
-    except (FileNotFoundError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    # Only here is an error the user's: one that comes later has its traceback in the log.
+    with exit_on_user_error(parser):
+        cfg = read_checked_config(stage, args)
     launch(
         run,
         (cfg, stage, args),
@@ -87,71 +87,75 @@ def run(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
     """Train or evaluate, in one of the processes of the run.
 
     Args:
-        cfg: the config as it was given.
+        cfg: the config as given, not scaled to the number of processes.
         stage: what is trained.
         args: the command line.
 
     Raises:
-        Interrupted: a signal came.
+        Interrupted: a signal ended the run.
+        WriteError: the disk is full, or a file or folder can't be written to.
     """
     start_logging(cfg, args)
-    with ExplainedStorage(cfg.OUTPUT_DIR), Interruption() as interruption:
+    with explain_write_errors(cfg.OUTPUT_DIR), Interruption() as interruption:
         try:
             train_or_evaluate(cfg, stage, args, interruption)
         except Interrupted as interrupted:
-            logger.info("%s To go on: the same command with --resume.", interrupted.message)
+            logger.info("%s To continue: the same command with --resume.", interrupted.message)
             raise
 
 
 def train_or_evaluate(
     cfg: CfgNode, stage: Stage, args: argparse.Namespace, interruption: Interruption
 ) -> None:
-    """Do what :func:`run` does once there is a log, and signals are handled."""
-    register_custom(cfg.DATASETS.CUSTOM)  # this may be another process than main's
+    """Do the work of :func:`run`, once the log is open and signals are handled."""
+    # The checks registered them in the first process only; a spawned one starts without.
+    register_custom(cfg.DATASETS.CUSTOM)
     cfg = scale_to_world_size(cfg, comm.get_world_size())
     seed = choose_seed(cfg)
     seed_all_rng(seed + comm.get_rank())
-    be_deterministic(cfg.SOLVER.DETERMINISTIC)
+    set_deterministic(cfg.SOLVER.DETERMINISTIC)
+    # Timing kernels pays off only where image sizes repeat, and may choose another one each time.
     benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only and not cfg.SOLVER.DETERMINISTIC
     torch.backends.cudnn.benchmark = benchmark
     if cfg.get("FLOAT32_PRECISION"):
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
     config_file = Path(cfg.OUTPUT_DIR, "config.yaml")
-    # An evaluation does not replace the config that the checkpoints next to it belong to.
+    # An evaluation keeps the config of the training whose checkpoints are in the same folder.
     if comm.is_main_process() and not (args.eval_only and config_file.exists()):
         write_text(config_file, cfg.dump())
-    with recorded(cfg, args, seed):
+    with record_run(cfg, args, seed):
         if args.eval_only:
-            evaluate_only(without_training_set(cfg), stage, args)
+            evaluate_only(remove_training_set(cfg), stage, args)
         else:
-            model = described(build_model(cfg))
+            model = build_logged_model(cfg)
             trainer = build_trainer(cfg, stage, model, seed, interruption)
             trainer.resume_or_load(cfg.MODEL.WEIGHTS, args.resume, args.allow_older)
             trainer.train()
 
 
 def evaluate_only(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
-    """Evaluate the weights that the config names, or with ``--resume`` the last checkpoint."""
-    model = described(build_model(cfg))
+    """Evaluate the weights of ``MODEL.WEIGHTS``, or with ``--resume`` the last checkpoint."""
+    model = build_logged_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, class_names=class_names(cfg, model))
     resume_or_load(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
     if not checkpointer.has_loaded_all:
         logger.warning(
-            "The model, or all of it but the backbone, has random weights. Name a checkpoint: "
+            "The model has random weights, at least outside the backbone. Name a checkpoint: "
             "MODEL.WEIGHTS (now %r), or --resume for the last one in OUTPUT_DIR.",
             cfg.MODEL.WEIGHTS,
         )
     evaluate(cfg, stage, model, resume=args.resume)
 
 
-def described(model: nn.Module) -> nn.Module:
-    """Return a model, after it was written to the log."""
+def build_logged_model(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config and write its modules to the log."""
+    model = build_model(cfg)
     logger.info("Model:\n%s", model)
     return model
 
 
-def without_training_set(cfg: CfgNode) -> CfgNode:
-    """Return a config whose model needs no file of the training set, to evaluate with."""
+def remove_training_set(cfg: CfgNode) -> CfgNode:
+    """Return a copy for evaluation, whose model is built without any file of the training set."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = ()
@@ -161,7 +165,7 @@ def without_training_set(cfg: CfgNode) -> CfgNode:
 
 
 def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Log to the console and to ``OUTPUT_DIR/log.txt``, beginning with what is running."""
+    """Log to the console and ``OUTPUT_DIR/log.txt``; the first lines describe the run."""
     for name in ("ovformer", "detectron2", "fvcore"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     logger.info(
@@ -179,16 +183,16 @@ def start_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger.info("Config:\n%s", cfg.dump())
 
 
-def be_deterministic(wanted: bool) -> None:
-    """Take deterministic algorithms or not; PyTorch warns of operations that have none."""
-    if wanted:
-        # cuBLAS reads it when it starts.
+def set_deterministic(is_deterministic: bool) -> None:
+    """Switch deterministic algorithms on or off; PyTorch warns about operations without one."""
+    if is_deterministic:
+        # cuBLAS reads this variable when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
 
 
 def choose_seed(cfg: CfgNode) -> int:
-    """Return ``SEED``, or if that is negative a random number, the same in all processes."""
+    """Return ``SEED``, or where that is negative a random number, the same in all processes."""
     if cfg.SEED >= 0:
         return cfg.SEED
     seed = comm.all_gather(int.from_bytes(os.urandom(3), "little"))[0]
@@ -197,10 +201,11 @@ def choose_seed(cfg: CfgNode) -> int:
 
 
 def class_names(cfg: CfgNode, model: nn.Module) -> list[str]:
-    """Return the vocabulary: the classifier's own names, or else those of the data set."""
+    """Return the vocabulary: the names in the text classifier, or else in the first data set."""
     names = getattr(model, "vocabulary", None)
-    for dataset_name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]:
-        names = names or MetadataCatalog.get(dataset_name).get("thing_classes")
+    datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not names and datasets:
+        names = MetadataCatalog.get(datasets[0]).get("thing_classes")
     return list(names or [])
 
 
@@ -214,10 +219,11 @@ def build_trainer(
         stage: gives the data and the metrics.
         model: on its device.
         seed: of the order of the training images.
-        interruption: tells of signals to stop.
+        interruption: notes signals to stop.
     """
     optimizer = build_optimizer(cfg, model)
 
+    # A resumed training passes the seed of its checkpoint, so that its order of images continues.
     def build_loader(start_iteration: int, seed: int):
         loader_cfg = cfg.clone()
         loader_cfg.defrost()
@@ -225,7 +231,7 @@ def build_trainer(
         return stage.build_train_loader(loader_cfg, start_iteration)
 
     def evaluate_now() -> dict[str, dict]:
-        return trainer.at_once(lambda: defined_scores(evaluate(cfg, stage, model)))
+        return trainer.at_once(lambda: drop_undefined_scores(evaluate(cfg, stage, model)))
 
     trainer = Trainer(
         model,
@@ -249,11 +255,11 @@ def build_trainer(
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             CpuMemory() if trainer.device.type == "cpu" else None,
-            # Before the evaluation: if that fails, the weights are safe.
+            # Before the evaluation: if that fails, the weights are saved.
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD),
             StopWhenInterrupted(),
             Evaluation(cfg.TEST.EVAL_PERIOD, evaluate_now, metrics_file),
-            # Last, so that scores are written too.
+            # Last, so that it writes the scores of this iteration, too.
             MetricsWriter(cfg.OUTPUT_DIR, WRITE_PERIOD),
         ]
     )

@@ -18,7 +18,7 @@ from ovformer.config.keys import WITHOUT_EFFECT
 from ovformer.d2 import CfgNode
 from ovformer.data.catalog.dataset_spec import check_class_count
 from ovformer.engine.stages import CLIPS, FRAMES, STAGES
-from ovformer.preflight.check_config import quick_faults
+from ovformer.preflight.check_config import find_config_faults
 from ovformer.preflight.model import build_without_memory
 from ovformer.preflight.values import value_errors
 
@@ -131,11 +131,11 @@ def test_builds_without_memory_and_lacks_nothing_but_files(
     model = build_without_memory(cfg)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     monkeypatch.setattr("ovformer.preflight.model.build_without_memory", lambda cfg: model)
-    found = quick_faults(cfg, stage, args)
+    faults = find_config_faults(cfg, stage, args)
     allowed = [*NO_FILES, *NO_GPU]
-    assert not [e for e in found.errors if not any(re.fullmatch(a, e, re.S) for a in allowed)]
-    assert not found.warnings
-    assert any("DATASETS.TEST: annotations" in error for error in found.errors)
+    assert not [e for e in faults.errors if not any(re.fullmatch(a, e, re.S) for a in allowed)]
+    assert not faults.warnings
+    assert any("DATASETS.TEST: annotations" in error for error in faults.errors)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -275,46 +275,24 @@ def test_the_recipe_for_a_small_gpu(run: VideoRun) -> None:
     assert losses(small) == pytest.approx(losses(run), rel=0.15)
 
 
-def truncated(path: Path) -> None:
-    path.write_text(path.read_text()[:-100])
+def remove_frame(run: VideoRun, split: str) -> None:
+    (run.data.frames_of(split) / "video3" / "00002.png").unlink()
+
+
+def damage_frames(run: VideoRun) -> None:
+    for path in run.data.frames_of("train").rglob("*.png"):
+        path.write_bytes(b"?")
 
 
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        (
-            lambda run: (run.data.frames / "video3" / "00002.png").unlink(),
-            ["--eval-only"],
-            r"lvvis_val: 1 of 10 images not found.*00002\.png \(frame 2 of video 3\)",
-        ),
-        (
-            lambda run: (run.data.frames_of("train") / "video3" / "00002.png").unlink(),
-            [],
-            r"lvvis_train: 1 of 10 images not found.*00002\.png \(frame 2 of video 3\)",
-        ),
-        (
-            lambda run: run.data.write("val", videos=[]),
-            ["--eval-only"],
-            "is no video annotation file",
-        ),
-        (
-            lambda run: run.data.annotations("train").write_text('{"images": [{"id": 1}]}'),
-            [],
-            r"nonovel\.json is no video annotation file: an object with non-empty \"videos\" and",
-        ),
-        (
-            lambda run: [f.write_bytes(b"?") for f in run.data.frames_of("train").rglob("*.png")],
-            [],
-            r"Frame \d of video \d+: .*png: the image can't be decoded",
-        ),
+        (lambda run: remove_frame(run, "val"), ["--eval-only"], r"lvvis_val: 1 of 10 .*00002\.png"),
+        (lambda run: remove_frame(run, "train"), [], r"lvvis_train: 1 of 10 .*00002\.png"),
+        (lambda run: run.data.write("val", videos=[]), ["--eval-only"], "val_instances_.json"),
+        (damage_frames, [], r"Frame \d of video \d+: .*png"),
     ],
-    ids=[
-        "test frame",
-        "training frame",
-        "no videos",
-        "of images",
-        "damaged",
-    ],
+    ids=["test frame", "training frame", "no videos", "damaged"],
 )
 def test_bad_files(run: VideoRun, spoil: Callable, options: list[str], message: str) -> None:
     spoil(run)
@@ -330,65 +308,46 @@ def refused(run: VideoRun, capsys: pytest.CaptureFixture, *words: str) -> str:
     return capsys.readouterr().err
 
 
-def test_all_that_is_wrong_with_a_config_at_once(run: VideoRun, capsys) -> None:
-    truncated(run.data.annotations("val"))
+def test_all_errors_of_a_config_at_once(run: VideoRun, capsys) -> None:
+    annotations = run.data.annotations("val")
+    annotations.write_text(annotations.read_text()[:-100])
     run.data.annotations("train").unlink()
     options = {
-        "MODEL.META_ARCHITECTURE": "OVFormerVideo",
         "MODEL.WEIGHTS": "none.pth",
-        "MODEL.MASK_FORMER.TEST.CLIP_LENGTH": "0",
+        "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP": "5",
         "INPUT.SAMPLING_FRAME_NUM": "0",
-        "INPUT.RANDOM_FLIP": "by_clip",
+        "INPUT.RANDOM_FLIP": "left",
         "INPUT.PSEUDO.CROP.TYPE": "half",
         "DATASETS.DATASET_RATIO": "(1, 2)",
     }
     message = refused(run, capsys, *(word for pair in options.items() for word in pair))
-    for part in (
-        "MODEL.META_ARCHITECTURE: train_net_video.py runs OVFormerVideo; train_net_lvvis.py runs",
-        "MODEL.WEIGHTS: none.pth not found",
-        "MODEL.MASK_FORMER.TEST.CLIP_LENGTH: expected at least 1, got 0",
-        "INPUT.SAMPLING_FRAME_NUM: expected at least 1, got 0",
-        "INPUT.RANDOM_FLIP: unknown flip 'by_clip'",
-        "INPUT.PSEUDO.CROP.TYPE: unknown 'half'",
-        "DATASETS.DATASET_RATIO: expected a number above 0 for each of the 1 sets",
-        "train_instances_nonovel.json of 'lvvis_train' not found",
-        "val_instances_.json: not valid JSON",
-    ):
-        assert part in message
-    # What takes long to find is looked for once the rest is right.
+    assert all(f"{key}: " in message for key in options)
+    assert "train_instances_nonovel.json of 'lvvis_train'" in message
+    assert "val_instances_.json: not valid JSON" in message
+    # The slow checks run once the quick ones pass.
     run.data.write("train")
     run.data.write("val")
-    (run.data.frames / "video3" / "00002.png").unlink()
-    assert "lvvis_val: 1 of 10 images not found" in refused(run, capsys)
+    remove_frame(run, "val")
+    assert "lvvis_val: 1 of 10 images" in refused(run, capsys)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "words"),
     [
-        (
-            ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "1195"],
-            "NUM_CLASSES is 1195, but 'lvvis_train' (DATASETS.TRAIN) has 1196",
-        ),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "1195"], ["NUM_CLASSES is 1195", "'lvvis_train'"]),
         (
             ["DATASETS.TEST", "('shapes_val',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "36"],
-            "'shapes_val' is scored by 'lvis', which this script can't do. It can: vis, burst",
-        ),
-        (
-            ["MODEL.MASK_FORMER.TEST.CLIP_OVERLAP", "5"],
-            "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP: expected less than CLIP_LENGTH, 5, got 5",
-        ),
-        (
-            ["MODEL.MASK_FORMER.CAT_INFO_PATH", "datasets/none.json"],
-            "MODEL.MASK_FORMER.CAT_INFO_PATH: no file",
+            ["'shapes_val'", "'lvis'", "train_net_lvvis.py", "vis, burst"],
         ),
         (
             ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "MultiScaleMaskedTransformerDecoder"],
-            "does not go with MODEL.META_ARCHITECTURE VideoOVFormer, which sees clips. Set it",
+            ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "VideoOVFormer"],
         ),
     ],
 )
-def test_bad_configs(run: VideoRun, capsys, options: list[str], message: str) -> None:
-    assert message in refused(run, capsys, *options)
+def test_bad_configs(run: VideoRun, capsys, options: list[str], words: list[str]) -> None:
+    message = refused(run, capsys, *options)
+    assert all(word in message for word in words)
 
 
 def test_videos_in_the_script_of_images(run: VideoRun, capsys) -> None:
@@ -397,8 +356,7 @@ def test_videos_in_the_script_of_images(run: VideoRun, capsys) -> None:
     options += ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", decoder]
     options += ["INPUT.RANDOM_FLIP", "horizontal"]
     images = replace(run, stage=IMAGE)
-    assert "'lvvis_val' is scored by 'vis', which this script can't do" in refused(
-        images, capsys, *options
-    )
-    with pytest.raises(ValueError, match="'lvvis_train' is a data set of videos; train_net_lvvis"):
+    message = refused(images, capsys, *options)
+    assert "'lvvis_val'" in message and "'vis'" in message and "train_net.py" in message
+    with pytest.raises(ValueError, match="'lvvis_train'.* train_net_lvvis"):
         images.here(*options, "DATASETS.TEST", "()")

@@ -6,10 +6,10 @@
     python tools/check_setup.py --config-file configs/lvvis/ovformer_R50_bs8.yaml --eval-only \
         MODEL.WEIGHTS models/ovformer_r50_lvis.pth
 
-It takes the options of the training script that it stands for, which it finds by the config's
-model. A table says what is there: packages, devices and kernels; each data set, with the first file
-that is missing or broken; weights, text classifier and CLIP; room on the disk. Then come the faults
-that the script itself would stop at. Nothing is written or downloaded; no data need to be there.
+It takes the options of a training script, which it chooses by the config's model. A table shows
+packages, devices and kernels; each data set, with the first file that is missing or broken;
+weights, text classifier and CLIP; free disk space. The last section lists the errors at which the
+script itself would stop. Nothing is written or downloaded; no data need to be there.
 
 The exit status is 0 if all is well, 1 if something is missing or wrong, and 2 if nothing was
 checked: a wrong option, or no such config file.
@@ -29,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
+        from ovformer.arguments import exit_on_user_error
         from ovformer.preflight import setup_environment
         from ovformer.preflight.setup_table import Row, Table
     except ModuleNotFoundError as error:  # the package "packaging", which many others need
         parser.exit(1, f"{parser.prog}: {error.name} is missing: pip install -e . (INSTALL.md)\n")
-    logging.getLogger("ovformer").setLevel(logging.ERROR)  # the table says it
+    logging.getLogger("ovformer").setLevel(logging.ERROR)  # the table has the warnings
     table = Table(is_printed=not args.json)
     table.add("Environment", setup_environment.package_rows())
     try:
@@ -43,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         table.add("Devices", setup_environment.device_rows())
         if args.config_file:
-            try:
+            with exit_on_user_error(parser):
                 check_config(args, table)
-            except (FileNotFoundError, ValueError) as error:
-                parser.exit(2, f"{parser.prog}: error: {error}\n")
     finish(args, table)
 
 
@@ -56,14 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0], epilog="Exit status: 0 good, 1 bad, 2 nothing checked."
     )
     add = parser.add_argument
-    add("--config-file", default="", help="without it only the environment is checked")
+    add("--config-file", default="", help="without it, only the environment is checked")
     add("--script", choices=SCRIPTS, help="default: the one that runs the config's model")
     add("--eval-only", action="store_true", help="what an evaluation needs")
     add("--resume", action="store_true", help="from the last checkpoint of OUTPUT_DIR")
     add("--num-gpus", type=int, default=1, help="processes on each machine")
     add("--num-machines", type=int, default=1)
     add("--decode", action="store_true", help="decode all images and frames, not a few of each set")
-    add("--load-clip", action="store_true", help="load CLIP, also if that means a download")
+    add("--load-clip", action="store_true", help="load CLIP, even if that downloads it")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... at the end, as of the script")
     return parser
@@ -78,27 +77,27 @@ def check_config(args: argparse.Namespace, table) -> None:
     """
     from ovformer.config import read_config
     from ovformer.engine.stages import STAGES
-    from ovformer.preflight.check_config import read_and_check, slow_faults
+    from ovformer.preflight.check_config import find_faults, find_slow_errors
     from ovformer.preflight.model import model_errors
     from ovformer.preflight.setup_data import data_rows
     from ovformer.preflight.setup_model import disk_rows, vocabulary_rows, weight_rows
     from ovformer.preflight.setup_table import Row
 
     name = read_config(args.config_file, args.opts)[0].MODEL.META_ARCHITECTURE
-    by_model = {stage.meta_architecture: stage.script for stage in STAGES}
-    script = args.script or by_model.get(name, SCRIPTS[0])
+    script_of_model = {stage.meta_architecture: stage.script for stage in STAGES}
+    script = args.script or script_of_model.get(name, SCRIPTS[0])
     stage = next(stage for stage in STAGES if stage.script == script)
-    cfg, found = read_and_check(stage, args)
+    cfg, faults = find_faults(stage, args)
     network, _ = model_errors(cfg, stage)
-    why = f"runs {name}" if by_model.get(name) == script else f"asked to run {name}"
+    why = f"runs {name}" if script_of_model.get(name) == script else f"asked to run {name}"
     table.add("Run", [Row("ok", "script", f"{script}, which {why}")])
     table.add("Data sets", data_rows(cfg, args.eval_only, args.decode))
     table.add("Weights", weight_rows(cfg, network, args.resume))
     table.add("Vocabulary", vocabulary_rows(cfg, args.eval_only, args.load_clip))
     table.add("Disk", disk_rows(cfg, network, args))
-    errors = found.errors or slow_faults(cfg, stage, args.eval_only, load_clip=False)
+    errors = faults.errors or find_slow_errors(cfg, stage, args.eval_only, load_clip=False)
     rows = [Row("bad", "fault", error) for error in errors]
-    rows += [Row("warning", "likely not meant", warning) for warning in found.warnings]
+    rows += [Row("warning", "likely not meant", warning) for warning in faults.warnings]
     table.add(f"What {script} says before it starts", rows or [Row("ok", "faults", "none")])
 
 
@@ -111,7 +110,7 @@ def finish(args: argparse.Namespace, table) -> None:
     elif table.is_good:
         print("\nAll is well.")
     else:
-        print(f"\n{count} row(s) with something to mend.")
+        print(f"\n{count} row(s) with something to fix.")
     sys.exit(0 if table.is_good else 1)
 
 

@@ -1,4 +1,4 @@
-"""The config: every key of ours (:mod:`.keys`), and reading it from YAML (:mod:`.reading`)."""
+"""The config: OVFormer's own keys (:mod:`.keys`), and reading YAML files (:mod:`.reading`)."""
 
 from ovformer.config.keys import FIXED_KEYS, add_ovformer_config
 from ovformer.config.reading import UnknownKeyError, get_ovformer_cfg, read_config

@@ -1,9 +1,9 @@
-"""Every config key that OVFormer adds to detectron2's, with its default and where that comes from.
+"""Every config key that OVFormer adds to detectron2's, with its default and the default's source.
 
 "Published" in a comment means the value of the system of the ECCV 2024 paper. The published YAML
-files load unchanged: keys that have no effect there either are accepted with a warning
-(``WITHOUT_EFFECT``), and keys of which only one value is supported (``FIXED_KEYS``) are checked by
-:mod:`ovformer.preflight.values`.
+files load unchanged. Some of their keys have no effect in the published code either; these are
+accepted with a warning (``WITHOUT_EFFECT``). For others only one value is implemented
+(``FIXED_KEYS``), which :mod:`ovformer.preflight.values` checks.
 """
 
 from ovformer.d2 import CfgNode
@@ -22,7 +22,7 @@ WITHOUT_EFFECT = (
     "MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE",
 )
 
-# Keys of the published YAML files of which one value is implemented.
+# Keys of the published YAML files for which one value is implemented.
 FIXED_KEYS = {
     "MODEL.MASK_FORMER.CLIP_CLASSIFIER": True,
     "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
@@ -50,18 +50,19 @@ def add_ovformer_config(cfg: CfgNode) -> None:
 
 
 def _add_dataset_keys(cfg: CfgNode) -> None:
-    # Data sets of your own, each a dict with name, annotations (JSON in the format of YouTube-VIS,
-    # COCO or LVIS), images (folder) and, to be scored apart, novel (names or ids of categories).
+    # Your own data sets, each a dict with name, annotations (JSON in the format of YouTube-VIS,
+    # COCO or LVIS), images (folder) and optionally novel (names or ids of categories that are
+    # scored separately).
     cfg.DATASETS.CUSTOM = []
-    # The share of the training samples that each set of DATASETS.TRAIN gives, up to a factor, e.g.
-    # [3, 1]. Empty: all sets together are drawn like one, so that each counts by its size.
+    # Shares of the training samples that the sets of DATASETS.TRAIN give, up to a factor, e.g.
+    # [3, 1]. Empty: samples are drawn from all sets together, so each set counts by its size.
     cfg.DATASETS.DATASET_RATIO = []
-    # Go on without images and videos that can't be loaded, instead of stopping at the first one. In
-    # training another sample of the same data set takes the place, and metrics.json counts them
-    # (broken_samples). In evaluation they have no predictions, and so count as missed.
+    # Skip images and videos that can't be loaded, instead of stopping at the first one. In training
+    # another sample of the same data set replaces them, and metrics.json counts them
+    # (broken_samples). In evaluation they have no predictions, so their objects count as missed.
     cfg.DATALOADER.SKIP_BROKEN = False
-    # The largest share of the samples drawn that may be left out so (ten may be in any case), and
-    # of a data set's files that may be missing at the start.
+    # Largest share of the drawn samples that may be skipped (ten always may), and of a data set's
+    # files that may be missing at the start.
     cfg.DATALOADER.MAX_BROKEN = 0.05
 
 
@@ -80,9 +81,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.SAMPLING_FRAME_NUM = 2
     cfg.INPUT.SAMPLING_FRAME_RANGE = 20
     cfg.INPUT.SAMPLING_FRAME_SHUFFLE = False
-    # Pseudo-clips are made of the images of data sets of images: copies of an image, each augmented
-    # in its own way by these keys, which mean what those of the same name under INPUT mean. The
-    # flip (INPUT.RANDOM_FLIP) is shared. MIN_SIZE_TRAIN_SAMPLING "choice_by_clip" and
+    # Clip training on data sets of images makes pseudo-clips: copies of an image, each with its own
+    # augmentation. These keys set it; they mean the same as those of the same name under INPUT. All
+    # copies share the flip (INPUT.RANDOM_FLIP). MIN_SIZE_TRAIN_SAMPLING "choice_by_clip" and
     # "range_by_clip" share the resize as well, before the crop; "choice" and "range" draw it for
     # each copy, after the crop. The values are ours: the published system does not train on images.
     cfg.INPUT.PSEUDO = CfgNode()
@@ -105,32 +106,32 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # "float16" (with loss scaling, published) or "bfloat16" (no scaling). Used if AMP.ENABLED.
     cfg.SOLVER.AMP.PRECISION = "float16"
-    # IMS_PER_BATCH is split into this many forward/backward passes per optimizer step. The gradient
-    # is that of the whole batch, so fewer or smaller GPUs train the same model.
+    # Forward/backward passes per optimizer step, into which IMS_PER_BATCH is split. The gradient is
+    # that of the whole batch, so fewer or smaller GPUs train the same model.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
-    # Take only algorithms that give the same bits each time, where there are any; slower on GPUs.
+    # Use algorithms that give the same bits each time, where they exist; slower on GPUs.
     cfg.SOLVER.DETERMINISTIC = False
 
 
 def _add_execution_keys(cfg: CfgNode) -> None:
-    # docs/performance.md says what each of these is worth.
-    # Whether the channels of a pixel are neighbours in memory: "always", "never" or "auto", which
-    # is for inference on CPUs.
+    # docs/performance.md has measurements of each key.
+    # Memory format with the channels of a pixel next to each other: "always", "never" or "auto",
+    # which uses it for inference on CPUs.
     cfg.MODEL.CHANNELS_LAST = "auto"
     # Backend of torch.compile for backbone, pixel decoder and query decoder, e.g. "inductor".
     # Empty: not compiled.
     cfg.MODEL.COMPILE = ""
     # Precision of the network in evaluation: "float32" (published), "float16" or "bfloat16".
     cfg.TEST.PRECISION = "float32"
-    # Precision of the pixel decoder where the network runs in a half type: "float32" (published) or
-    # "autocast", which computes sampling locations, norms and softmax in float32 and the rest in
-    # the half type.
+    # Precision of the pixel decoder where the network runs in half precision: "float32" (published)
+    # or "autocast", which computes sampling locations, norms and softmax in float32 and the rest in
+    # half precision.
     cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION = "float32"
 
 
 def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM = CfgNode()
-    # "resnet50_in21k" (published), or any timm model that gives features at several strides.
+    # "resnet50_in21k" (published), or any timm model that returns features at several strides.
     cfg.MODEL.TIMM.BASE_NAME = "resnet50_in21k"
     # Stages that are returned as "layer2".."layer5", at strides 4 to 32.
     cfg.MODEL.TIMM.OUT_LEVELS = (2, 3, 4, 5)
@@ -138,7 +139,7 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NORM = "FrozenBN"
     # Stages that are not trained: 0 none, 1 the stem, 2 also the first stage.
     cfg.MODEL.TIMM.FREEZE_AT = 0
-    # Let timm load its own pre-trained weights (needs the network).
+    # Let timm download its own pre-trained weights.
     cfg.MODEL.TIMM.PRETRAINED = False
     # Keyword arguments of timm's constructor as a YAML string, e.g. "{layers: [1, 1, 1, 1]}".
     cfg.MODEL.TIMM.KWARGS = ""
@@ -178,8 +179,8 @@ def _add_head_keys(cfg: CfgNode) -> None:
 
 
 def _add_mask_former_keys(cfg: CfgNode) -> None:
-    # Recompute what is inside the layers of the pixel decoder's encoder and of the query decoder in
-    # the backward pass: less memory, more time, the same gradients.
+    # Recompute the activations inside the layers of the pixel decoder's encoder and of the query
+    # decoder in the backward pass: less memory, more time, the same gradients.
     cfg.MODEL.ACTIVATION_CHECKPOINTING = False
     cfg.MODEL.MASK_FORMER = node = CfgNode()
     for key, value in FIXED_KEYS.items():
@@ -192,15 +193,15 @@ def _add_mask_former_keys(cfg: CfgNode) -> None:
     node.HIDDEN_DIM = 256
     node.NUM_OBJECT_QUERIES = 100
     node.NHEADS = 8
-    # Of the deformable attention encoder; the query decoder has none (published).
+    # Dropout of the deformable attention encoder; the query decoder has none (published).
     node.DROPOUT = 0.0
     node.DIM_FEEDFORWARD = 2048
     node.DEC_LAYERS = 10
-    # Images are padded to a multiple of this many pixels; 0 takes the backbone's own.
+    # Images are padded to a multiple of this number of pixels; 0: the backbone's own multiple.
     node.SIZE_DIVISIBILITY = 32
 
     # Unified embedding alignment (published values).
-    # Width of the MLP that takes queries to CLIP's space; 0 is half of CLIP's width.
+    # Width of the MLP that maps queries to CLIP's space; 0: half of CLIP's width.
     node.ALIGNMENT_HIDDEN_DIM = 0
     node.ALIGNMENT_NHEADS = 8
     # Class logits are cosines times this temperature.
@@ -244,16 +245,16 @@ def _add_video_keys(cfg: CfgNode) -> None:
     # Videos frame by frame (published values).
     test = cfg.MODEL.MASK_FORMER.TEST
     # Frames that go through the network together (published: 10). The result does not depend on it.
-    # 0: one on a CPU, where it is fastest, and 10 elsewhere.
+    # 0: one on a CPU, where that is fastest, and 10 on other devices.
     test.WINDOW_SIZE = 0
-    # Queries of a frame are matched with a memory: so much of the current frame's queries, and
-    # the rest of the memory before.
+    # Queries of a frame are matched with a memory of the previous frames. This is the weight of the
+    # current frame's queries in the new memory, above 0 and at most 1.
     test.MEMORY_MOMENTUM = 0.7
-    # An object's mask is left out of the frames in which its score is below so many times its
-    # score in the whole video. 0 leaves out none.
+    # An object's mask is dropped in frames where its score is below this ratio times its score in
+    # the whole video. 0 drops none.
     test.FRAME_SCORE_RATIO = 0.1
-    # Videos in clips: frames per clip (published; the last may have fewer), and how many of them
-    # are in the next clip as well (published: 0), less than CLIP_LENGTH.
+    # Videos in clips: frames per clip (published; the last clip may have fewer), and the number of
+    # them that are also in the next clip (published: 0), less than CLIP_LENGTH.
     test.CLIP_LENGTH = 5
     test.CLIP_OVERLAP = 0
 

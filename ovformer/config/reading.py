@@ -1,4 +1,4 @@
-"""Reading a config: a YAML file and the options of a command line, into keys that are known."""
+"""Reads a config from a YAML file and the options of a command line; rejects unknown keys."""
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,8 +10,8 @@ import yaml
 from ovformer.config.keys import WITHOUT_EFFECT, add_ovformer_config
 from ovformer.d2 import CfgNode, get_cfg
 
-# What a value has to be, in words.
-_KINDS = {
+# Type of a value -> its name in messages.
+_TYPE_NAMES = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
@@ -19,9 +19,9 @@ _KINDS = {
     list: "a list",
     tuple: "a list",
 }
-# Values of a YAML file. With aliases, a few lines can stand for billions.
-_MOST_VALUES = 100_000
-# What reading YAML, and merging it, raises where something is wrong with it.
+# Most values of a YAML file: with aliases, a few lines can stand for billions.
+_MAX_VALUES = 100_000
+# What reading and merging a wrong YAML file may raise.
 _ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -56,7 +56,7 @@ def get_ovformer_cfg(
 
     Raises:
         FileNotFoundError: ``config_file`` does not exist.
-        UnknownKeyError: a key is not known; the message names the nearest known ones.
+        UnknownKeyError: a key is unknown; the message names the most similar known ones.
         ValueError: a key has no value, or a value of the wrong type; or the file is no config.
     """
     cfg, errors = read_config(config_file, opts, text=text)
@@ -68,7 +68,7 @@ def get_ovformer_cfg(
 def read_config(
     config_file: str | None = None, opts: Sequence[str] = (), *, text: str | None = None
 ) -> tuple[CfgNode, list[UnknownKeyError | ValueError]]:
-    """Read as much of a config as can be read, so that the rest of it can be checked, too.
+    """Read the valid part of a config, so that it can be checked as well.
 
     Args:
         config_file: path of a YAML file, or None for the defaults.
@@ -76,8 +76,8 @@ def read_config(
         text: the YAML itself, in place of a file.
 
     Returns:
-        The frozen config without the keys that are not known and the values of a wrong type, and
-        an error for each of them.
+        The frozen config without unknown keys and values of a wrong type, and an error for each of
+        these.
 
     Raises:
         FileNotFoundError: ``config_file`` does not exist.
@@ -97,17 +97,17 @@ def merge_leniently(
     without_effect: Collection[str],
     text: str | None = None,
 ) -> list[UnknownKeyError | ValueError]:
-    """Merge what can be merged into a config, in place, so that the rest of it can be checked, too.
+    """Merge the valid keys and values of a file and a command line into a config, in place.
 
     Args:
-        cfg: holds all keys that are known, with their defaults.
+        cfg: holds all known keys, with their defaults.
         config_file: path of a YAML file, or None.
         opts: alternating keys and values, as on the command line.
         without_effect: keys that are registered as deprecated.
         text: the YAML itself, in place of a file.
 
     Returns:
-        An error for each key that is not known and each value of a wrong type.
+        An error for each unknown key and each value of a wrong type.
 
     Raises:
         FileNotFoundError: ``config_file`` does not exist.
@@ -120,18 +120,19 @@ def merge_leniently(
             f"{' '.join(opts)}. Options that start with -- go before them."
         )
     source = f"--config-file {config_file}" if text is None else "config text"
-    values = [
-        *((source, *leaf) for leaf in _leaves(_load(config_file, text, source), cfg)),
-        *(("command line", *pair) for pair in zip(opts[0::2], opts[1::2], strict=True)),
-    ]
+    leaves = _leaves(_load(config_file, text, source), cfg)
+    values = [(source, key, value) for key, value in leaves]
+    # The command line comes last, so that it overrides the file.
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        values.append(("command line", key, value))
     known = dict(_leaves(cfg, cfg))
     errors: list[UnknownKeyError | ValueError] = []
     for source, key, value in values:
         try:
             if key in known:
-                value = _checked_value(key, value, known[key])
+                value = _check_value(key, value, known[key])
             elif key not in without_effect:
-                raise UnknownKeyError(_unknown(key, known))
+                raise UnknownKeyError(_describe_unknown_key(key, known))
             cfg.merge_from_list([key, value])
         except (UnknownKeyError, ValueError) as error:
             errors.append(type(error)(f"{source}: {error}"))
@@ -142,7 +143,7 @@ def merge_leniently(
 
 
 def _load(config_file: str | None, text: str | None, source: str) -> dict:
-    """Return the content of a text, or of a YAML file and of those that it is based on."""
+    """Return the content of a text, or of a YAML file merged into the file of its _BASE_."""
     if text is None and not config_file:
         return {}
     if text is None and not Path(config_file).is_file():
@@ -157,18 +158,16 @@ def _load(config_file: str | None, text: str | None, source: str) -> dict:
         count = _num_values(values, {})
     except _ERRORS as error:
         raise ValueError(
-            f"{source} is no YAML file of 'KEY: value' lines, or one of a _BASE_ that is "
-            f"none: {str(error) or type(error).__name__}"
+            f"{source} is no YAML file of 'KEY: value' lines, or its _BASE_ is none: "
+            f"{str(error) or type(error).__name__}"
         ) from error
-    if not isinstance(values, dict) or count > _MOST_VALUES:
-        raise ValueError(
-            f"{source}: expected 'KEY: value' lines, of at most {_MOST_VALUES} values."
-        )
+    if not isinstance(values, dict) or count > _MAX_VALUES:
+        raise ValueError(f"{source}: expected 'KEY: value' lines, of at most {_MAX_VALUES} values.")
     return values
 
 
 def _num_values(value: object, known: dict[int, int]) -> int:
-    """Count the values of a YAML file, those that aliases (*) stand for each time."""
+    """Count the values of a YAML file; those behind an alias (*) count at each use."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -178,7 +177,7 @@ def _num_values(value: object, known: dict[int, int]) -> int:
 
 
 def _leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the full name and the value of each key; a section that is not known is one, too."""
+    """Yield the full name and value of each key; an unknown section counts as one key."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(known.get(key), CfgNode):
             yield from _leaves(value, known[key], f"{prefix}{key}.")
@@ -186,8 +185,8 @@ def _leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple
             yield f"{prefix}{key}", value
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
-    """Say that a key is not known, and which ones are like it."""
+def _describe_unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return the message for an unknown key, with the most similar known ones."""
     if key.startswith("--"):
         return f"{key!r} is no config key. Options that start with -- go before KEY VALUE pairs."
     if inside := [name for name in known if name.startswith(f"{key}.")]:
@@ -195,15 +194,15 @@ def _unknown(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=3)
     last = key.rsplit(".", 1)[-1]
     near += sorted(name for name in set(known) - set(near) if name.endswith(f".{last}"))[:3]
-    advice = f"Did you mean {' or '.join(near)}?" if near else "Nothing has such a name."
+    advice = f"Did you mean {' or '.join(near)}?" if near else "No key has a similar name."
     return (
         f"unknown config key {key!r}. {advice} All keys: ovformer/config/keys.py, and detectron2's "
         "own."
     )
 
 
-def _checked_value(key: str, raw: Any, default: Any) -> Any:
-    """Return a value as it is to be merged, or raise ValueError if it is not of the key's type."""
+def _check_value(key: str, raw: Any, default: Any) -> Any:
+    """Return the value to merge; raise ValueError if it is not of the key's type."""
     value = CfgNode._decode_cfg_value(raw)
     if key == "VERSION" and value != default:
         raise ValueError(
@@ -221,5 +220,7 @@ def _checked_value(key: str, raw: Any, default: Any) -> Any:
         fits = all(type(item) in wanted for item in value)
     if not fits:
         example = default if default or not is_list else ("a", "b")
-        raise ValueError(f"{key}: expected {_KINDS[type(default)]}, as {example!r}, got {value!r}.")
+        raise ValueError(
+            f"{key}: expected {_TYPE_NAMES[type(default)]}, as {example!r}, got {value!r}."
+        )
     return raw

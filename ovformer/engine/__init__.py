@@ -1,1 +1,1 @@
-"""Engine: the command line, training, evaluation and checkpoints of all stages."""
+"""Engine: training, evaluation and checkpoints of all stages, and starting their processes."""

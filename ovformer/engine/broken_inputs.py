@@ -1,7 +1,7 @@
-"""Evaluation that goes on where an image or video can't be loaded (``DATALOADER.SKIP_BROKEN``).
+"""Evaluation that skips images and videos that can't be loaded (``DATALOADER.SKIP_BROKEN``).
 
-What can't be loaded has no predictions. The scores count its objects as missed: they are those of
-the whole data set, never of the part that is whole.
+Broken samples have no predictions, and the scores count their objects as missed. So the scores are
+always those of the whole data set, never of the readable part alone.
 """
 
 import logging
@@ -15,29 +15,29 @@ from ovformer.d2 import DatasetEvaluator, comm, inference_on_dataset
 from ovformer.data.files.json_file import write_json
 from ovformer.data.samples.broken_samples import SampleError
 
-# Beside the results, the messages of what has no predictions.
+# File beside the results: the error message of each broken sample.
 BROKEN = "broken.json"
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_what_loads(
+def evaluate_without_broken(
     model: nn.Module, loader: Iterable[list[dict]], evaluator: DatasetEvaluator, folder: Path
 ) -> dict:
     """Do what ``inference_on_dataset`` does, without the samples that can't be loaded.
 
     Args:
-        model: not wrapped.
-        loader: batches of one sample, in which "broken" says that it could not be loaded.
+        model: not wrapped in DistributedDataParallel.
+        loader: batches of one sample; a sample that could not be loaded has the key "broken".
         evaluator: scores the predictions.
-        folder: where :data:`BROKEN` goes, the list of what was left out; if that is nothing, none.
+        folder: gets the file :data:`BROKEN` with the list of skipped samples, if there are any.
 
     Returns:
-        The scores, and how many samples were left out: ``{"broken": {"samples": number}}``.
+        The scores, and the number of skipped samples: ``{"broken": {"samples": number}}``.
     """
-    careful = _CarefulModel(model)
-    scores = inference_on_dataset(careful, loader, _OfWhatLoads(evaluator))
-    broken = [message for part in comm.gather(careful.broken) for message in part]
+    skipping_model = _SkippingModel(model)
+    scores = inference_on_dataset(skipping_model, loader, _SkippingEvaluator(evaluator))
+    broken = [message for part in comm.gather(skipping_model.broken) for message in part]
     if not comm.is_main_process():
         return scores
     if broken:
@@ -52,7 +52,7 @@ def evaluate_what_loads(
     return {**scores, "broken": {"samples": float(len(broken))}}
 
 
-class _CarefulModel(nn.Module):
+class _SkippingModel(nn.Module):
     """Returns None for a sample that can't be loaded, and keeps the message."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,7 +62,6 @@ class _CarefulModel(nn.Module):
         self.broken: list[str] = []
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> list:
-        """Return the predictions for a batch of one sample."""
         (sample,) = inputs
         try:
             if "broken" in sample:
@@ -74,21 +73,18 @@ class _CarefulModel(nn.Module):
             return [None]
 
 
-class _OfWhatLoads(DatasetEvaluator):
-    """Keeps from an evaluator what has no predictions."""
+class _SkippingEvaluator(DatasetEvaluator):
+    """Passes everything to an evaluator except samples without predictions."""
 
     def __init__(self, evaluator: DatasetEvaluator) -> None:
         self._evaluator = evaluator
 
     def reset(self) -> None:
-        """Reset the evaluator."""
         self._evaluator.reset()
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence) -> None:
-        """Give it a batch, but for what could not be loaded."""
         if outputs != [None]:
             self._evaluator.process(inputs, outputs)
 
     def evaluate(self) -> dict | None:
-        """Return its scores."""
         return self._evaluator.evaluate()

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ovformer.d2 import CfgNode, comm, inference_on_dataset, print_csv_format
-from ovformer.engine.broken_inputs import BROKEN, evaluate_what_loads
+from ovformer.engine.broken_inputs import BROKEN, evaluate_without_broken
 from ovformer.engine.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -26,12 +26,12 @@ def evaluate(
     Args:
         cfg: the config.
         stage: gives loaders and metrics.
-        model: not wrapped.
-        resume: leave out the videos that an interrupted evaluation finished.
+        model: not wrapped in DistributedDataParallel.
+        resume: skip the videos that an interrupted evaluation finished.
 
     Returns:
-        Data set -> task -> metric -> value, in percent; in the order of the config. Values are
-        empty where this is not the main process.
+        Data set -> task -> metric -> value, in percent, in the order of the config. In other
+        processes than the main one, data sets have no scores.
     """
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
@@ -40,9 +40,9 @@ def evaluate(
         skip = {"skip": evaluator.finished} if stage.can_resume else {}
         loader = stage.build_test_loader(cfg, name, **skip)
         if comm.is_main_process():
-            (folder / BROKEN).unlink(missing_ok=True)  # that of an evaluation before
+            (folder / BROKEN).unlink(missing_ok=True)  # of a previous evaluation
         if cfg.DATALOADER.SKIP_BROKEN:
-            scores = evaluate_what_loads(model, loader, evaluator, folder)
+            scores = evaluate_without_broken(model, loader, evaluator, folder)
         else:
             scores = inference_on_dataset(model, loader, evaluator)
         results[name] = scores
@@ -52,8 +52,8 @@ def evaluate(
     return results
 
 
-def defined_scores(results: Mapping[str, Mapping]) -> dict[str, dict]:
-    """Return scores without those that are NaN, which metrics.json could not hold."""
+def drop_undefined_scores(results: Mapping[str, Mapping]) -> dict[str, dict]:
+    """Return scores without those that are NaN, which metrics.json can't hold."""
     return {
         name: {
             task: {metric: value for metric, value in metrics.items() if not math.isnan(value)}
@@ -64,5 +64,5 @@ def defined_scores(results: Mapping[str, Mapping]) -> dict[str, dict]:
 
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
-    """Return where the predictions for a data set go."""
+    """Return the folder of the predictions for a data set."""
     return Path(cfg.OUTPUT_DIR, "inference", dataset_name)

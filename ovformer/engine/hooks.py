@@ -12,20 +12,18 @@ from ovformer.engine.metrics import last_iteration
 class PeriodicCheckpoint(HookBase):
     """Saves the whole state of a training periodically, at the end, and when it is interrupted.
 
-    Unlike detectron2's hook it runs in all processes, because each one's random numbers are part of
-    the state. To be placed after the hook of the learning rate.
+    Unlike detectron2's hook it runs in all processes, because the random numbers of each are part
+    of the state. Register it after the hook of the learning rate.
+
+    Args:
+        period: iterations between checkpoints.
     """
 
     def __init__(self, period: int) -> None:
-        """Make the hook.
-
-        Args:
-            period: iterations between checkpoints.
-        """
         self._period = period
 
     def after_step(self) -> None:
-        """Save if it is time: ``model_0000099.pth`` after 100 iterations, ``model_final.pth``."""
+        """Save if due, e.g. ``model_0000099.pth``, and at the end ``model_final.pth``."""
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
         is_due = done % self._period == 0 or (self.trainer.is_interrupted and not is_last)
@@ -39,33 +37,32 @@ class PeriodicCheckpoint(HookBase):
 
 
 class Evaluation(hooks.EvalHook):
-    """Evaluates as detectron2's hook does, and makes up for what an interruption left out.
+    """Evaluates as detectron2's hook does, and catches up on an interrupted evaluation.
 
-    A checkpoint is saved before the evaluation of its iteration. When that does not come to its
-    end, it is done when the training is resumed, so that the curves lack nothing. To be registered
-    before the hook that writes the curves.
+    A checkpoint is saved before the evaluation of its iteration. An evaluation that does not end is
+    repeated when the training is resumed, so that the curves have no gap. Register it before the
+    hook that writes the curves.
+
+    Args:
+        period: iterations between evaluations; 0 for the last one only.
+        evaluate: returns a nested dict of scores.
+        metrics_file: ``metrics.json``, which shows what has been evaluated.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], dict], metrics_file: Path) -> None:
-        """Make the hook.
-
-        Args:
-            period: iterations between evaluations; 0 for none but the last.
-            evaluate: returns a nested dict of scores.
-            metrics_file: ``metrics.json``, which tells what has been evaluated.
-        """
         super().__init__(period, evaluate)
         self._iterations = period
         self._metrics_file = metrics_file
 
     def before_train(self) -> None:
-        """Evaluate if that was due at the checkpoint and has not been written down."""
+        """Evaluate if that was due at the checkpoint and metrics.json lacks the scores."""
         trainer, done = self.trainer, self.trainer.start_iter
         was_due = self._iterations > 0 and done > 0 and done % self._iterations == 0
         if not (trainer.is_resumed and was_due and done < trainer.max_iter):
             return
         if comm.all_gather(last_iteration(self._metrics_file, done))[0] == done - 1:
             return
+        # The scores belong to the iteration of the checkpoint, not to the one that comes next.
         now = trainer.iter
         trainer.iter = trainer.storage.iter = done - 1
         self._do_eval()
@@ -73,7 +70,7 @@ class Evaluation(hooks.EvalHook):
 
 
 class CpuMemory(HookBase):
-    """Records the most memory that this process has used; on a GPU detectron2 prints that."""
+    """Records the peak memory of this process; for GPUs detectron2 prints it already."""
 
     def after_step(self) -> None:
         """Record ``[metric]max_rss_mb``."""

@@ -1,8 +1,7 @@
 """Stopping by a signal: SIGINT (Ctrl-C), or SIGTERM, which clusters send to end a job.
 
-A training finishes its iteration, or leaves its evaluation, saves all and ends; everything else
-ends at once. The exit status is the one that shells give a program that a signal ended, 128 + the
-signal's number.
+A training finishes its iteration, or breaks off its evaluation, saves everything and ends; all else
+ends at once. The exit status is 128 + the signal's number, as shells report it.
 """
 
 import math
@@ -18,33 +17,31 @@ from typing import Any
 from ovformer.d2 import HookBase, comm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A terminal and a launcher may pass on the same request: signals within so many seconds are one.
+# A terminal and a launcher may send the same request: signals within this many seconds are one.
 _ONE_REQUEST = 2.0
 
 
 class Interrupted(SystemExit):
     """The program ends because of a signal.
 
+    Args:
+        number: of the signal.
+        progress: how far the work got, as the end of a sentence.
+
     Attributes:
         message: a sentence for the log.
     """
 
-    def __init__(self, number: int, reached: str = "") -> None:
-        """Compose the message.
-
-        Args:
-            number: of the signal.
-            reached: how far the work got, as the end of a sentence.
-        """
+    def __init__(self, number: int, progress: str = "") -> None:
         super().__init__(128 + number)
-        self.message = f"{signal.Signals(number).name}: stopped{reached}."
+        self.message = f"{signal.Signals(number).name}: stopped{progress}."
 
 
 class Interruption:
-    """Handles signals while it is open as a context manager, in the main thread.
+    """A context manager that handles signals in the main thread.
 
-    A signal raises :class:`Interrupted` at once, but in a :meth:`delayed` block it is only noted. A
-    second one ends the process there and then.
+    A signal raises :class:`Interrupted` at once; in a :meth:`delayed` block it is only noted. A
+    second signal ends the process immediately.
 
     Attributes:
         signal: number of the signal that was received, or None.
@@ -68,20 +65,21 @@ class Interruption:
     @contextmanager
     def delayed(self) -> Iterator[None]:
         """Only note a signal during the block, and raise Interrupted at its end."""
-        with self._delaying(True):
+        with self._set_delayed(True):
             yield
         self._raise_if_requested()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside of a ``delayed`` block, raise Interrupted during this one as soon as possible."""
-        with self._delaying(False):
+        """Inside a ``delayed`` block: let a signal end this part at once, also an earlier one."""
+        with self._set_delayed(False):
             self._raise_if_requested()
             yield
 
     @contextmanager
-    def _delaying(self, wanted: bool) -> Iterator[None]:
-        before, self._is_delayed = self._is_delayed, wanted
+    def _set_delayed(self, is_delayed: bool) -> Iterator[None]:
+        before = self._is_delayed
+        self._is_delayed = is_delayed
         try:
             yield
         finally:
@@ -96,10 +94,10 @@ class Interruption:
             self.signal, self._since = number, time.monotonic()
             if not self._is_delayed:
                 raise Interrupted(number)
-            # Not by a logger or a stream: the signal may have come while one was writing.
+            # No logger or stream: the signal may have come while one was writing.
             name = signal.Signals(number).name
             with suppress(OSError):  # the terminal may be gone
-                os.write(2, f"{name}: stopping after this iteration; once more: at once\n".encode())
+                os.write(2, f"{name}: stopping after this iteration; again: at once\n".encode())
         elif time.monotonic() - self._since > _ONE_REQUEST:
             os._exit(128 + number)
 
@@ -107,15 +105,15 @@ class Interruption:
 class StopWhenInterrupted(HookBase):
     """Ends a training after an iteration in which any of its processes got a signal.
 
-    To be placed after the hook that saves, and before those that take long.
+    Register it after the hook that saves, and before those that take long.
     """
 
     def after_step(self) -> None:
-        """Raise Interrupted, in all processes."""
+        """Raise Interrupted in all processes if any of them got a signal."""
         trainer = self.trainer
         if not trainer.is_interrupted:
             return
-        # This also waits for the process that saves.
+        # The exchange also waits for the process that saves.
         received = comm.all_gather(trainer.interruption.signal or 0)
         trainer.interruption.signal = trainer.interruption.signal or max(received)
         raise Interrupted(

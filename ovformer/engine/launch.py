@@ -1,8 +1,8 @@
-"""Starting the processes of a run: one, one per GPU, or those that ``torchrun`` started.
+"""Starts the processes of a run: one, one per GPU, or those that ``torchrun`` started.
 
-A signal that the first process gets is passed on to those that it started. Its exit status then is
-theirs: see :mod:`ovformer.engine.interruption`. A process that fails takes the others down, and its
-error is the one that is shown.
+A signal to the first process is passed on to the processes that it started, and its exit status is
+theirs: see :mod:`ovformer.engine.interruption`. When a process fails, the others are ended, and the
+error of the one that failed first is shown.
 """
 
 import os
@@ -25,24 +25,24 @@ from ovformer.d2 import comm
 from ovformer.engine.interruption import SIGNALS
 
 TIMEOUT = timedelta(minutes=30)
-# When a process has failed, the others may end by themselves for so many seconds.
-_LAST_WORDS = 15.0
-# A process that fails keeps its connections open for so many seconds. The others, which fail when
-# they are closed, then come later, and whoever started them knows which one was the cause.
-_HEAD_START = 2.0
+# Seconds that the others get to end by themselves when a process has failed.
+_GRACE_SECONDS = 15.0
+# Seconds that a failed process keeps its connections open. The others fail when these close; with
+# the delay they fail later, so that the launcher sees which process was the cause.
+_HEAD_START_SECONDS = 2.0
 
 
 def is_torchrun() -> bool:
-    """Tell whether torchrun, or something that sets the same variables, started this process."""
+    """Return whether torchrun, or a launcher that sets the same variables, started this process."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
 def world_size(num_gpus: int, num_machines: int) -> int:
-    """Return how many processes the run has.
+    """Return the number of processes of the run.
 
     Args:
-        num_gpus: processes on each machine, where torchrun does not say it.
-        num_machines: likewise.
+        num_gpus: processes on each machine; not used under torchrun.
+        num_machines: number of machines; not used under torchrun.
     """
     return int(os.environ["WORLD_SIZE"]) if is_torchrun() else num_gpus * num_machines
 
@@ -60,12 +60,13 @@ def launch(
     """Call a function in each process of the run, with the processes connected.
 
     Args:
-        function: of a module, so that it can be sent to other processes.
+        function: defined at the top of a module, so that it can be sent to other processes.
         args: its arguments.
         device: ``MODEL.DEVICE``: "cuda" connects by NCCL, "cpu" by gloo.
-        num_gpus: processes to start on this machine; these four are not used under torchrun.
+        num_gpus: processes to start on this machine; this and the following are not used under
+            torchrun.
         num_machines: machines of the run.
-        machine_rank: number of this one.
+        machine_rank: number of this machine.
         dist_url: where the processes meet; "auto" is a free port of this machine.
 
     Raises:
@@ -100,12 +101,12 @@ def _work(
 
     Args:
         local_rank: number of this process on its machine.
-        function: what it does.
+        function: to call.
         args: arguments of the function.
         device: ``MODEL.DEVICE``.
         local_size: processes on this machine.
-        meeting: where all meet, how many they are, and the rank of the first one of this machine;
-            empty where environment variables say so.
+        meeting: arguments of ``init_process_group``, with the rank of this machine's first process;
+            empty where environment variables hold them.
     """
     if meeting:
         meeting = {**meeting, "rank": meeting["rank"] + local_rank}
@@ -118,20 +119,21 @@ def _work(
     has_failed = False
     try:
         comm.create_local_process_group(local_size)
-        record(_call)(function, args)  # torchrun shows at its end what `record` writes down
+        record(_call)(function, args)  # so that torchrun shows the error of this process
     except Exception:
         has_failed = True
         raise
     finally:
-        if not (has_failed and on_gpu):  # NCCL could wait for the others; this process ends anyway
+        if not (has_failed and on_gpu):  # NCCL could wait for the others, and this process ends
             dist.destroy_process_group()
 
 
 def _meeting_after_restart() -> dict[str, Any]:
-    """Return where processes meet that torchrun has started again, on one machine.
+    """Return where the processes meet that torchrun has restarted on one machine.
 
-    torchrun may keep the store in which they find each other, with the addresses of those that are
-    gone. Of several machines each counts its own restarts, so that the count is no common place.
+    torchrun may keep the store in which they find each other, with the addresses of the processes
+    that have ended. A prefix with the restart count gives the new ones a part of their own. With
+    several machines each counts its own restarts, so they could not agree on the prefix.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
@@ -145,14 +147,14 @@ def _call(function: Callable[..., Any], args: tuple) -> None:
     try:
         function(*args)
     except Exception:
-        time.sleep(_HEAD_START)
+        time.sleep(_HEAD_START_SECONDS)
         raise
 
 
 def _start(count: int, work_args: tuple) -> None:
     """Start processes that call :func:`_work` and wait for them."""
     context = mp.start_processes(_work, work_args, count, join=False)
-    with _passed_on(context.processes) as received:
+    with _pass_on_signals(context.processes) as received:
         first = _wait(context.processes)
     stopped = [p.exitcode for p in context.processes if p.exitcode - 128 in SIGNALS]
     if received or stopped:
@@ -161,16 +163,17 @@ def _start(count: int, work_args: tuple) -> None:
         raise ChildProcessError(
             f"Process {context.processes.index(first)} (pid {first.pid}) was ended by "
             f"{signal.Signals(-first.exitcode).name}, and the others with it. The system sends "
-            "SIGKILL when memory runs out. --resume goes on from the last checkpoint."
+            "SIGKILL when memory runs out. --resume continues from the last checkpoint."
         )
     if first is not None:
+        # Without this, join() may raise the error of another process, which failed later.
         context.sentinels = {first.sentinel: context.processes.index(first)}
-    context.join()  # raises what the first process raised
+    context.join()
 
 
 @contextmanager
-def _passed_on(processes: Sequence[mp.Process]) -> Iterator[list[int]]:
-    """Pass signals on to processes, and yield the list of those that came."""
+def _pass_on_signals(processes: Sequence[mp.Process]) -> Iterator[list[int]]:
+    """Pass signals on to processes during the block; yields the growing list of signals."""
     received: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -188,16 +191,16 @@ def _passed_on(processes: Sequence[mp.Process]) -> Iterator[list[int]]:
 
 
 def _wait(processes: Sequence[mp.Process]) -> mp.Process | None:
-    """Wait until processes have ended; when one has failed, kill those that do not end soon.
+    """Wait until all processes have ended; after a failure, kill those that do not end soon.
 
     Returns:
-        The first one that failed.
+        The first process that failed.
     """
     first, deadline = None, None
     while alive := [process for process in processes if process.is_alive()]:
         failed = [process for process in processes if process.exitcode]
         if first is None and failed:
-            first, deadline = failed[0], time.monotonic() + _LAST_WORDS
+            first, deadline = failed[0], time.monotonic() + _GRACE_SECONDS
         timeout = None if deadline is None else deadline - time.monotonic()
         if timeout is not None and timeout <= 0:
             for process in alive:

@@ -12,7 +12,7 @@ from ovformer.d2 import CfgNode
 OPTIMIZERS = ("ADAMW", "SGD")
 CLIP_TYPES = ("full_model", "norm", "value")
 
-# Clips the gradients of parameters in place and returns the norm of all of them before that.
+# Clips the gradients of parameters in place; returns their total norm before clipping.
 GradientClipper = Callable[[Iterable[nn.Parameter]], Tensor]
 
 _NORMS = (
@@ -70,12 +70,13 @@ def parameter_groups(
         model: parameters below its ``backbone`` are the backbone's.
         lr: learning rate.
         backbone_multiplier: factor of the backbone's learning rate.
-        weight_decay: of everything but what follows.
+        weight_decay: of all other parameters than the following.
         weight_decay_norm: of normalisation layers.
         weight_decay_embed: of embeddings. Tables of positions are never decayed.
 
     Returns:
-        One dict ``{"params", "lr", "weight_decay"}`` for each combination; no parameter twice.
+        One dict ``{"params", "lr", "weight_decay"}`` for each combination. A shared parameter is in
+        one of them only.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
@@ -100,10 +101,10 @@ def parameter_groups(
 
 
 def build_gradient_clipper(cfg: CfgNode) -> GradientClipper:
-    """Return what ``SOLVER.CLIP_GRADIENTS`` asks for.
+    """Return the function that clips as ``SOLVER.CLIP_GRADIENTS`` says.
 
     ``full_model`` scales all gradients together so that their norm is at most ``CLIP_VALUE``;
-    ``norm`` does that for each parameter alone; ``value`` cuts each number off at ``CLIP_VALUE``.
+    ``norm`` does that for each parameter alone; ``value`` clamps each number to ``CLIP_VALUE``.
 
     Raises:
         ValueError: ``CLIP_TYPE`` is not known.
@@ -133,10 +134,11 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper:
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
-    """Scale a config that was written for ``SOLVER.REFERENCE_WORLD_SIZE`` processes to others.
+    """Scale a config for ``SOLVER.REFERENCE_WORLD_SIZE`` processes to another number of them.
 
-    The batch of each process stays as it is: the whole batch and the learning rate grow with the
-    number of processes, and everything counted in iterations shrinks (Goyal et al., 2017).
+    The batch of each process stays the same: the whole batch and the learning rate grow with the
+    number of processes, and everything counted in iterations shrinks (the linear scaling rule of
+    Goyal et al., 2017, https://arxiv.org/abs/1706.02677).
 
     Args:
         cfg: the config; it is not changed.
@@ -160,7 +162,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     scale = world_size / reference
     scaled = cfg.clone()
     scaled.defrost()
-    scaled.SOLVER.REFERENCE_WORLD_SIZE = world_size
+    scaled.SOLVER.REFERENCE_WORLD_SIZE = world_size  # so that the saved config is not scaled again
     scaled.SOLVER.IMS_PER_BATCH = round(cfg.SOLVER.IMS_PER_BATCH * scale)
     scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * scale
     scaled.SOLVER.STEPS = tuple(round(step / scale) for step in cfg.SOLVER.STEPS)

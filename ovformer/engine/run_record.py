@@ -1,8 +1,9 @@
-"""What a run's folder says of each of its starts: all that is needed to repeat it.
+"""A record of each start of a run, with all that is needed to repeat it.
 
-``OUTPUT_DIR/runs/001`` is of the first start, 002 of the next one, whether it resumed a training or
-evaluated one: ``run.json``, the whole config, the installed packages in the format of pip, and as a
-patch what differs from the commit of the code. A record that can't be written stops no run.
+``OUTPUT_DIR/runs/001`` belongs to the first start, 002 to the next one, whether it trains, resumes
+or evaluates. It holds ``run.json``, the whole config, the installed packages in the format of pip,
+and as a patch the changes since the commit of the code. A record that can't be written stops no
+run.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from ovformer import __version__
 from ovformer.d2 import BACKEND, CfgNode, MetadataCatalog, comm
 from ovformer.data.catalog.dataset_spec import get_read_counts
 from ovformer.engine.interruption import Interrupted
-from ovformer.engine.resume import named_or_newest
+from ovformer.engine.resume import find_last_checkpoint
 from ovformer.files import sha256, write_atomically, write_text
 from ovformer.ops.ms_deform_attn import choose_kernel
 from ovformer.paths import resolve_path
@@ -36,7 +37,7 @@ from ovformer.paths import resolve_path
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "DETECTRON2_DATASETS")
 _VARIABLES += ("OMP_NUM_THREADS", "PYTHONHASHSEED")
 _PREFIX = "OVFORMER_"
-# Larger changes of the code than so many bytes are not kept.
+# A patch of more bytes than this is not kept.
 _MAX_PATCH = 1 << 20
 _MAX_UNTRACKED = 50
 _GIT_SECONDS = 10
@@ -45,12 +46,12 @@ logger = logging.getLogger(__name__)
 
 
 class CodeState(NamedTuple):
-    """Which code runs.
+    """The version of the code that runs.
 
     Attributes:
         commit: of git.
-        patch: what differs from it, in the files that git knows.
-        untracked: files that it does not know.
+        patch: changes since the commit, in tracked files.
+        untracked: names of untracked files.
     """
 
     commit: str
@@ -59,19 +60,21 @@ class CodeState(NamedTuple):
 
 
 @contextmanager
-def recorded(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[None]:
-    """Record a start of a run, and how the block ended. The first process does.
+def record_run(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[None]:
+    """Write the record of a run's start, and complete it when the block ends.
+
+    Only the main process writes.
 
     Args:
         cfg: the config, scaled to the number of processes.
-        args: the command line; ``command`` has its words, from the script's name on.
-        seed: ``SEED``, or what was drawn.
+        args: the command line; ``command`` holds its words, with the script's name first.
+        seed: ``SEED``, or the number drawn in its place.
     """
     if not comm.is_main_process():
         yield
         return
     folder = _new_folder(Path(cfg.OUTPUT_DIR, "runs"))
-    record = _description(cfg, args, seed, folder)
+    record = _describe_run(cfg, args, seed, folder)
     _write(folder, record, cfg.dump())
     record["outcome"] = "finished"
     try:
@@ -89,8 +92,8 @@ def recorded(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[None
         _write(folder, record)
 
 
-def code_state(package: Path = Path(__file__).parents[1]) -> CodeState | None:
-    """Return the state of the checkout that a package is in; None where git knows no such file."""
+def read_code_state(package: Path = Path(__file__).parents[1]) -> CodeState | None:
+    """Return the state of the checkout that a package is in; None if git does not track it."""
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         top = Path(os.fsdecode(_git(package, "rev-parse", "--show-toplevel").rstrip(b"\n")))
@@ -102,22 +105,26 @@ def code_state(package: Path = Path(__file__).parents[1]) -> CodeState | None:
         return None
 
 
-# The code of a process is that of its start, and so are its packages.
-_own_code = functools.cache(code_state)
+# Code and packages of a process stay those of its start, even if files change later.
+_read_own_code = functools.cache(read_code_state)
 
 
 @functools.cache
-def packages() -> str:
+def list_packages() -> str:
     """Return the installed packages, one ``name==version`` a line."""
     found = {(d.metadata["Name"], d.version) for d in importlib.metadata.distributions()}
     lines = (f"{name}=={version}\n" for name, version in found if name and version)
     return "".join(sorted(lines, key=str.lower))
 
 
-def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+def _describe_run(
+    cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path
+) -> dict[str, Any]:
     """Return the content of run.json at the start."""
-    device, code, weights = torch.device(cfg.MODEL.DEVICE), _own_code(), _weights(cfg, args)
+    device, code = torch.device(cfg.MODEL.DEVICE), _read_own_code()
+    weights = _find_weights(cfg, args)
     paths, names = cfg.MODEL.MASK_FORMER, cfg.DATASETS.TEST
+    # Only files that this run reads: their digests take time.
     keys = ["CLIP_TEXT_PATH", "CLIP_IMAGE_PATH"]
     if not args.eval_only:
         keys += ["CLIP_IMAGE_PATH_TRAIN", "CAT_INFO_PATH"]
@@ -133,74 +140,82 @@ def _description(cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path
         "processes": comm.get_world_size(),
         "seed": seed,
         "ovformer": __version__,
-        "code": code
-        and {
-            "commit": code.commit,
-            "changed": bool(code.patch),
-            "untracked": code.untracked[:_MAX_UNTRACKED],
-        },
+        "code": _describe_code(code) if code else None,
         "detectron2's names come from": BACKEND,
-        "deformable attention": _kernel(device),
+        "deformable attention": _name_kernel(device),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": {"version": torch.__version__, "commit": torch.version.git_version},
         "threads": torch.get_num_threads(),
-        "cuda": _cuda() if device.type == "cuda" else None,
+        "cuda": _describe_cuda() if device.type == "cuda" else None,
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
             if name in _VARIABLES or name.startswith(_PREFIX)
         },
-        "weights": _file(weights),
-        "files": {key: _file(paths[key]) for key in keys if paths[key]},
+        "weights": _describe_file(weights),
+        "files": {key: _describe_file(paths[key]) for key in keys if paths[key]},
         "data": {
-            name: {"annotations": _file(MetadataCatalog.get(name).get("json_file")), "images": None}
+            name: {
+                "annotations": _describe_file(MetadataCatalog.get(name).get("json_file")),
+                "images": None,  # counted while the run reads them
+            }
             for name in names
         },
+    }
+
+
+def _describe_code(code: CodeState) -> dict[str, Any]:
+    return {
+        "commit": code.commit,
+        "changed": bool(code.patch),
+        "untracked": code.untracked[:_MAX_UNTRACKED],
     }
 
 
 def _repeat_command(
     cfg: CfgNode, args: argparse.Namespace, seed: int, folder: Path, weights: str
 ) -> str | None:
-    """Return the command that repeats the run, which starts with ``weights``, in another folder.
+    """Return the command that repeats the run from ``weights`` in another folder.
 
-    That of a training is the command of its first start: None for those that resumed it.
+    A training is repeated from its first start, so a start that resumed it has no such command.
     """
     if args.resume and not args.eval_only and weights != cfg.MODEL.WEIGHTS:
         return None
     words = ["python", args.command[0], "--config-file", str(folder.absolute() / "config.yaml")]
-    words += ["--num-gpus", str(comm.get_world_size())] * (comm.get_world_size() > 1)
-    words += ["--eval-only", "MODEL.WEIGHTS", weights] * args.eval_only
+    if comm.get_world_size() > 1:
+        words += ["--num-gpus", str(comm.get_world_size())]
+    if args.eval_only:
+        words += ["--eval-only", "MODEL.WEIGHTS", weights]
     return shlex.join([*words, "SEED", str(seed), "OUTPUT_DIR", f"{Path(cfg.OUTPUT_DIR)}-repeated"])
 
 
-def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """Return the path of the weights that the run starts with."""
-    path = named_or_newest(Path(cfg.OUTPUT_DIR)) if args.resume else None
+def _find_weights(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """Return the path of the weights that the run starts from."""
+    path = find_last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
     return cfg.MODEL.WEIGHTS if path is None else str(path)
 
 
-def _file(path: str | None) -> dict[str, Any] | None:
-    """Return the place and the digest of a file; None where there is none to name."""
+def _describe_file(path: str | None) -> dict[str, Any] | None:
+    """Return path, size and digest of a file, or why it can't be read; None for no path."""
     if not path:
         return None
     try:
         resolved = resolve_path(path).absolute()
         size = resolved.stat().st_size
         return {"path": str(resolved), "bytes": size, "sha256": sha256(resolved)}
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
         return {"path": path, "error": str(error)}
 
 
-def _kernel(device: torch.device) -> str:
+def _name_kernel(device: torch.device) -> str:
     try:
         return choose_kernel(device)
     except (ValueError, RuntimeError) as error:
         return str(error)
 
 
-def _cuda() -> dict[str, Any]:
+def _describe_cuda() -> dict[str, Any]:
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {"version": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "gpus": names}
 
@@ -210,18 +225,19 @@ def _now() -> str:
 
 
 def _new_folder(runs: Path) -> Path:
-    """Return the next folder for a record; it need not exist yet."""
+    """Return the path of the next record's folder, which is not created."""
     numbers = [int(p.name) for p in runs.glob("*") if p.name.isdecimal()]
     return runs / f"{max(numbers, default=0) + 1:03d}"
 
 
 def _write(folder: Path, record: dict[str, Any], config: str | None = None) -> None:
-    """Write run.json, and at the start the files that stay as they are."""
+    """Write run.json, and at the start (with ``config``) the files that do not change later."""
     try:
         if config is not None:
             write_text(folder / "config.yaml", config)
-            write_text(folder / "packages.txt", packages())
-            if (code := _own_code()) and 0 < len(code.patch) <= _MAX_PATCH:
+            write_text(folder / "packages.txt", list_packages())
+            code = _read_own_code()
+            if code and 0 < len(code.patch) <= _MAX_PATCH:
                 write_atomically(folder / "code.patch", lambda file: file.write(code.patch))
         write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
     except OSError as error:
@@ -229,11 +245,11 @@ def _write(folder: Path, record: dict[str, Any], config: str | None = None) -> N
 
 
 def _git(folder: Path, *words: str) -> bytes:
-    """Return what a command of git prints.
+    """Run a git command and return its output.
 
     Raises:
-        OSError: there is no git.
-        subprocess.SubprocessError: it failed or takes too long.
+        OSError: git is not installed.
+        subprocess.SubprocessError: the command failed or took too long.
     """
     command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""What differs between the stages: the data that a model is trained and tested on, the metric."""
+"""The three stages: each combines a model with its training data, test data and metrics."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ class Stage:
     Attributes:
         script: file name of the training script.
         meta_architecture: the model that it runs.
-        build_train_loader: from a config and the number of iterations that are done to endless
-            batches, of each of which this process gets its share.
-        build_test_loader: from a config and the name of a data set to this process's part of it;
-            called with ``skip``, ids that are done, where an evaluator knows such ids.
-        evaluators: ``evaluator_type`` of a data set -> from its name and a folder to what scores it
-            and writes ``results.json`` into the folder.
-        input_errors: from a config to what is wrong with its keys of the training's augmentation.
-        can_resume: whether evaluators take ``resume`` and keep ``finished``, ids that are done.
+        build_train_loader: (cfg, start_iteration) -> endless iterator over this process's part of
+            each batch.
+        build_test_loader: (cfg, name of a data set) -> iterator over this process's part of it.
+            Where the stage can resume, it also takes ``skip``, the ids of finished videos.
+        evaluators: ``evaluator_type`` of a data set -> function (name of the data set, folder) that
+            returns an evaluator, which scores the set and writes ``results.json`` into the folder.
+        input_errors: cfg -> messages about invalid keys of the training's augmentation.
+        can_resume: whether evaluators take ``resume`` and list the ids of ``finished`` videos.
     """
 
     script: str
@@ -40,12 +40,12 @@ class Stage:
     can_resume: bool = False
 
     def build_evaluator(self, dataset_name: str, folder: Path, resume: bool) -> DatasetEvaluator:
-        """Return what scores a data set.
+        """Return the evaluator of a data set.
 
         Args:
             dataset_name: one of ``DATASETS.TEST``.
-            folder: where it writes.
-            resume: go on with an evaluation that was interrupted, in a stage that can.
+            folder: of its results.
+            resume: continue an interrupted evaluation, in a stage that can.
 
         Raises:
             ValueError: this stage can't score it.
@@ -54,12 +54,12 @@ class Stage:
         return self.evaluators[self.evaluator_type(dataset_name)](dataset_name, folder, **options)
 
     def evaluator_type(self, dataset_name: str) -> str:
-        """Return the metric of a data set, or raise ValueError if this stage does not have it."""
+        """Return the metric of a data set, or raise ValueError if this stage lacks it."""
         name = MetadataCatalog.get(dataset_name).get("evaluator_type")
         if name not in self.evaluators:
             raise ValueError(
-                f"DATASETS.TEST: {dataset_name!r} is scored by {name!r}, which this script can't "
-                f"do. It can: {', '.join(self.evaluators)}."
+                f"DATASETS.TEST: {dataset_name!r} has the metric {name!r}, which "
+                f"{self.script} can't compute. It can: {', '.join(self.evaluators)}."
             )
         return name
 

@@ -1,16 +1,20 @@
 """The training loop's step: micro-batches, mixed precision, clipping, and stopping at bad losses.
 
-Of one optimizer step, ``SOLVER.IMS_PER_BATCH`` images are dealt to the processes, and the share of
-each is cut into ``SOLVER.ACCUMULATION_STEPS`` micro-batches of one size. Losses are averaged over
-both, so losses that are means over images (the class loss per query) come out as those of one large
-batch. Losses that are sums over instances are divided by a number of instances; that has to be the
-one of the whole batch. The criterion averages it over processes; over micro-batches it can't, so
-with several of them each record carries ``instance_counts``: the number of instances of each image,
-frame or clip of the whole batch, as the model's method of that name counts them. Each also carries
-``least_size``, to which the images of this process are padded without accumulation. Then the
-gradient is the one without accumulation, and where images are of one size that of one process with
-all of them; else each process pads to its own largest one. What is random (the points of masks, the
-classes of the federated loss) is drawn for each micro-batch.
+The ``SOLVER.IMS_PER_BATCH`` images of an optimizer step are split among the processes, and the
+share of each process into ``SOLVER.ACCUMULATION_STEPS`` micro-batches of equal size. Losses are
+averaged over both. For losses that are means over images (the class loss per query), this gives the
+loss of the whole batch.
+
+Losses that are sums over instances are divided by a number of instances, and this has to be the
+number of the whole batch. The criterion averages it over processes, but can't average it over
+micro-batches. So with several micro-batches each record carries ``instance_counts``: the number of
+instances of each image, frame or clip of the whole batch, from the model's method of that name.
+
+Each record also carries ``least_size``, the size to which the images of this process would be
+padded without accumulation. With both, the gradient is the same as without accumulation. Where all
+images are of one size, it is also that of a single process with the whole batch; else each process
+pads to its own largest image. Random choices (the points of masks, the classes of the federated
+loss) are drawn for each micro-batch.
 """
 
 import contextlib
@@ -20,7 +24,6 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,14 +34,14 @@ from ovformer.d2 import EventStorage, TrainerBase, comm, create_ddp_model
 from ovformer.data.samples.broken_samples import BrokenSampleCounter
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.interruption import Interrupted, Interruption
-from ovformer.engine.nonfinite import part_of_process, plain, report_path, write_report
+from ovformer.engine.nonfinite import stop_at_nonfinite, to_json_number
 from ovformer.engine.optimizer import GradientClipper
 from ovformer.engine.resume import resume_or_load
 
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # A healthy training needs no smaller factor on its losses for gradients to be finite in float16.
 MIN_LOSS_SCALE = 2.0**-10
-# What a checkpoint holds of the trainer, besides the state of hooks.
+# What a checkpoint has to hold of the trainer, besides the state of hooks.
 _STATE = ("optimizer", "grad_scaler", "random_states", "seed")
 
 logger = logging.getLogger(__name__)
@@ -47,9 +50,26 @@ logger = logging.getLogger(__name__)
 class Trainer(TrainerBase):
     """Trains a model that returns a dict of losses for a list of records.
 
-    With several micro-batches the model also needs the methods ``instance_counts``, from a record
-    to the number of instances of each part of it that counts as an image, and ``least_size``, from
-    records to the height and width that their images fit in.
+    With several micro-batches the model also needs two methods: ``instance_counts`` takes a record
+    and returns the number of instances of each part of it that counts as an image; ``least_size``
+    takes records and returns the height and width that all their images fit in.
+
+    Args:
+        model: on its device.
+        optimizer: of its parameters.
+        scheduler: of the optimizer.
+        build_loader: (first iteration, seed) -> endless iterator over this process's part of each
+            batch.
+        max_iter: iterations of the whole training.
+        seed: of the order of the training images.
+        clip_gradients: clips in place and returns the norm.
+        accumulation_steps: micro-batches per iteration and process.
+        amp_type: float16 (with a loss scale), bfloat16, or None for float32.
+        output_dir: folder of the checkpoints.
+        class_names: the vocabulary, saved with the model.
+        metadata: saved with the model, see :func:`ovformer.engine.checkpoint.metadata_of`.
+        interruption: an open one; without it, the training does not handle signals.
+        max_broken: largest share of the samples that the loader may skip; None if it skips none.
 
     Attributes:
         model: the model, in DistributedDataParallel where there are several processes.
@@ -57,9 +77,9 @@ class Trainer(TrainerBase):
         scheduler: of the learning rate; stepped by detectron2's ``LRScheduler`` hook.
         checkpointer: saves and loads all of it.
         seed: of the order of the training images.
-        is_resumed: whether a training in the output folder is to be gone on with.
-        interruption: tells whether this process got a signal to stop.
-        is_interrupted: whether any process had got one by the end of the last iteration.
+        is_resumed: whether this run resumes the training in the output folder.
+        interruption: knows whether this process got a signal to stop.
+        is_interrupted: whether any process had got a signal by the end of the last iteration.
     """
 
     def __init__(
@@ -80,25 +100,6 @@ class Trainer(TrainerBase):
         interruption: Interruption | None = None,
         max_broken: float | None = None,
     ) -> None:
-        """Put the parts together.
-
-        Args:
-            model: on its device.
-            optimizer: of its parameters.
-            scheduler: of the optimizer.
-            build_loader: from the first iteration and the seed to endless batches, of each of which
-                this process gets its share.
-            max_iter: iterations of the whole training.
-            seed: of the order of the training images.
-            clip_gradients: clips in place and returns the norm.
-            accumulation_steps: micro-batches per iteration and process.
-            amp_type: float16 (with a loss scale), bfloat16, or None for float32.
-            output_dir: folder of the checkpoints.
-            class_names: the vocabulary, saved with the model.
-            metadata: likewise, see :func:`ovformer.engine.checkpoint.metadata_of`.
-            interruption: open already; without it signals are not noted.
-            max_broken: the share of the samples that the loader may leave out, where it does.
-        """
         super().__init__()
         self.device = next(model.parameters()).device
         self.model = create_ddp_model(
@@ -118,7 +119,7 @@ class Trainer(TrainerBase):
             output_dir,
             class_names=class_names,
             metadata=metadata,
-            trainer=weakref.proxy(self),
+            trainer=weakref.proxy(self),  # a reference would be a cycle, which frees memory late
         )
         self._build_loader = build_loader
         self._clip_gradients = clip_gradients
@@ -135,7 +136,7 @@ class Trainer(TrainerBase):
 
         Args:
             weights: path; see :meth:`Checkpointer.load`.
-            resume: go on with the training in the output folder.
+            resume: continue the training in the output folder.
             allow_older: if its last checkpoint is damaged, take the one before it.
         """
         self.is_resumed = resume
@@ -159,7 +160,7 @@ class Trainer(TrainerBase):
                 self._batches = iter(())  # ends the processes that load data
 
     def _finish(self) -> None:
-        """Do what follows the last iteration: a training may have been stopped before that."""
+        """Do what follows the last iteration: the training may have been stopped before that."""
         logger.info(
             "Nothing to train: the checkpoint is of iteration %d, SOLVER.MAX_ITER is %d.",
             self.start_iter,
@@ -178,11 +179,12 @@ class Trainer(TrainerBase):
         self._saved_iter = self.iter
 
     def at_once(self, evaluate: Callable[[], Any]) -> Any:
-        """Do what may take long, for hooks: a signal ends it, after everything has been saved.
+        """Run an evaluation that a signal ends at once, after a checkpoint was saved. For hooks.
 
         The training's random numbers are the same with and without it.
         """
-        self.collect_random_states()  # while all processes can
+        # A signal may end the evaluation in one process only: gather now, while all take part.
+        self.collect_random_states()
         state = random_state()
         try:
             with self.interruption.at_once():
@@ -195,7 +197,7 @@ class Trainer(TrainerBase):
             set_random_state(state)
 
     def run_step(self) -> None:
-        """Do one optimizer step."""
+        """Do one optimizer step: load, forward and backward, check, clip, update, record."""
         begin = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - begin
@@ -205,7 +207,7 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for number, records in enumerate(micro_batches, start=1):
-            with self._gradients_stay_here(number < len(micro_batches)):
+            with self._skip_gradient_exchange(number < len(micro_batches)):
                 losses = self._forward(records, sums)
                 total = sum(losses.values()) / len(micro_batches)
                 self._scaler.scale(total).backward()
@@ -213,20 +215,23 @@ class Trainer(TrainerBase):
                 sums[name] = sums.get(name, 0.0) + loss.detach().float() / len(micro_batches)
         self.after_backward()
 
+        # Signals and counts go with the losses, so that there is one exchange per iteration. All
+        # processes then stop after the same iteration, whichever of them got the signal.
         is_interrupted = float(self.interruption.signal is not None)
         others = {"data_time": data_time, "is_interrupted": is_interrupted, "broken": float(broken)}
         means = self._mean_over_processes(sums | others)
         self.is_interrupted = means.pop("is_interrupted") > 0
         data_time = means.pop("data_time")
         self._count_broken(means.pop("broken"), len(batch))
+        # Before the step, so that a bad loss leaves the weights unchanged.
         self._check_losses(means, batch, sums)
         norm = self._step_optimizer(batch, sums)
         self.storage.put_scalars(data_time=data_time, total_loss=sum(means.values()), **means)
-        if math.isfinite(norm):
+        if math.isfinite(norm):  # in float16 an overflow only skips the step
             self.storage.put_scalar("grad_norm", norm)
 
     def _count_broken(self, mean: float, batch_size: int) -> None:
-        """Count the samples that the loader left out, of which each process has had so many."""
+        """Count the samples that the loader skipped: ``mean`` per process."""
         if self._broken:
             processes = comm.get_world_size()
             loaded = (self.iter + 1) * batch_size * processes
@@ -245,9 +250,9 @@ class Trainer(TrainerBase):
         size = len(batch) // steps
         return [batch[start : start + size] for start in range(0, size * steps, size)]
 
-    def _gradients_stay_here(self, wanted: bool) -> contextlib.AbstractContextManager:
-        """Leave out the exchange of gradients between processes until the last micro-batch."""
-        if wanted and isinstance(self.model, nn.parallel.DistributedDataParallel):
+    def _skip_gradient_exchange(self, is_skipped: bool) -> contextlib.AbstractContextManager:
+        """Skip the exchange of gradients between processes until the last micro-batch."""
+        if is_skipped and isinstance(self.model, nn.parallel.DistributedDataParallel):
             return self.model.no_sync()
         return contextlib.nullcontext()
 
@@ -256,11 +261,11 @@ class Trainer(TrainerBase):
 
         Args:
             records: the micro-batch.
-            so_far: losses of the micro-batches before, for the report.
+            so_far: losses of the previous micro-batches, for the report.
 
         Raises:
-            FloatingPointError: the model raised it, in this process or in another one, which would
-                wait for ever in the backward pass.
+            FloatingPointError: the model raised it, in this process or in another one. All
+                processes have to stop then: they would wait forever in the backward pass.
         """
         reason = ""
         try:
@@ -276,7 +281,7 @@ class Trainer(TrainerBase):
 
     def _in_any_process(self, is_true: bool) -> bool:
         if comm.get_world_size() == 1:
-            return is_true  # without a copy to the GPU and back
+            return is_true  # saves a copy to the GPU and back
         return self._mean_over_processes({"is_true": float(is_true)})["is_true"] > 0
 
     def _mean_over_processes(self, values: dict[str, Tensor | float]) -> dict[str, float]:
@@ -302,59 +307,29 @@ class Trainer(TrainerBase):
         losses: Mapping[str, Tensor],
         norm: float | None = None,
     ) -> NoReturn:
-        """Write the report of this iteration and raise FloatingPointError; all processes call it.
+        """Write a report and raise FloatingPointError: see :func:`stop_at_nonfinite`.
 
         Args:
-            reason: what is wrong in this process; empty: nothing but what is in another one.
-            records: what it was at.
-            losses: parts of its loss, as far as they are computed.
-            norm: of the gradient, if it is what is wrong.
+            reason: what is wrong in this process.
+            records: the samples that this process was training on.
+            losses: the parts of its loss that were computed.
+            norm: of the gradient, where that is not finite.
         """
-        parts = comm.all_gather(part_of_process(comm.get_rank(), reason, records, losses))
-        report = ""
-        if self.checkpointer.save_dir:
-            if comm.is_main_process():
-                self._write_report(parts, norm)
-            report = f"{report_path(self.checkpointer.save_dir, self.iter)} has all of them. "
-        if not reason:
-            other = next(part for part in parts if part["reason"])
-            reason = f"in process {other['process']} {other['reason']}"
-        names = ", ".join(
-            str(record.get("file_name") or ", ".join(record.get("file_names", "?")))
-            for record in records
-        )
-        raise FloatingPointError(
-            f"Iteration {self.iter}: {reason}. The weights were not changed by this iteration. "
-            f"Images of this process: {names}. {report}What may help: a smaller SOLVER.BASE_LR, "
-            "SOLVER.AMP.PRECISION bfloat16, or a look at these images' annotations. --resume "
-            "goes on from the last checkpoint."
-        )
-
-    def _write_report(self, parts: list[dict], norm: float | None) -> None:
-        checkpointer = self.checkpointer
-        content = {
-            "processes": parts,
-            "grad_norm": None if norm is None else plain(norm),
+        settings = {
+            "grad_norm": None if norm is None else to_json_number(norm),
             "learning_rates": sorted({group["lr"] for group in self.optimizer.param_groups}),
             "precision": str(self._amp_type or torch.float32).removeprefix("torch."),
             "loss_scale": self._scaler.get_scale() if self._scaler.is_enabled() else None,
             "accumulation_steps": self._accumulation_steps,
             "seed": self.seed,
-            "last_checkpoint": (
-                checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else None
-            ),
-            "batch": (
-                f"The stage's build_train_loader(cfg, {self.iter}), of this run's config.yaml with "
-                f"SEED {self.seed}, begins with this batch: in one process with the samples of all."
-            ),
         }
-        write_report(Path(checkpointer.save_dir), self.iter, content)
+        stop_at_nonfinite(self.iter, reason, records, losses, self.checkpointer, settings)
 
     def _step_optimizer(self, batch: list[dict], losses: Mapping[str, Tensor]) -> float:
         """Clip and step, and return the gradients' norm before clipping.
 
-        In float16 a norm that is not finite is an overflow: the scaler leaves the step out and
-        takes a smaller factor the next time.
+        In float16 a norm that is not finite is an overflow: the scaler skips the step and takes a
+        smaller factor the next time.
 
         Raises:
             FloatingPointError: a gradient is not finite, and a smaller factor would not help.
@@ -370,7 +345,7 @@ class Trainer(TrainerBase):
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a checkpoint needs for going on as if nothing had happened."""
+        """Return all that a checkpoint needs to resume as if the training had not stopped."""
         return super().state_dict() | {
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": self._scaler.state_dict(),
@@ -380,7 +355,7 @@ class Trainer(TrainerBase):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state.
+        """Restore a state of :meth:`state_dict`.
 
         Raises:
             ValueError: it is the state of another trainer.
@@ -407,7 +382,7 @@ class Trainer(TrainerBase):
     def _restore_random_state(self) -> None:
         if len(self._random_states) != comm.get_world_size():
             logger.warning(
-                "The checkpoint is of %d processes, now there are %d: training goes on with the "
+                "The checkpoint is of %d processes, now there are %d: training continues with the "
                 "same images, but with other random numbers.",
                 len(self._random_states),
                 comm.get_world_size(),
@@ -417,7 +392,7 @@ class Trainer(TrainerBase):
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of this process's random numbers, of types that any checkpoint can hold."""
+    """Return the state of this process's random generators, as types that a checkpoint can hold."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -428,7 +403,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set what :func:`random_state` returned."""
+    """Restore a state of :func:`random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))

@@ -1,63 +1,59 @@
-"""What to say when a run can't write: which disk or folder, what is safe, and how to go on."""
+"""Explains why a run can't write: which disk or folder, what is saved, and how to continue."""
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-from ovformer.engine.checkpoint import named_checkpoint
+from ovformer.engine.checkpoint import read_last_checkpoint_name
 
 # A full disk or quota, a file system that became read-only.
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Reading fails in these ways, too: they count in the output folder, and where no file is named.
+# Reading fails with these, too. They count as errors of writing for files in the output folder, and
+# where the error names no file.
 _OF_BOTH = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
-class StorageError(OSError):
-    """A run could not write; the message says what is safe."""
+class WriteError(OSError):
+    """A run could not write; the message says what is saved."""
 
 
-class ExplainedStorage:
-    """A context manager that turns errors of writing into StorageError."""
+@contextmanager
+def explain_write_errors(output_dir: str) -> Iterator[None]:
+    """Raise WriteError, with advice, for an OSError of the block that comes from writing.
 
-    def __init__(self, folder: str):
-        """Prepare.
-
-        Args:
-            folder: OUTPUT_DIR.
-        """
-        self._folder = Path(folder)
-
-    def __enter__(self) -> "ExplainedStorage":
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError) and self._is_of_writing(error):
-            what = error.filename or f"a file, probably in OUTPUT_DIR {self._folder}"
-            raise StorageError(
-                error.errno,
-                f"Could not write {what}: {error.strerror}. {safe(self._folder)} Make room, or the "
-                "folder writable; the same command with --resume then goes on",
-            ) from error
-
-    def _is_of_writing(self, error: OSError) -> bool:
-        if error.errno in _OF_BOTH and isinstance(error.filename, str | bytes | os.PathLike):
-            path = Path(os.path.abspath(os.fsdecode(error.filename)))
-            return path.is_relative_to(os.path.abspath(self._folder))
-        return error.errno in _OF_WRITING + _OF_BOTH
+    Args:
+        output_dir: ``OUTPUT_DIR`` of the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        folder = Path(output_dir)
+        if not _is_of_writing(error, folder):
+            raise
+        what = error.filename or f"a file, probably in OUTPUT_DIR {folder}"
+        raise WriteError(
+            error.errno,
+            f"Could not write {what}: {error.strerror}. {_describe_saved_files(folder)} Make room, "
+            "or the folder writable; then continue with the same command and --resume",
+        ) from error
 
 
-def safe(folder: Path) -> str:
-    """Return sentences about what an output folder holds that is whole."""
-    name = named_checkpoint(folder)
-    sentences = [
-        f"Safe: {folder / name}, the last whole checkpoint."
-        if name and (folder / name).is_file()
-        else "No checkpoint has been saved yet, or last_checkpoint does not name it."
-    ]
+def _is_of_writing(error: OSError, folder: Path) -> bool:
+    if error.errno in _OF_BOTH and isinstance(error.filename, str | bytes | os.PathLike):
+        path = Path(os.path.abspath(os.fsdecode(error.filename)))
+        return path.is_relative_to(os.path.abspath(folder))
+    return error.errno in _OF_WRITING + _OF_BOTH
+
+
+def _describe_saved_files(folder: Path) -> str:
+    """Return sentences that name the last checkpoint and the results saved so far."""
+    name = read_last_checkpoint_name(folder)
+    sentence = "No checkpoint has been saved yet, or last_checkpoint does not name it."
+    if name and (folder / name).is_file():
+        sentence = f"Saved: {folder / name}, the last whole checkpoint."
     if parts := sorted(folder.glob("inference/*/results.json.part*")):
         finished = ", ".join(map(str, parts))
-        sentences.append(f"So are the videos that an evaluation finished: {finished}.")
-    return " ".join(sentences)
+        sentence += f" Saved as well, the videos that an evaluation finished: {finished}."
+    return sentence

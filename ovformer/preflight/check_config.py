@@ -1,9 +1,11 @@
-"""Checks of a config before any long work. All that is wrong is reported at once.
+"""Reads a config and checks it before any long work; all errors are reported at once.
 
-What each check looks at is in :mod:`ovformer.preflight`. For the published models they take one
-and a half seconds of a CPU core, most of it for building the model without memory. Two take longer
-and are left for when all else is right: the CLIP model is loaded, if image features are not stored,
-and that may be a download; and the test sets are read, as the evaluation after the training will.
+:func:`read_checked_config` is the entry for training scripts. tools/check_setup.py uses the steps.
+
+The quick checks take one and a half seconds of a CPU core for the published models, most of it for
+building the model on the meta device. Two checks take longer and run only where all others pass:
+the CLIP model is loaded where image features are not stored, which may download it; and the test
+sets are read, as the evaluation after the training will read them.
 """
 
 import argparse
@@ -17,14 +19,12 @@ from ovformer.engine.launch import world_size
 from ovformer.engine.optimizer import scale_to_world_size
 from ovformer.engine.stages import Stage
 from ovformer.preflight import data, machine, model, values, vocabulary
-from ovformer.preflight.report import ConfigError, Findings, caught
-
-__all__ = ["ConfigError", "checked_config", "validate_config"]
+from ovformer.preflight.report import ConfigFaults, collect_errors
 
 logger = logging.getLogger(__name__)
 
 
-def checked_config(stage: Stage, args: argparse.Namespace) -> CfgNode:
+def read_checked_config(stage: Stage, args: argparse.Namespace) -> CfgNode:
     """Return the config of a command line, after checking everything that can be known.
 
     Args:
@@ -32,75 +32,69 @@ def checked_config(stage: Stage, args: argparse.Namespace) -> CfgNode:
         args: the command line of a training script.
 
     Returns:
-        The config as it was given, which is not scaled to the number of processes.
+        The config as given, not scaled to the number of processes.
 
     Raises:
         FileNotFoundError: there is no such config file.
         ValueError: it can't be read at all.
-        ConfigError: something is wrong; of all that is, one message.
+        ConfigError: something is wrong; the message lists all errors.
     """
-    cfg, found = read_and_check(stage, args)
-    _finish(cfg, stage, args, found)
+    cfg, faults = find_faults(stage, args)
+    # Of the processes that torchrun started, one warns and does the slow checks.
+    if int(os.environ.get("RANK", 0)) == 0:
+        for warning in faults.warnings:
+            logger.warning("Likely not meant: %s", warning)
+        if not faults.errors:
+            faults.errors = find_slow_errors(cfg, stage, args.eval_only)
+    faults.raise_errors()
     return cfg
 
 
-def validate_config(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> None:
-    """Check a config against this machine, the files on it, and itself.
-
-    Args:
-        cfg: the config, scaled to the number of processes.
-        stage: what is to be trained or evaluated.
-        args: the command line; ``eval_only``, ``resume``, ``allow_older`` where there is such an
-            option, ``num_gpus`` and ``num_machines`` count.
-
-    Raises:
-        ConfigError: something is wrong.
-    """
-    _finish(cfg, stage, args, quick_faults(cfg, stage, args))
-
-
-def read_and_check(stage: Stage, args: argparse.Namespace) -> tuple[CfgNode, Findings]:
-    """Read the config of a command line and look for faults in it, but for those that take long.
+def find_faults(stage: Stage, args: argparse.Namespace) -> tuple[CfgNode, ConfigFaults]:
+    """Read the config of a command line and do all quick checks.
 
     Args:
         stage: what is to be trained or evaluated.
         args: the command line of a training script.
 
     Returns:
-        The config without what is wrong in it by itself, not scaled; and all that was found.
+        The config without its invalid keys and values, not scaled; and everything that was found.
 
     Raises:
         FileNotFoundError: there is no such config file.
         ValueError: it can't be read at all.
     """
-    cfg, unread = read_config(args.config_file, args.opts)
-    custom = "\n".join(caught(register_custom, cfg.DATASETS.CUSTOM))
-    errors = [*map(str, unread), *custom.splitlines()]
+    cfg, read_errors = read_config(args.config_file, args.opts)
+    errors = [str(error) for error in read_errors]
+    for message in collect_errors(register_custom, cfg.DATASETS.CUSTOM):
+        errors += message.splitlines()
     processes, scaled = world_size(args.num_gpus, args.num_machines), cfg
     if processes > 0:
         try:
             scaled = scale_to_world_size(cfg, processes)
         except ValueError as error:
             errors.append(str(error))
-    found = quick_faults(scaled, stage, args)
-    found.errors = errors + found.errors
-    return cfg, found
+    faults = find_config_faults(scaled, stage, args)
+    faults.errors = errors + faults.errors
+    return cfg, faults
 
 
-def quick_faults(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Findings:
-    """Look for faults as :func:`validate_config` does, but for those that take long.
+def find_config_faults(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> ConfigFaults:
+    """Do the quick checks of a config against this machine, the files on it, and itself.
 
     Args:
         cfg: the config, scaled to the number of processes.
         stage: what is to be trained or evaluated.
-        args: see :func:`validate_config`.
+        args: the command line; uses ``eval_only``, ``resume``, ``num_gpus``, ``num_machines`` and,
+            where the script has it, ``allow_older``.
     """
     eval_only, resume = args.eval_only, args.resume
-    found = Findings(
+    output_errors = list(machine.output_errors(cfg))
+    faults = ConfigFaults(
         [
             *machine.process_errors(cfg, args),
             *values.value_errors(cfg, stage, eval_only),
-            *(no_folder := list(machine.output_errors(cfg))),
+            *output_errors,
             *data.data_errors(cfg, stage, eval_only),
             *vocabulary.classifier_errors(cfg, eval_only),
             *vocabulary.feature_errors(cfg, eval_only),
@@ -109,39 +103,32 @@ def quick_faults(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> Findin
         list(vocabulary.classifier_warnings(cfg, eval_only)),
     )
     network, errors = model.model_errors(cfg, stage)
-    allow_older = getattr(args, "allow_older", False)
-    wrong_weights = model.weights_errors(cfg, network, resume, allow_older, not eval_only)
-    found.errors += [*errors, *wrong_weights]
+    faults.errors += errors
+    faults.errors += model.weights_errors(
+        cfg, network, resume, getattr(args, "allow_older", False), is_training=not eval_only
+    )
     if not eval_only:
         processes = world_size(args.num_gpus, args.num_machines)
-        found.errors += values.batch_errors(cfg, processes)
-        found.warnings += values.value_warnings(cfg)
-        found.warnings += machine.output_warnings(cfg, resume)
-        if network is not None and not no_folder:
+        faults.errors += values.batch_errors(cfg, processes)
+        faults.warnings += values.value_warnings(cfg)
+        faults.warnings += machine.output_warnings(cfg, resume)
+        if network is not None and not output_errors:
             size = machine.checkpoint_bytes(network, cfg.SOLVER.OPTIMIZER)
-            found.errors += machine.disk_errors(cfg, size)
-            found.warnings += machine.disk_warnings(cfg, size, resume)
-    return found
+            faults.errors += machine.disk_errors(cfg, size)
+            faults.warnings += machine.disk_warnings(cfg, size, resume)
+    return faults
 
 
-def slow_faults(cfg: CfgNode, stage: Stage, eval_only: bool, load_clip: bool = True) -> list[str]:
-    """Look for the faults that take long to find.
+def find_slow_errors(
+    cfg: CfgNode, stage: Stage, eval_only: bool, load_clip: bool = True
+) -> list[str]:
+    """Return the errors that take long to find.
 
     Args:
         cfg: the config.
         stage: what is to be trained or evaluated.
-        eval_only: an evaluation, which reads its first test set right away, so it is left out here.
-        load_clip: load the CLIP model, if image features are not stored; it may be downloaded.
+        eval_only: leave out the first test set, because an evaluation reads it right away.
+        load_clip: load the CLIP model where image features are not stored; may download it.
     """
     errors = list(vocabulary.clip_model_errors(cfg, eval_only)) if load_clip else []
     return errors + list(data.reading_errors(cfg, stage, eval_only))
-
-
-def _finish(cfg: CfgNode, stage: Stage, args: argparse.Namespace, found: Findings) -> None:
-    """Tell what was found; if that is nothing bad, look for what takes long, in one process."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        for warning in found.warnings:
-            logger.warning("Likely not meant: %s", warning)
-        if not found.errors:
-            found.errors = slow_faults(cfg, stage, args.eval_only)
-    found.raise_errors()

@@ -1,4 +1,4 @@
-"""Checks of a config's data sets: names, classes, and at a glance their files."""
+"""Checks of a config's data sets: names, classes, and whether their files look right."""
 
 import os
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from ovformer.data.files.json_peek import peek
 from ovformer.engine.stages import Stage
 from ovformer.modeling.objective.federated_loss import freq_weight_from_config
 from ovformer.paths import resolve_path
-from ovformer.preflight.report import caught
+from ovformer.preflight.report import collect_errors
 
 
 def data_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
-    """Yield what is wrong with the data sets, as far as it can be known without reading them."""
+    """Yield errors of the data sets that can be found without reading them."""
     if not eval_only and not cfg.DATASETS.TRAIN:
         yield "DATASETS.TRAIN is empty: name at least one data set."
     if eval_only and not cfg.DATASETS.TEST:
         yield "DATASETS.TEST is empty, so --eval-only has nothing to do."
-    for key, name in used_sets(cfg, eval_only):
+    for key, name in list_datasets(cfg, eval_only):
         yield from _set_errors(cfg, stage, key, name)
 
 
-def used_sets(cfg: CfgNode, eval_only: bool) -> list[tuple[str, str]]:
+def list_datasets(cfg: CfgNode, eval_only: bool) -> list[tuple[str, str]]:
     """Return the config key and the name of each data set of a run."""
     train = [] if eval_only else [("DATASETS.TRAIN", name) for name in cfg.DATASETS.TRAIN]
     return train + [("DATASETS.TEST", name) for name in cfg.DATASETS.TEST]
@@ -34,30 +34,31 @@ def used_sets(cfg: CfgNode, eval_only: bool) -> list[tuple[str, str]]:
 def _set_errors(cfg: CfgNode, stage: Stage, key: str, name: str) -> Iterator[str]:
     custom = [entry.get("name") for entry in cfg.DATASETS.CUSTOM if isinstance(entry, dict)]
     if name in custom and name not in DatasetCatalog.list():
-        return  # what is wrong with its description is said already
+        return  # register_custom has reported what is wrong with its description
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     is_train, is_first = key == "DATASETS.TRAIN", name in cfg.DATASETS.TRAIN[:1]
-    if is_train and not is_first:  # gets the first one's classes
-        errors = list(caught(check_dataset_name, name, key))
+    if is_train and not is_first:  # its categories are mapped to those of the first set
+        errors = collect_errors(check_dataset_name, name, key)
     else:
-        errors = list(caught(check_class_count, [name], num_classes, key))
+        errors = collect_errors(check_class_count, [name], num_classes, key)
     yield from errors
     if errors:
         return
     if is_train and is_first:
         yield from _count_errors(cfg)
     if not is_train:
-        yield from caught(stage.evaluator_type, name)
+        yield from collect_errors(stage.evaluator_type, name)
     metadata = MetadataCatalog.get(name)
     if path := metadata.get("json_file"):
-        skips = cfg.DATALOADER.SKIP_BROKEN
-        yield from _file_errors(key, name, Path(path), metadata.get("image_root"), skips)
+        yield from _file_errors(
+            key, name, Path(path), metadata.get("image_root"), cfg.DATALOADER.SKIP_BROKEN
+        )
 
 
 def _count_errors(cfg: CfgNode) -> Iterator[str]:
-    """Yield what is wrong with the counts of categories, by which the class loss draws classes."""
+    """Yield errors of the image counts by which the class loss draws classes."""
     name, path = cfg.DATASETS.TRAIN[0], cfg.MODEL.MASK_FORMER.CAT_INFO_PATH
-    errors = list(caught(freq_weight_from_config, cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
+    errors = collect_errors(freq_weight_from_config, cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     yield from errors
     if errors or not path:
         return
@@ -67,20 +68,20 @@ def _count_errors(cfg: CfgNode) -> Iterator[str]:
     if classes and all(names) and (difference := find_first_difference(names, classes)):
         yield (
             f"MODEL.MASK_FORMER.CAT_INFO_PATH: {path} has other categories than {name!r}: "
-            f"{difference}. Make it from the annotations of that data set: "
-            "tools/get_lvis_cat_info.py, of videos get_lvvis_cat_info.py."
+            f"{difference}. Make it from the annotations of that data set, with "
+            "tools/get_lvis_cat_info.py or, for videos, tools/get_lvvis_cat_info.py."
         )
     if not any(category["image_count"] for category in info):
         yield (
-            f"MODEL.MASK_FORMER.CAT_INFO_PATH: {path} counts no image of any category, so the "
-            "class loss would have no class to draw. Make it from the training annotations."
+            f"MODEL.MASK_FORMER.CAT_INFO_PATH: every image_count in {path} is 0, so the class loss "
+            "has no class to draw. Make the file from the training annotations."
         )
 
 
 def _file_errors(
     key: str, name: str, path: Path, image_root: str | None, skips_broken: bool
 ) -> Iterator[str]:
-    """Yield what a glance at an annotation file and its folder shows."""
+    """Yield errors that show without reading all annotations; looks for the first image only."""
     if not path.is_file():
         yield f"{key}: annotations {path} of {name!r} not found. See datasets/README.md."
         return
@@ -96,13 +97,13 @@ def _file_errors(
         return
     elif image_root and image and "://" not in image and not os.path.isfile(image):
         yield (
-            f"{key}: an image of {name!r} is not there: {image}. {layout} tools/check_setup.py "
+            f"{key}: an image of {name!r} is missing: {image}. {layout} tools/check_setup.py "
             "looks for all images."
         )
 
 
 def reading_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
-    """Read the test sets, whose faults would else be found at the end of the training."""
+    """Read the test sets: otherwise their errors would show only when the training evaluates."""
     first = 1 if eval_only else 0  # an evaluation reads the first one right away
     for name in cfg.DATASETS.TEST[first:]:
-        yield from caught(stage.build_test_loader, cfg, name)
+        yield from collect_errors(stage.build_test_loader, cfg, name)

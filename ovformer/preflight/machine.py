@@ -1,6 +1,6 @@
 """Checks of a config against the machine: processes, devices, the output folder, room on its disk.
 
-Nothing is written but a temporary file, to see that the output folder can be.
+The only file written is a temporary one in the output folder, to see that it is writable.
 """
 
 import argparse
@@ -15,25 +15,25 @@ import torch
 from torch import nn
 
 from ovformer.d2 import CfgNode
-from ovformer.engine.checkpoint import named_checkpoint
+from ovformer.engine.checkpoint import read_last_checkpoint_name
 from ovformer.engine.launch import is_torchrun
 
-# Numbers that an optimizer keeps for each parameter that is trained.
+# Optimizer -> numbers that it keeps for each trained parameter.
 _MOMENTS = {"ADAMW": 2, "SGD": 1}
 
 
 def process_errors(cfg: CfgNode, args: argparse.Namespace) -> Iterator[str]:
-    """Yield what is wrong with the number of processes and their device.
+    """Yield errors in the number of processes and in their device.
 
     Args:
         cfg: the config.
-        args: the command line; ``num_gpus``, ``num_machines`` and, where it has them,
-            ``machine_rank`` and ``dist_url`` count.
+        args: the command line; uses ``num_gpus``, ``num_machines`` and, where the script has them,
+            ``machine_rank`` and ``dist_url``.
     """
     wanted, option = args.num_gpus, f"--num-gpus {args.num_gpus}"
     if is_torchrun():
         if wanted != 1:
-            yield f"{option}: torchrun starts the processes; say --nproc-per-node {wanted} instead."
+            yield f"{option}: torchrun starts the processes; use --nproc-per-node {wanted} instead."
         wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         option = f"--nproc-per-node {wanted}"
     elif wanted < 1 or args.num_machines < 1:
@@ -59,18 +59,18 @@ def _device_errors(name: str, processes: int, option: str) -> Iterator[str]:
     """Yield why processes can't run on a device.
 
     Args:
-        name: of the device.
-        processes: of this machine.
-        option: that says how many they are.
+        name: ``MODEL.DEVICE``.
+        processes: number on this machine.
+        option: the command-line option that sets this number, with its value.
     """
     try:
         device = torch.device(name)
     except RuntimeError:
         yield f"MODEL.DEVICE: expected cuda, cpu or another device of PyTorch's, got {name!r}."
         return
-    on_cpu = "Without GPUs: MODEL.DEVICE cpu, also with several processes."
     if device.type != "cuda":
         return
+    on_cpu = "Without GPUs: MODEL.DEVICE cpu, also with several processes."
     found = torch.cuda.device_count()
     visible = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
     if found == 0 and processes == 1:
@@ -78,13 +78,13 @@ def _device_errors(name: str, processes: int, option: str) -> Iterator[str]:
     elif processes > found:
         yield f"{option}, but {found} found ({visible}). {on_cpu}"
     elif device.index is not None and processes > 1:
-        yield f"MODEL.DEVICE: {name} with {option}: say cuda, and each process takes its own GPU."
+        yield f"MODEL.DEVICE: {name} with {option}: use cuda, and each process takes its own GPU."
     elif device.index is not None and device.index >= found:
-        yield f"MODEL.DEVICE: {name}, but {found} found ({visible}), which count from 0."
+        yield f"MODEL.DEVICE: {name}, but {found} found ({visible}), numbered from 0."
 
 
 def output_errors(cfg: CfgNode) -> Iterator[str]:
-    """Yield why the output folder can't be written to or made."""
+    """Yield why the output folder can't be made or written to."""
     try:
         with tempfile.TemporaryFile(dir=existing_folder(cfg.OUTPUT_DIR)):
             pass
@@ -93,26 +93,26 @@ def output_errors(cfg: CfgNode) -> Iterator[str]:
 
 
 def output_warnings(cfg: CfgNode, resume: bool) -> Iterator[str]:
-    """Yield that another training's files are in the folder of one that begins anew."""
-    if not resume and (name := named_checkpoint(Path(cfg.OUTPUT_DIR))):
+    """Yield a warning if the folder of a new training has checkpoints of another one."""
+    if not resume and (name := read_last_checkpoint_name(Path(cfg.OUTPUT_DIR))):
         yield (
-            f"OUTPUT_DIR: {cfg.OUTPUT_DIR!r} has checkpoints of another training, of which this "
-            f"one will replace those of the same name. --resume goes on from {name}; or name "
-            "another folder."
+            f"OUTPUT_DIR: {cfg.OUTPUT_DIR!r} has checkpoints of another training. This one will "
+            f"replace those of the same name. --resume continues from {name}; or name another "
+            "folder."
         )
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
-    """Return the nearest of a path and its parents that exists."""
+    """Return a path itself, or its nearest parent that exists."""
     path = Path(path).absolute()
     return next(part for part in (path, *path.parents) if part.exists())
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
-    """Return about how large a checkpoint of a training is: weights and the optimizer's state.
+    """Return about how many bytes a checkpoint of a training takes: weights and optimizer state.
 
     Args:
-        model: which may be on the meta device.
+        model: may be on the meta device.
         optimizer: ``SOLVER.OPTIMIZER``.
     """
     weights = sum(x.numel() * x.element_size() for x in model.state_dict().values())
@@ -122,39 +122,40 @@ def checkpoint_bytes(model: nn.Module, optimizer: str) -> int:
 
 
 def num_checkpoints(cfg: CfgNode, resume: bool) -> int:
-    """Return how many checkpoints a training will write: the periodic ones, which stay, and one."""
-    period, number = max(1, cfg.SOLVER.CHECKPOINT_PERIOD), re.compile(r"model_(\d+)\.pth")
-    match = number.fullmatch(named_checkpoint(Path(cfg.OUTPUT_DIR)) or "") if resume else None
+    """Return how many checkpoints a training will write: the periodic ones and the final one."""
+    period = max(1, cfg.SOLVER.CHECKPOINT_PERIOD)
+    name = read_last_checkpoint_name(Path(cfg.OUTPUT_DIR)) if resume else None
+    match = re.fullmatch(r"model_(\d+)\.pth", name or "")
     done = int(match[1]) + 1 if match else 0
     return max(0, cfg.SOLVER.MAX_ITER // period - done // period) + 1
 
 
 def disk_errors(cfg: CfgNode, size: int) -> Iterator[str]:
-    """Yield that there is not even room for one checkpoint of so many bytes."""
+    """Yield an error if there is not even room for one checkpoint of ``size`` bytes."""
     folder = existing_folder(cfg.OUTPUT_DIR)
     free = shutil.disk_usage(folder).free
     if size > free:
         yield (
-            f"OUTPUT_DIR: a checkpoint takes {size_text(size)} and {size_text(free)} are free in "
+            f"OUTPUT_DIR: a checkpoint takes {size_text(size)}, but {size_text(free)} are free in "
             f"{folder}. Make room, or name another folder."
         )
 
 
 def disk_warnings(cfg: CfgNode, size: int, resume: bool) -> Iterator[str]:
-    """Yield that there is room for one checkpoint, but not for all of them."""
+    """Yield a warning if there is room for one checkpoint, but not for all of them."""
     folder, count = existing_folder(cfg.OUTPUT_DIR), num_checkpoints(cfg, resume)
     free = shutil.disk_usage(folder).free
     if size <= free < count * size:
         yield (
-            f"OUTPUT_DIR: {count} checkpoints of {size_text(size)}, one each "
-            f"SOLVER.CHECKPOINT_PERIOD {cfg.SOLVER.CHECKPOINT_PERIOD}, take "
-            f"{size_text(count * size)}, and {size_text(free)} are free in {folder}. Make room, "
-            "take a longer period, or remove old ones in time."
+            f"OUTPUT_DIR: {count} checkpoints of {size_text(size)}, one every "
+            f"SOLVER.CHECKPOINT_PERIOD {cfg.SOLVER.CHECKPOINT_PERIOD} iterations, take "
+            f"{size_text(count * size)}, but {size_text(free)} are free in {folder}. Make room, "
+            "set a longer period, or remove old ones in time."
         )
 
 
 def size_text(count: float) -> str:
-    """Return a number of bytes as text."""
+    """Return a number of bytes as text, e.g. "2.1 GB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"

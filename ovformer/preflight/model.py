@@ -19,16 +19,15 @@ from ovformer.d2 import (
     META_ARCH_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     CfgNode,
-    Registry,
 )
 from ovformer.engine.checkpoint import Checkpointer, read_weights
-from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
 from ovformer.engine.stages import STAGES, Stage
 from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTRY
 from ovformer.modeling.meta_arch.base_model import OVFormerBase, build_without_vocabulary
 from ovformer.paths import resolve_path
 
-# What constructors of PyTorch and timm raise for numbers that do not fit.
+# What constructors of PyTorch and timm raise for values that do not fit.
 _BUILD_ERRORS = (
     AssertionError,
     AttributeError,
@@ -40,16 +39,16 @@ _BUILD_ERRORS = (
     ValueError,
     ZeroDivisionError,
 )
-# What a training that goes on can't change: the state of its optimizer and its iterations are of
-# these, though its weights would fit others.
+# What a resumed training can't change: the weights may fit another value, but the optimizer's state
+# and the iterations done would not.
 _FIXED = (("MODEL", "META_ARCHITECTURE"), ("SOLVER", "OPTIMIZER"))
 
 
 def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
-    """Yield the names of parts that are not known, and a model of another script."""
+    """Yield an error for a model of another script, and for each part whose name is unknown."""
     name, head = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD
     for other in STAGES:
-        # It would get the wrong data; a user's own model may run in any script.
+        # This script would give it the wrong data. A user's own model may run in any script.
         if other.meta_architecture == name != stage.meta_architecture:
             yield (
                 f"MODEL.META_ARCHITECTURE: {other.script} runs {name}; {stage.script} runs "
@@ -60,7 +59,7 @@ def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
         ("MODEL.META_ARCHITECTURE", name, META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
     ]
-    if is_ours(cfg):
+    if is_own_model(cfg):
         decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
         parts += [
             ("MODEL.SEM_SEG_HEAD.NAME", head.NAME, SEM_SEG_HEADS_REGISTRY),
@@ -76,31 +75,27 @@ def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
             ),
         ]
     for key, value, registry in parts:
-        yield from _registered(key, value, registry)
+        if value not in registry:
+            known = ", ".join(sorted(known for known, _ in registry))
+            yield f"{key}: unknown {value!r}. Known: {known}."
 
 
-def is_ours(cfg: CfgNode) -> bool:
-    """Return whether the model is one of ours, and not a user's own."""
+def is_own_model(cfg: CfgNode) -> bool:
+    """Return whether the model is one of OVFormer's, not one that the user has registered."""
     name = cfg.MODEL.META_ARCHITECTURE
     return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), OVFormerBase)
 
 
-def _registered(key: str, name: str, registry: Registry) -> Iterator[str]:
-    if name not in registry:
-        known = ", ".join(sorted(known for known, _ in registry))
-        yield f"{key}: unknown {name!r}. Known: {known}."
-
-
 def model_errors(cfg: CfgNode, stage: Stage) -> tuple[nn.Module | None, list[str]]:
-    """Build the model, and return it with what is wrong.
+    """Build the model on the meta device.
 
     Returns:
-        The model of :func:`build_without_memory`; None if it can't be built, or is a user's own,
-        whose constructor may do anything.
+        The model of :func:`build_without_memory`, and the errors. The model is None if it can't be
+        built, or is one that the user has registered, whose constructor may do anything.
     """
     errors = list(name_errors(cfg, stage))
     network = None
-    if not errors and is_ours(cfg):
+    if not errors and is_own_model(cfg):
         try:
             network = build_without_memory(cfg)
         except (OSError, ValueError) as error:
@@ -111,7 +106,7 @@ def model_errors(cfg: CfgNode, stage: Stage) -> tuple[nn.Module | None, list[str
 def build_without_memory(cfg: CfgNode) -> nn.Module:
     """Build a model on the meta device, without any file of its vocabulary or training set.
 
-    If it can't be built there, because a constructor computes, it is built on the CPU.
+    A model with a constructor that computes can't be built there; it is built on the CPU.
 
     Raises:
         OSError: a file can't be read.
@@ -132,6 +127,7 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
     except _BUILD_ERRORS as error:
         if isinstance(error, OSError | ValueError) and "MODEL." in str(error):
             raise
+        # PyTorch's own messages name no config key.
         raise ValueError(
             f"MODEL: {cfg.MODEL.META_ARCHITECTURE} can't be built from the values of its keys "
             f"({type(error).__name__}: {error}). Compare them with those of a config in configs/."
@@ -139,17 +135,16 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
 
 
 class DryRun(Checkpointer):
-    """Makes all checks of loading a checkpoint into a model without memory, and loads nothing.
+    """Checks whether a checkpoint can be loaded into a model on the meta device; loads nothing.
 
     Attributes:
         content: what the file holds; its tensors are read when they are used.
     """
 
     def __init__(self, model: nn.Module, **others: Any) -> None:
-        """Make it, see :class:`Checkpointer`."""
         super().__init__(model, **others)
         self.logger = logging.getLogger(f"{__name__}.silent")
-        self.logger.disabled = True  # the run itself says all this again
+        self.logger.disabled = True  # the run itself logs the same again
         self.content: dict[str, Any] = {}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -164,12 +159,12 @@ class DryRun(Checkpointer):
 
 
 def weights_path(cfg: CfgNode, resume: bool) -> str:
-    """Return the file that the run will begin with, "" for none.
+    """Return the file of the weights that the run starts from, "" for none.
 
     Raises:
-        DamagedCheckpointError: the last checkpoint, which is to be resumed, is not whole.
+        DamagedCheckpointError: the last checkpoint, from which to resume, is damaged.
     """
-    path = last_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
+    path = find_whole_checkpoint(Path(cfg.OUTPUT_DIR)) if resume else None
     return cfg.MODEL.WEIGHTS if path is None else str(path)
 
 
@@ -180,15 +175,15 @@ def weights_errors(
     allow_older: bool = False,
     is_training: bool = False,
 ) -> Iterator[str]:
-    """Yield why a run can't begin with its weights.
+    """Yield why a run can't start from its weights.
 
     Args:
         cfg: the config.
-        model: of :func:`build_without_memory`; None if it can't be built, and then only the file is
-            looked for.
-        resume: go on from the last checkpoint of the output folder, if any.
-        allow_older: a damaged last checkpoint is no fault: the run takes the one before it.
-        is_training: a run that goes on has to be of the same model and optimizer.
+        model: of :func:`build_without_memory`; None if it can't be built: then only the existence
+            of the file is checked.
+        resume: continue from the last checkpoint of the output folder, if any.
+        allow_older: a damaged last checkpoint is no error, because the run takes the one before it.
+        is_training: a resumed training must have the same model and optimizer.
     """
     try:
         path = weights_path(cfg, resume)
@@ -198,30 +193,32 @@ def weights_errors(
         return
     if not path or "://" in path:
         return
-    if resolve_path(path).is_file():
-        if model is not None:
-            dry_run = DryRun(model)
-            try:
-                dry_run.load(path)
-                if is_training and path != cfg.MODEL.WEIGHTS:
-                    yield from _changes(cfg, path, dry_run.content.get("metadata"))
-            except (OSError, ValueError) as error:
-                key = "MODEL.WEIGHTS" if path == cfg.MODEL.WEIGHTS else "--resume"
-                yield str(error) if "MODEL.WEIGHTS" in str(error) else f"{key}: {error}"
-    else:
+    if not resolve_path(path).is_file():
         yield (
             f"MODEL.WEIGHTS: {path} not found. tools/convert-thirdparty-pretrained-model-to-d2.py "
-            'makes the published backbones\' files; MODEL.WEIGHTS "" starts from random weights.'
+            'makes the files of the published backbones; MODEL.WEIGHTS "" starts from random '
+            "weights."
         )
+        return
+    if model is None:
+        return
+    dry_run = DryRun(model)
+    try:
+        dry_run.load(path)
+        if is_training and path != cfg.MODEL.WEIGHTS:
+            yield from _change_errors(cfg, path, dry_run.content.get("metadata"))
+    except (OSError, ValueError) as error:
+        key = "MODEL.WEIGHTS" if path == cfg.MODEL.WEIGHTS else "--resume"
+        yield str(error) if "MODEL.WEIGHTS" in str(error) else f"{key}: {error}"
 
 
-def _changes(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
-    """Yield what a config has changed that a training can't go on with.
+def _change_errors(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
+    """Yield an error for each changed key that a resumed training can't change.
 
     Args:
         cfg: the config.
         path: the last checkpoint.
-        metadata: what it says of its training; without it nothing is known to have changed.
+        metadata: the checkpoint's own, with the old config; if that is missing, no errors.
     """
     text = metadata.get("config") if isinstance(metadata, dict) else None
     try:
@@ -233,6 +230,6 @@ def _changes(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
         if isinstance(values, dict) and (value := values.get(key, now)) != now:
             yield (
                 f"--resume: {path} is of a training with {section}.{key} {value}, now it is "
-                f"{now}. To begin a training with its weights: MODEL.WEIGHTS {path}, "
-                "another OUTPUT_DIR, no --resume."
+                f"{now}. To start a new training from its weights: MODEL.WEIGHTS {path}, another "
+                "OUTPUT_DIR, no --resume."
             )

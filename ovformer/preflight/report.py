@@ -1,38 +1,39 @@
-"""What the checks of a config end in: messages, collected until all of them are known."""
+"""Errors and warnings of the checks, collected so that a run can report them all at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 
 class ConfigError(ValueError):
-    """Something in a config is wrong; the message lists everything that is."""
+    """Something in a config is wrong; the message lists every error."""
 
 
 @dataclass
-class Findings:
-    """What was found.
+class ConfigFaults:
+    """Messages of the checks.
 
     Attributes:
-        errors: what has to be mended before anything can start.
-        warnings: what is allowed, and likely not meant.
+        errors: what has to be fixed before anything can start.
+        warnings: what is allowed, but likely not meant.
     """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def raise_errors(self) -> None:
-        """Raise ConfigError if there are errors, with all of them."""
+        """Raise ConfigError with all errors, if there are any."""
         if self.errors:
-            lines = [f"{len(self.errors)} thing(s) to mend:", *self.errors]
+            lines = [f"{len(self.errors)} thing(s) to fix:", *self.errors]
             raise ConfigError("\n  ".join(lines))
 
 
-def caught(function: Callable[..., Any], *args: Any) -> Iterator[str]:
-    """Call a function and yield the message of what it raises for bad input."""
+def collect_errors(function: Callable[..., Any], *args: Any) -> list[str]:
+    """Call a function and return the message that it raises for bad input, or an empty list."""
     try:
         function(*args)
     except KeyError as error:
-        yield str(error.args[0])
+        return [str(error.args[0])]  # str(error) would add quotation marks
     except (OSError, ValueError) as error:
-        yield str(error)
+        return [str(error)]
+    return []

@@ -1,4 +1,4 @@
-"""The data sets of a config: what their annotations hold, and whether all images are there."""
+"""Rows of tools/check_setup.py about data sets: what they hold, whether all images exist."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from ovformer.data.files.image_files import check_images_exist, iterate_images
 from ovformer.data.loading.training_sets import collect_annotations, load_training_sets
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.paths import dataset_root
-from ovformer.preflight.data import used_sets
+from ovformer.preflight.data import list_datasets
 from ovformer.preflight.machine import size_text
-from ovformer.preflight.setup_table import Row, tried
+from ovformer.preflight.setup_table import Row, add_error_row
 
-# Images of each data set that are decoded where not all of them are to be.
+# Images of each data set that are decoded without --decode.
 SAMPLE = 16
 THREADS = 8
 
-# Of an image its path, height and width.
+# Path, height and width of an image.
 Image = tuple[str, int, int]
 
 
@@ -29,43 +29,44 @@ def data_rows(cfg: CfgNode, eval_only: bool, decode: bool) -> Iterator[Row]:
     """Yield rows of all data sets of a run.
 
     Args:
-        cfg: the config; its own data sets are registered.
-        eval_only: leave the training sets out.
-        decode: decode all images, and not a few of them.
+        cfg: the config; its custom data sets are registered.
+        eval_only: skip the training sets.
+        decode: decode all images, not only a sample of them.
     """
     root = dataset_root()
     status = "ok" if root.is_dir() else "bad"
     step = "" if root.is_dir() else ": no such folder. $DETECTRON2_DATASETS names another one"
     yield Row(status, "root", f"{root.absolute()}{step}")
-    for key, name in used_sets(cfg, eval_only):
-        yield from tried(name, _set_rows(key, name, decode))
+    for key, name in list_datasets(cfg, eval_only):
+        yield from add_error_row(name, _set_rows(key, name, decode))
     if not eval_only and len(cfg.DATASETS.TRAIN) > 1:
-        yield from tried("DATASETS.TRAIN", _together(cfg))
+        yield from add_error_row("DATASETS.TRAIN", _combined_rows(cfg))
 
 
 def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
-    """Yield rows of one data set; what is wrong with its annotations is raised."""
+    """Yield rows of one data set; raises an error in its annotations."""
     print(f"reading {name} ...", file=sys.stderr)
     records = load_dataset(name, key)
     metadata = MetadataCatalog.get(name)
     if path := metadata.get("json_file"):
         yield Row("ok", name, f"{path}, {size_text(Path(path).stat().st_size)}")
-    yield Row("ok", name, contents(records, metadata))
+    yield Row("ok", name, describe_records(records, metadata))
     count = sum(1 for _ in iterate_images(records))
     check_images_exist(name, records)
     yield Row("ok", name, f"{count} of {count} image files are there")
-    images = images_of(records)
-    chosen = images if decode else images[:: max(1, len(images) // SAMPLE)][:SAMPLE]
-    broken = [fault for fault in _faults(name, chosen) if fault]
+    images = list_images(records)
+    if not decode:
+        images = images[:: max(1, len(images) // SAMPLE)][:SAMPLE]  # spread over the whole set
+    broken = [error for error in _decode_images(name, images) if error]
     if broken:
-        yield Row("bad", name, f"{len(broken)} of {len(chosen)} images are broken: {broken[0]}")
+        yield Row("bad", name, f"{len(broken)} of {len(images)} images are broken: {broken[0]}")
     else:
         hint = "" if decode else " (--decode: all)"
-        yield Row("ok", name, f"{len(chosen)} images decoded{hint}")
+        yield Row("ok", name, f"{len(images)} images decoded{hint}")
 
 
-def contents(records: Sequence[dict], metadata: object) -> str:
-    """Return the numbers of images or videos, annotations and categories of a data set as text."""
+def describe_records(records: Sequence[dict], metadata: object) -> str:
+    """Return as text how many images or videos, annotations and categories a data set has."""
     if "file_names" in records[0]:
         frames = sum(len(record["file_names"]) for record in records)
         things = f"{len(records)} videos with {frames} frames"
@@ -84,8 +85,8 @@ def contents(records: Sequence[dict], metadata: object) -> str:
     )
 
 
-def images_of(records: Sequence[dict]) -> list[Image]:
-    """Return each image or frame of a data set, with the size that its annotations say."""
+def list_images(records: Sequence[dict]) -> list[Image]:
+    """Return each image or frame of a data set, with the size in its annotations."""
     return [
         (name, record["height"], record["width"])
         for record in records
@@ -93,14 +94,14 @@ def images_of(records: Sequence[dict]) -> list[Image]:
     ]
 
 
-def _faults(name: str, images: Sequence[Image]) -> Iterator[str]:
-    """Yield for each image what is wrong with it, "" for nothing."""
+def _decode_images(name: str, images: Sequence[Image]) -> Iterator[str]:
+    """Decode images in threads; yields for each an error, "" if it is fine."""
     with ThreadPoolExecutor(THREADS) as executor:
-        found = executor.map(_fault, images)
-        yield from tqdm(found, f"decoding {name}", len(images), unit="image", leave=False)
+        errors = executor.map(_decode_image, images)
+        yield from tqdm(errors, f"decoding {name}", len(images), unit="image", leave=False)
 
 
-def _fault(image: Image) -> str:
+def _decode_image(image: Image) -> str:
     path, height, width = image
     try:
         found = read_rgb(path).shape[:2]
@@ -111,10 +112,10 @@ def _fault(image: Image) -> str:
     return ""
 
 
-def _together(cfg: CfgNode) -> Iterator[Row]:
-    """Yield how much of several training sets remains for training."""
+def _combined_rows(cfg: CfgNode) -> Iterator[Row]:
+    """Yield how many images or videos of each of several training sets are trained on."""
     if not set(cfg.DATASETS.TRAIN) <= set(DatasetCatalog.list()):
-        return  # said above
+        return  # its own rows report an unknown set
     sizes = map(len, load_training_sets(cfg))
     parts = (f"{n} of {name}" for n, name in zip(sizes, cfg.DATASETS.TRAIN, strict=True))
     yield Row("ok", "together", f"images or videos to train on: {', '.join(parts)}")

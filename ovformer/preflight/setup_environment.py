@@ -1,6 +1,7 @@
-"""What is installed: Python, packages and extras, back-end of detectron2's names, devices, kernels.
+"""Rows of tools/check_setup.py about the installation: packages, back-end, devices and kernels.
 
-Nothing of OVFormer or PyTorch is imported before it is known that the packages are there.
+OVFormer and PyTorch are imported only inside functions, so that :func:`package_rows` can report a
+missing package.
 """
 
 import os
@@ -16,12 +17,12 @@ from packaging.requirements import Requirement
 from ovformer.preflight.setup_table import Row
 
 INSTALL = "pip install -e '.{}' in the repository (INSTALL.md)"
-# Less shared memory than this is soon used up by the processes that load images.
+# Bytes of shared memory; with less, the processes that load images may run out of it.
 LEAST_SHARED_MEMORY = 1e9
 
 
 def package_rows() -> Iterator[Row]:
-    """Yield rows of Python, of the packages that are needed, and of the extras."""
+    """Yield rows of Python, of the required packages, and of the extras."""
     try:
         requirements = list(map(Requirement, metadata.requires("ovformer") or []))
         version, python = metadata.version("ovformer"), metadata.metadata("ovformer")
@@ -47,7 +48,7 @@ def package_rows() -> Iterator[Row]:
 
 
 def _package_row(name: str, requirements: list[Requirement], status: str, step: str) -> Row:
-    """Return the row of some packages; ``status`` is for when one of them is missing."""
+    """Return the row of some packages, with ``status`` and next ``step`` if one is missing."""
     found, missing = [], []
     for requirement in requirements:
         try:
@@ -59,15 +60,15 @@ def _package_row(name: str, requirements: list[Requirement], status: str, step: 
         if not requirement.specifier.contains(version, prereleases=True):
             missing.append(f"{found.pop()} does not fit {requirement.specifier}")
     if missing:
-        return Row(status, name, f"{'; '.join(missing)}. To get them: {step}")
+        return Row(status, name, f"{'; '.join(missing)}. To install: {step}")
     return Row("ok", name, ", ".join(found))
 
 
 def import_rows() -> Iterator[Row]:
-    """Import PyTorch and OVFormer, and yield which back-end of detectron2's names is in use.
+    """Import PyTorch and OVFormer; yield their versions and the back-end of detectron2's names.
 
     Raises:
-        ImportError: something does not import.
+        ImportError: a package can't be imported.
         OSError: a shared library is missing.
         ValueError: $OVFORMER_D2 names no back-end.
     """
@@ -111,7 +112,7 @@ def device_rows() -> Iterator[Row]:
 
 
 def kernel_rows() -> Iterator[Row]:
-    """Yield which kernel is taken on each kind of device, and why others are not."""
+    """Yield which kernel is used on each kind of device, and why the others are not."""
     from ovformer.ops.__main__ import devices
     from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, load_kernel
 

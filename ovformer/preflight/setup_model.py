@@ -1,4 +1,4 @@
-"""What a config's model is made of: weights, text classifier, CLIP, and room for checkpoints."""
+"""Rows of tools/check_setup.py about the model: weights, text classifier, CLIP, disk space."""
 
 import math
 import shutil
@@ -15,17 +15,17 @@ from ovformer.data.files.image_files import iterate_images
 from ovformer.modeling.language.clip_encoder import LOCAL_PREFIX
 from ovformer.paths import resolve_path
 from ovformer.preflight import machine, vocabulary
-from ovformer.preflight.data import used_sets
+from ovformer.preflight.data import list_datasets
 from ovformer.preflight.model import DryRun, weights_errors, weights_path
-from ovformer.preflight.setup_table import Row, tried
+from ovformer.preflight.setup_table import Row, add_error_row
 
 
 def weight_rows(cfg: CfgNode, network: nn.Module | None, resume: bool) -> Iterator[Row]:
-    """Yield rows of the model and of the weights that a run begins with.
+    """Yield rows of the model and of the weights that a run starts from.
 
     Args:
         cfg: the config.
-        network: the model without memory; None if it can't be built.
+        network: the model on the meta device; None if it can't be built.
         resume: see :func:`ovformer.preflight.model.weights_errors`.
     """
     if network is None:
@@ -44,11 +44,15 @@ def weight_rows(cfg: CfgNode, network: nn.Module | None, resume: bool) -> Iterat
         reader = DryRun(network)
         reader.load(path)
         which = "the whole model" if reader.has_loaded_all else "the backbone only"
-        yield Row("ok", "weights", f"{resolve_path(path)}: {inside(reader.content)}; fits {which}")
+        yield Row(
+            "ok",
+            "weights",
+            f"{resolve_path(path)}: {describe_checkpoint(reader.content)}; fits {which}",
+        )
 
 
-def inside(content: Mapping[str, Any]) -> str:
-    """Return what a checkpoint holds, as text. What is not as ours write it is left out."""
+def describe_checkpoint(content: Mapping[str, Any]) -> str:
+    """Return as text what a checkpoint holds; skips entries that OVFormer does not write."""
     weights = content["model"].values()
     numbers = sum(math.prod(array.shape) for array in weights)
     parts = [f"{len(weights)} arrays of {numbers / 1e6:.2f} M numbers"]
@@ -68,13 +72,13 @@ def vocabulary_rows(cfg: CfgNode, eval_only: bool, load_clip: bool) -> Iterator[
 
     Args:
         cfg: the config.
-        eval_only: leave what training needs out.
-        load_clip: load the CLIP model, if it is needed, also if that means a download.
+        eval_only: skip what only training needs.
+        load_clip: load the CLIP model if it is needed, even if that downloads it.
     """
-    yield from tried("text classifier", _classifier_rows(cfg, eval_only))
+    yield from add_error_row("text classifier", _classifier_rows(cfg, eval_only))
     for key in vocabulary.feature_keys(eval_only):
         if path := cfg.MODEL.MASK_FORMER[key]:
-            yield from tried("image features", _feature_rows(cfg, key, path, eval_only))
+            yield from add_error_row("image features", _feature_rows(cfg, key, path, eval_only))
     yield from _clip_rows(cfg, eval_only, load_clip)
 
 
@@ -115,13 +119,13 @@ def _classifier_rows(cfg: CfgNode, eval_only: bool) -> Iterator[Row]:
 
 
 def _feature_rows(cfg: CfgNode, key: str, path: str, eval_only: bool) -> Iterator[Row]:
-    """Yield whether a store has the features of all images that it is for."""
+    """Yield whether a store has the features of all images of its data sets."""
     store = ImageEmbeddingStore.open(path)
     yield Row("ok", "image features", f"{store.path}: {len(store)} images, width {store.dim}")
     wanted = "DATASETS.TRAIN" if key == "CLIP_IMAGE_PATH_TRAIN" else "DATASETS.TEST"
-    for of, name in used_sets(cfg, eval_only):
-        if of == wanted and name in DatasetCatalog.list():
-            yield from tried(f"  of {name}", _stored_rows(store, of, name))
+    for dataset_key, name in list_datasets(cfg, eval_only):
+        if dataset_key == wanted and name in DatasetCatalog.list():
+            yield from add_error_row(f"  of {name}", _stored_rows(store, dataset_key, name))
 
 
 def _stored_rows(store: ImageEmbeddingStore, key: str, name: str) -> Iterator[Row]:
@@ -131,7 +135,7 @@ def _stored_rows(store: ImageEmbeddingStore, key: str, name: str) -> Iterator[Ro
 
 
 def disk_rows(cfg: CfgNode, network: nn.Module | None, args: Any) -> Iterator[Row]:
-    """Yield rows of the output folder and the room on its disk."""
+    """Yield rows of the output folder and the free space on its disk."""
     folder = machine.existing_folder(cfg.OUTPUT_DIR)
     free = machine.size_text(shutil.disk_usage(folder).free)
     errors, warnings, text = list(machine.output_errors(cfg)), [], ""

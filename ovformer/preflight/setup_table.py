@@ -1,4 +1,4 @@
-"""The table of tools/check_setup.py: rows in sections, printed as they are known, or as JSON."""
+"""The table of tools/check_setup.py: rows in sections, printed one by one, or as JSON."""
 
 import shutil
 import sys
@@ -6,19 +6,19 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-# Status of a row -> its mark, and where the output can't show that.
+# Status of a row -> its mark, and the mark for output that can't show the first one.
 MARKS = {"ok": ("✓", "ok"), "bad": ("✗", "NO"), "warning": ("!", "! "), "note": ("-", "- ")}
 NAME_WIDTH = 20
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was looked at.
+    """One result of the check.
 
     Attributes:
         status: "ok"; "bad", which makes the whole check fail; "warning"; or "note".
-        name: what it is.
-        detail: what was found, and of something bad the next step.
+        name: of the thing that was checked.
+        detail: what was found, and for "bad" the next step.
     """
 
     status: str
@@ -27,10 +27,13 @@ class Row:
 
 
 class Table:
-    """Collects rows, and prints each as soon as it is there unless that is not wanted."""
+    """Collects rows in sections.
+
+    Args:
+        is_printed: print each row as soon as it is added.
+    """
 
     def __init__(self, is_printed: bool = True) -> None:
-        """Begin an empty table."""
         self.is_printed = is_printed
         self.sections: dict[str, list[Row]] = {}
         encoding = sys.stdout.encoding or "ascii"
@@ -64,7 +67,7 @@ class Table:
 
     def _text(self, row: Row, name: str) -> str:
         start = f"  {MARKS[row.status][self._plain]} {name:<{NAME_WIDTH}} "
-        # Paths and commands are to be copied, so words stay whole.
+        # Words stay whole, so that paths and commands can be copied.
         text = textwrap.fill(
             row.detail,
             self._width,
@@ -77,8 +80,8 @@ class Table:
         return text.encode(encoding, "replace").decode(encoding)
 
 
-def tried(name: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield rows, and a bad one of that name for an error of bad input that ends them."""
+def add_error_row(name: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows; if an error of bad input ends them, yield it as a bad row of that name."""
     try:
         yield from rows
     except KeyError as error:

@@ -1,4 +1,8 @@
-"""Checks of numbers and names in a config, which need no file."""
+"""Checks of numbers and names in a config that need no file.
+
+What the model's constructors check is not repeated here: :mod:`ovformer.preflight.model` builds the
+model and reports their messages. These are the values that no constructor checks.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,20 +13,20 @@ from ovformer.config import FIXED_KEYS
 from ovformer.d2 import CfgNode
 from ovformer.data.loading.loaders import TRAIN_MAPPERS
 from ovformer.data.loading.training_sets import TRAIN_SAMPLERS, read_dataset_ratios
-from ovformer.data.samples.image_mapper import IMAGE_FORMATS
+from ovformer.data.samples.image_mapper import check_image_format
 from ovformer.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES
-from ovformer.preflight.report import caught
+from ovformer.preflight.report import collect_errors
 
 LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
-# The largest seed that NumPy takes; each process adds its number to the config's.
+# NumPy takes seeds below 2 ** 32, and each process adds its rank to the config's.
 LARGEST_SEED = 2**32 - 2**16
 
 
 @dataclass(frozen=True)
 class Range:
-    """Finite numbers from ``low`` to ``high``; without ``low`` itself if ``is_open``."""
+    """Finite numbers from ``low`` to ``high``; ``is_open`` excludes ``low`` itself."""
 
     low: float
     high: float = math.inf
@@ -38,20 +42,13 @@ class Range:
 
 
 POSITIVE, SHARE = Range(0, is_open=True), Range(0, 1)
+# Config key -> valid numbers: in any run, and in training.
 ALWAYS = {
     "DATALOADER.MAX_BROKEN": Range(0),
     "DATALOADER.NUM_WORKERS": Range(0),
     "INPUT.MAX_SIZE_TEST": Range(1),
     "INPUT.MIN_SIZE_TEST": Range(0),
-    "MODEL.CLIP.EMBED_DIM": Range(1),
-    "MODEL.CLIP.IMAGE_SIZE": Range(1),
     "MODEL.MASK_FORMER.CLASS_TEMPERATURE": POSITIVE,
-    "MODEL.MASK_FORMER.TEST.CLIP_LENGTH": Range(1),
-    "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP": Range(0),
-    "MODEL.MASK_FORMER.TEST.FRAME_SCORE_RATIO": SHARE,
-    "MODEL.MASK_FORMER.TEST.MEMORY_MOMENTUM": SHARE,
-    "MODEL.MASK_FORMER.TEST.WINDOW_SIZE": Range(0),
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Range(1),
     "TEST.DETECTIONS_PER_IMAGE": Range(1),
 }
 IN_TRAINING = {
@@ -61,7 +58,6 @@ IN_TRAINING = {
     "MODEL.MASK_FORMER.CLASS_LOSS_SCALE": Range(0),
     "MODEL.MASK_FORMER.CLASS_WEIGHT": Range(0),
     "MODEL.MASK_FORMER.DICE_WEIGHT": Range(0),
-    "MODEL.MASK_FORMER.DROPOUT": SHARE,
     "MODEL.MASK_FORMER.FED_LOSS_NUM_CLASSES": Range(1),
     "MODEL.MASK_FORMER.FED_LOSS_POWER": Range(0),
     "MODEL.MASK_FORMER.MASK_WEIGHT": Range(0),
@@ -83,11 +79,8 @@ IN_TRAINING = {
     "SOLVER.WEIGHT_DECAY_NORM": Range(0),
     "TEST.EVAL_PERIOD": Range(0),
 }
-# Config keys of names, with what is known: in any run, and in training.
-ALWAYS_ONE_OF = {
-    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "INPUT.FORMAT": IMAGE_FORMATS,
-}
+# Config key -> valid names: in any run, and in training.
+ALWAYS_ONE_OF = {"FLOAT32_PRECISION": ("", "highest", "high", "medium")}
 IN_TRAINING_ONE_OF = {
     "DATALOADER.SAMPLER_TRAIN": TRAIN_SAMPLERS,
     "INPUT.DATASET_MAPPER_NAME": tuple(TRAIN_MAPPERS),
@@ -100,23 +93,18 @@ IN_TRAINING_ONE_OF = {
 
 
 def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
-    """Yield what is wrong with single values and with those that have to fit together."""
+    """Yield errors in single values, and in values that have to fit together."""
     for key, value in FIXED_KEYS.items():
         if lookup(cfg, key) != value:
             yield f"{key}: got {lookup(cfg, key)!r}, only {value!r} is implemented."
     yield from range_errors(cfg, ALWAYS)
     yield from _choice_errors(cfg, ALWAYS_ONE_OF)
-    test = cfg.MODEL.MASK_FORMER.TEST
-    if test.CLIP_OVERLAP >= test.CLIP_LENGTH >= 1:
-        yield (
-            "MODEL.MASK_FORMER.TEST.CLIP_OVERLAP: expected less than CLIP_LENGTH, "
-            f"{test.CLIP_LENGTH}, got {test.CLIP_OVERLAP}."
-        )
+    yield from collect_errors(check_image_format, cfg.INPUT.FORMAT)
     if 1 <= cfg.INPUT.MAX_SIZE_TEST < cfg.INPUT.MIN_SIZE_TEST:
         yield (
             f"INPUT.MIN_SIZE_TEST: expected at most INPUT.MAX_SIZE_TEST, {cfg.INPUT.MAX_SIZE_TEST} "
-            f"pixels, got {cfg.INPUT.MIN_SIZE_TEST}: that is the short edge, and the other one the "
-            "limit of the long edge."
+            f"pixels, got {cfg.INPUT.MIN_SIZE_TEST}. It is the length of the short edge, and "
+            "INPUT.MAX_SIZE_TEST limits the long edge."
         )
     for key, is_valid, expected in (
         ("PIXEL_MEAN", math.isfinite, "three numbers"),
@@ -128,35 +116,35 @@ def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
         yield from range_errors(cfg, IN_TRAINING)
         yield from _choice_errors(cfg, IN_TRAINING_ONE_OF)
         yield from _schedule_errors(cfg.SOLVER)
-        yield from caught(read_dataset_ratios, cfg)
+        yield from collect_errors(read_dataset_ratios, cfg)
         yield from stage.input_errors(cfg)
 
 
 def range_errors(cfg: CfgNode, ranges: Mapping[str, Range]) -> Iterator[str]:
-    """Yield the values that are out of their range."""
+    """Yield an error for each value out of its range."""
     for key, allowed in ranges.items():
         if lookup(cfg, key) not in allowed:
             yield f"{key}: expected {allowed}, got {lookup(cfg, key)}."
 
 
 def value_warnings(cfg: CfgNode) -> Iterator[str]:
-    """Yield values of a training that are allowed, but hardly meant."""
+    """Yield warnings about values of a training that are allowed, but likely not meant."""
     solver = cfg.SOLVER
     late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
     if late and solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         yield (
-            f"SOLVER.STEPS: the learning rate does not fall at {', '.join(map(str, late))}, since "
-            f"the training ends at SOLVER.MAX_ITER, {solver.MAX_ITER}."
+            f"SOLVER.STEPS: the learning rate does not fall at {', '.join(map(str, late))} "
+            f"because the training ends at SOLVER.MAX_ITER, {solver.MAX_ITER}."
         )
     if solver.WARMUP_ITERS >= solver.MAX_ITER and solver.WARMUP_FACTOR != 1:
         yield (
             f"SOLVER.WARMUP_ITERS: the warm-up takes {solver.WARMUP_ITERS} iterations and the "
-            f"training SOLVER.MAX_ITER, {solver.MAX_ITER}: it never gets to SOLVER.BASE_LR."
+            f"training SOLVER.MAX_ITER, {solver.MAX_ITER}: it never reaches SOLVER.BASE_LR."
         )
 
 
 def batch_errors(cfg: CfgNode, processes: int) -> Iterator[str]:
-    """Yield what is wrong with the batch for a number of processes."""
+    """Yield why the batch can't be split among a number of processes."""
     total, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
     if min(total, steps, processes) > 0 and total % (processes * steps):
         yield (
@@ -168,7 +156,7 @@ def batch_errors(cfg: CfgNode, processes: int) -> Iterator[str]:
 
 
 def lookup(cfg: CfgNode, key: str) -> Any:
-    """Return the value of a key with dots."""
+    """Return the value of a dotted key, as ``SOLVER.BASE_LR``."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
@@ -181,7 +169,7 @@ def _choice_errors(cfg: CfgNode, choices: Mapping[str, tuple[str, ...]]) -> Iter
 
 
 def _schedule_errors(solver: CfgNode) -> Iterator[str]:
-    """Yield what is wrong with keys that only some optimizers and schedules read."""
+    """Yield errors in keys that only some optimizers and schedules read."""
     schedule, steps = solver.LR_SCHEDULER_NAME, list(solver.STEPS)
     if schedule != "WarmupCosineLR" and solver.GAMMA not in Range(0, 1, is_open=True):
         yield f"SOLVER.GAMMA: expected above 0 and at most 1, got {solver.GAMMA}."

@@ -8,7 +8,7 @@ from ovformer.data.files.image_embeddings import ImageEmbeddingStore
 from ovformer.modeling.language.clip_encoder import CLIPEncoder, check_clip_model
 from ovformer.modeling.language.text_classifier import TextClassifier, load_text_classifier
 from ovformer.paths import resolve_path
-from ovformer.preflight.report import caught
+from ovformer.preflight.report import collect_errors
 
 TEXT_KEY = "MODEL.MASK_FORMER.CLIP_TEXT_PATH"
 
@@ -17,7 +17,9 @@ def read_classifier(cfg: CfgNode) -> TextClassifier:
     """Return the config's text classifier, or raise ValueError or FileNotFoundError."""
     path = cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
     if not path:
-        raise ValueError(f"{TEXT_KEY} is empty: tools/build_text_classifier.py makes one.")
+        raise ValueError(
+            f"{TEXT_KEY} is empty. Make a text classifier: tools/build_text_classifier.py."
+        )
     try:
         return load_text_classifier(resolve_path(path))
     except (OSError, ValueError) as error:
@@ -25,25 +27,22 @@ def read_classifier(cfg: CfgNode) -> TextClassifier:
 
 
 def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    """Yield what is wrong with the text classifier and with the order of its names."""
-    errors = list(caught(read_classifier, cfg))
+    """Yield errors of the text classifier: its file, its sizes, and the order of its names."""
+    errors = collect_errors(read_classifier, cfg)
     yield from errors
     if errors:
         return
     classifier, path = read_classifier(cfg), cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
     num_classes, width = classifier.weights.shape
-    for key, wanted, got, what in (
-        (
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            num_classes,
-            "classes",
-        ),
-        ("MODEL.CLIP.EMBED_DIM", cfg.MODEL.CLIP.EMBED_DIM, width, "numbers per class"),
-    ):
-        if wanted != got:
-            yield f"{TEXT_KEY}: {path} has {got} {what}, but {key} is {wanted}."
-    for name, classes in _named_sets(cfg, eval_only):
+    wanted_classes, wanted_width = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.CLIP.EMBED_DIM
+    if num_classes != wanted_classes:
+        yield (
+            f"{TEXT_KEY}: {path} has {num_classes} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"{wanted_classes}."
+        )
+    if width != wanted_width:
+        yield f"{TEXT_KEY}: {path} has width {width}, but MODEL.CLIP.EMBED_DIM is {wanted_width}."
+    for name, classes in _named_datasets(cfg, eval_only):
         if classifier.names and sorted(map(normalise_name, classes)) == sorted(
             map(normalise_name, classifier.names)
         ):
@@ -56,11 +55,11 @@ def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
 
 
 def classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    """Yield where a text classifier that could be used is likely another one than was meant."""
-    if list(caught(read_classifier, cfg)):
+    """Yield signs that a usable text classifier is not the one that was meant."""
+    if collect_errors(read_classifier, cfg):
         return
     classifier, path = read_classifier(cfg), cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
-    for name, classes in _named_sets(cfg, eval_only):
+    for name, classes in _named_datasets(cfg, eval_only):
         ours, theirs = (
             list(map(normalise_name, classes)),
             list(map(normalise_name, classifier.names or [])),
@@ -68,20 +67,20 @@ def classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         if len(ours) == len(theirs) and sorted(ours) != sorted(theirs):
             count = sum(a != b for a, b in zip(ours, theirs, strict=True))
             yield (
-                f"{TEXT_KEY}: {path} calls {count} of {len(classes)} classes of {name!r} by other "
-                f"names, the first: {find_first_difference(classifier.names, classes)}."
+                f"{TEXT_KEY}: {path} has other names for {count} of {len(classes)} classes of "
+                f"{name!r}, the first: {find_first_difference(classifier.names, classes)}."
             )
     clip = cfg.MODEL.CLIP
     made_with = (classifier.meta.get("clip"), classifier.meta.get("pretrained"))
     if None not in made_with and made_with != (clip.NAME, clip.PRETRAINED):
         yield (
-            f"{TEXT_KEY}: {path} was made with CLIP {' / '.join(made_with)}, and MODEL.CLIP is "
-            f"{clip.NAME} / {clip.PRETRAINED}. Names and images have to be embedded by one model."
+            f"{TEXT_KEY}: {path} was made with CLIP {' / '.join(made_with)}, but MODEL.CLIP is "
+            f"{clip.NAME} / {clip.PRETRAINED}. Names and images need embeddings of the same model."
         )
 
 
-def _named_sets(cfg: CfgNode, eval_only: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield the data sets whose classes are the model's, with the names of these."""
+def _named_datasets(cfg: CfgNode, eval_only: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield the data sets that define the model's classes, with their class names."""
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN[:1]), *cfg.DATASETS.TEST):
         if name in DatasetCatalog.list():
             if classes := MetadataCatalog.get(name).get("thing_classes"):
@@ -89,7 +88,7 @@ def _named_sets(cfg: CfgNode, eval_only: bool) -> Iterator[tuple[str, list[str]]
 
 
 def feature_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    """Yield what is wrong with stored image features."""
+    """Yield errors of stored image features."""
     for key in feature_keys(eval_only):
         if path := cfg.MODEL.MASK_FORMER[key]:
             try:
@@ -101,13 +100,13 @@ def feature_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
 
 
 def clip_name_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    """Yield why there is no CLIP model of that name, if one is needed. Nothing is loaded."""
+    """Yield an error if a CLIP model is needed and its name is unknown. Nothing is loaded."""
     if needs_clip(cfg, eval_only):
-        yield from caught(check_clip_model, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED)
+        yield from collect_errors(check_clip_model, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED)
 
 
 def clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
-    """Load the CLIP model if one is needed; that may mean a download."""
+    """Yield errors of the CLIP model, if one is needed: loads it, which may download it."""
     if not needs_clip(cfg, eval_only):
         return
     clip = cfg.MODEL.CLIP

@@ -43,7 +43,7 @@ def test_torchrun_on_the_cpu(monkeypatch, fails: bool) -> None:
     for name, value in {**TORCHRUN, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(comm, "create_local_process_group", lambda size: seen.append(size))
-    monkeypatch.setattr(launch, "_HEAD_START", 0)
+    monkeypatch.setattr(launch, "_HEAD_START_SECONDS", 0)
     seen = []
 
     def work() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from ovformer.engine.checkpoint import Checkpointer, read_weights
 from ovformer.engine.metrics import MetricsWriter
-from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
 from ovformer.engine.trainer import Trainer
 from support.small_training import noisy_trainer
 from support.tiny_shapes import TinyRun, run_here
@@ -43,11 +43,11 @@ def zero_the_end(path: Path) -> None:
 
 
 DAMAGES: dict[Callable[[Path], object], str] = {
-    cut_off: r"can't be read: it is damaged",
-    cut_off_a_little: r"can't be read: it is damaged",
-    change_a_bit: r"the checksum of .*/data/\d+ is wrong",
-    zero_the_end: r"can't be read: it is damaged",
-    lambda path: path.write_bytes(b""): r"can't be read: it is damaged",
+    cut_off: r"can't be read",
+    cut_off_a_little: r"can't be read",
+    change_a_bit: r"can't be read.*the checksum of .*/data/\d+ is wrong",
+    zero_the_end: r"can't be read",
+    lambda path: path.write_bytes(b""): r"can't be read",
     Path.unlink: r"is missing",
 }
 
@@ -80,13 +80,13 @@ def test_going_on_from_the_one_before(tmp_path: Path, caplog, damage: Callable) 
 
     with pytest.raises(DamagedCheckpointError) as refused:
         train(folder, 10, resume=True)
-    refused.match(rf"^--resume: the last checkpoint can't be used\. {folder / LAST} ")
-    refused.match(DAMAGES[damage])
-    refused.match(rf"one before it that is whole is {older}: .*--resume --allow-older\.")
+    refused.match(
+        rf"^--resume: .*{folder / LAST} {DAMAGES[damage]}.*{older}: --resume --allow-older"
+    )
     assert sorted(path.name for path in folder.iterdir()) == left  # nothing was touched
 
     resumed = train(folder, 10, resume=True, allow_older=True)
-    assert str(folder / LAST) in caplog.text and f"going on from {older}" in caplog.text
+    assert str(folder / LAST) in caplog.text and f"from {older}" in caplog.text
     for name, value in straight.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value)
     assert lines(folder) == lines(tmp_path / "straight")
@@ -144,11 +144,11 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path, damaged: list[str], found
         cut_off(tmp_path / f"{name}.pth")
     if found is None:
         with pytest.raises(DamagedCheckpointError, match="No checkpoint before it is whole"):
-            last_checkpoint(tmp_path, allow_older=True)
+            find_whole_checkpoint(tmp_path, allow_older=True)
         assert not list(tmp_path.glob("*.damaged"))
         return
-    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / found
-    assert last_checkpoint(tmp_path) == tmp_path / found  # it is the last one now
+    assert find_whole_checkpoint(tmp_path, allow_older=True) == tmp_path / found
+    assert find_whole_checkpoint(tmp_path) == tmp_path / found  # it is the last one now
     put_aside = {path.name for path in tmp_path.glob("*.damaged")}
     assert put_aside == {f"{name}.pth.damaged" for name in damaged if f"{name}.pth" > found}
 
@@ -157,17 +157,17 @@ def test_it_is_older(tmp_path: Path) -> None:
     """One with more iterations than that which ``last_checkpoint`` names is not taken."""
     save(tmp_path, "model_7", "model_final", "model_3", "model_5")
     cut_off(tmp_path / "model_5.pth")
-    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_3.pth"
+    assert find_whole_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_3.pth"
 
 
 def test_the_final_one(tmp_path: Path) -> None:
     save(tmp_path, "model_5", "model_7", "model_final")
-    assert last_checkpoint(tmp_path) == tmp_path / "model_final.pth"
+    assert find_whole_checkpoint(tmp_path) == tmp_path / "model_final.pth"
     cut_off(tmp_path / "model_final.pth")
-    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_7.pth"
+    assert find_whole_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_7.pth"
     save(tmp_path, "model_final", "model_9")  # a longer training, from there
     cut_off(tmp_path / "model_9.pth")
-    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_final.pth"
+    assert find_whole_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_final.pth"
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"\xff\xfe", b"model_5"])
@@ -175,8 +175,8 @@ def test_no_name_of_a_checkpoint(tmp_path: Path, content: bytes) -> None:
     save(tmp_path, "model_3", "model_5")
     (tmp_path / "last_checkpoint").write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match=r"model_5\.pth: .*--allow-older"):
-        last_checkpoint(tmp_path)
-    assert last_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_5.pth"
+        find_whole_checkpoint(tmp_path)
+    assert find_whole_checkpoint(tmp_path, allow_older=True) == tmp_path / "model_5.pth"
     assert (tmp_path / "last_checkpoint").read_text() == "model_5.pth"
 
 
@@ -190,10 +190,10 @@ def test_a_script_goes_on_from_the_newest_when_the_name_is_damaged(tiny_run: Tin
 
 
 def test_a_folder_without_last_checkpoint(tmp_path: Path, caplog) -> None:
-    assert last_checkpoint(tmp_path) is None
+    assert find_whole_checkpoint(tmp_path) is None
     save(tmp_path, "model_3", "model_5")
     (tmp_path / "last_checkpoint").unlink()
-    assert last_checkpoint(tmp_path) == tmp_path / "model_5.pth"
+    assert find_whole_checkpoint(tmp_path) == tmp_path / "model_5.pth"
     assert "last_checkpoint is missing" in caplog.text
 
 
@@ -215,7 +215,8 @@ def test_weights_are_read_with_their_checksums(tmp_path: Path) -> None:
 def test_the_option_needs_a_training_to_resume(tiny_run: TinyRun, capsys, words: list[str]) -> None:
     with pytest.raises(SystemExit):
         run_here(tiny_run, "--allow-older", *words)
-    assert "--allow-older goes with --resume of a training" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--allow-older needs --resume" in message and "MODEL.WEIGHTS" in message
 
 
 def test_a_changed_bit_is_noticed_or_has_no_effect(tmp_path: Path) -> None:

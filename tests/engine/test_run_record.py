@@ -14,7 +14,7 @@ import torch
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKEND
 from ovformer.engine import run_record
-from ovformer.engine.run_record import code_state, packages
+from ovformer.engine.run_record import list_packages, read_code_state
 from ovformer.engine.stages import IMAGE
 from ovformer.files import sha256
 from ovformer.run import main
@@ -82,10 +82,12 @@ def test_each_start_has_one(tiny_run: TinyRun, monkeypatch) -> None:
 def test_the_weights_of_a_training_that_is_not_named(tmp_path: Path) -> None:
     """Those that it is resumed from, also where ``last_checkpoint`` was left out."""
     cfg = get_ovformer_cfg(None, ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "start.pth"])
-    assert run_record._weights(cfg, Namespace(resume=True)) == "start.pth"
+    assert run_record._find_weights(cfg, Namespace(resume=True)) == "start.pth"
     (tmp_path / "model_0000003.pth").touch()
-    assert run_record._weights(cfg, Namespace(resume=True)) == str(tmp_path / "model_0000003.pth")
-    assert run_record._weights(cfg, Namespace(resume=False)) == "start.pth"
+    assert run_record._find_weights(cfg, Namespace(resume=True)) == str(
+        tmp_path / "model_0000003.pth"
+    )
+    assert run_record._find_weights(cfg, Namespace(resume=False)) == "start.pth"
 
 
 def test_what_can_not_be_written_stops_no_run(tiny_run: TinyRun, caplog) -> None:
@@ -106,29 +108,31 @@ def test_the_state_of_the_code(tmp_path: Path, monkeypatch) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("a = 1\n")
-    assert code_state(package) is None  # or the checkout that the folder of tests happens to be in
+    assert read_code_state(package) is None  # git tracks no such file
     git(tmp_path, "init")
-    assert code_state(package) is None  # not in its files: installed below a checkout
+    assert read_code_state(package) is None  # not in its files: installed below a checkout
     git(tmp_path, "add", "package")
     git(tmp_path, "commit", "-m", "first")
-    state = code_state(package)
+    state = read_code_state(package)
     assert len(state.commit) == 40 and state.patch == b"" and state.untracked == []
     (package / "__init__.py").write_text("a = 2\n")
     (package / "new.py").write_text("b = 1\n")
-    state = code_state(package)
+    state = read_code_state(package)
     assert b"-a = 1\n+a = 2\n" in state.patch and state.untracked == ["package/new.py"]
     monkeypatch.setenv("PATH", str(tmp_path))  # without git
-    assert code_state(package) is None
+    assert read_code_state(package) is None
 
 
 def test_packages() -> None:
-    lines = packages().splitlines()
+    lines = list_packages().splitlines()
     assert lines == sorted(lines, key=str.lower) and all("==" in line for line in lines)
     assert any(line.startswith("numpy==") for line in lines)
 
 
 def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
-    assert run_record._file("") is None
-    found = run_record._file(str(tmp_path / "absent"))
+    assert run_record._describe_file("") is None
+    found = run_record._describe_file(str(tmp_path / "absent"))
     assert found["path"] == str(tmp_path / "absent") and "No such file" in found["error"]
-    assert os.path.basename(run_record._file("https://example.org/x.pth")["path"]) == "x.pth"
+    assert (
+        os.path.basename(run_record._describe_file("https://example.org/x.pth")["path"]) == "x.pth"
+    )

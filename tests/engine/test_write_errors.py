@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ovformer.d2 import JSONWriter
-from ovformer.engine.write_errors import ExplainedStorage, StorageError
+from ovformer.engine.write_errors import WriteError, explain_write_errors
 from ovformer.files import write_atomically, write_text
 from support.tiny_shapes import TinyRun, run_here
 
@@ -63,12 +63,12 @@ def test_a_disk_that_gets_full(tiny_run: TinyRun, small_disk: Path) -> None:
     size = (tiny_run.output / "model_final.pth").stat().st_size
     subprocess.run(["rm", "-r", str(tiny_run.output)], check=True)
     ballast.write_bytes(bytes(2 * 2**20 - int(1.6 * size)))
-    with pytest.raises(StorageError) as error:
+    with pytest.raises(WriteError) as error:
         run_here(tiny_run, *opts)
     message = str(error.value)
     assert f"Could not write {tiny_run.output}/model_0000003.pth: No space left" in message
-    assert f"Safe: {tiny_run.output}/model_0000001.pth, the last whole checkpoint" in message
-    assert "--resume then goes on" in message
+    assert f"Saved: {tiny_run.output}/model_0000001.pth, the last whole checkpoint" in message
+    assert "--resume" in message
     torch.load(tiny_run.output / "model_0000001.pth", weights_only=True)
     assert not list(tiny_run.output.glob("*.tmp"))
     ballast.unlink()
@@ -83,9 +83,7 @@ def test_curves_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:
         raise FULL
 
     monkeypatch.setattr(JSONWriter, "write", write)
-    with pytest.raises(
-        StorageError, match=r"a file, probably in OUTPUT_DIR .*: No space left"
-    ) as e:
+    with pytest.raises(WriteError, match=r"a file, probably in OUTPUT_DIR .*: No space left") as e:
         run_here(tiny_run, "DATASETS.TEST", "()")
     assert "model_final.pth, the last whole checkpoint" in str(e.value)
 
@@ -95,16 +93,14 @@ def test_results_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr("ovformer.evaluation.lvis_evaluator.write_json", write)
-    with pytest.raises(StorageError, match=r"results.json: Read-only file system. No checkpoint"):
+    with pytest.raises(WriteError, match=r"results.json: Read-only file system. No checkpoint"):
         run_here(tiny_run, "--eval-only")
 
 
 def test_something_is_in_the_way(tiny_run: TinyRun) -> None:
     """Rights do not stop root, but a folder in the place of a file does."""
     (tiny_run.output / "model_0000003.pth").mkdir(parents=True)
-    with pytest.raises(
-        StorageError, match=r"model_0000003.pth: Is a directory. Safe: .*000001.pth"
-    ):
+    with pytest.raises(WriteError, match=r"model_0000003.pth: Is a directory. Saved: .*000001.pth"):
         run_here(tiny_run, "DATASETS.TEST", "()")
 
 
@@ -112,26 +108,26 @@ def test_a_file_that_can_not_be_read_is_not_one_to_write(tmp_path: Path) -> None
     """Only of what is in the output folder, missing rights are taken for those of writing."""
     denied = errno.EACCES, os.strerror(errno.EACCES)
     with pytest.raises(PermissionError, match="annotations.json"):
-        with ExplainedStorage(str(tmp_path / "output")):
+        with explain_write_errors(str(tmp_path / "output")):
             raise PermissionError(*denied, str(tmp_path / "annotations.json"))
-    with pytest.raises(StorageError, match="Could not write .*log.txt"):
-        with ExplainedStorage(str(tmp_path / "other" / ".." / "output")):
+    with pytest.raises(WriteError, match="Could not write .*log.txt"):
+        with explain_write_errors(str(tmp_path / "other" / ".." / "output")):
             raise PermissionError(*denied, str(tmp_path / "output" / "log.txt"))
-    with pytest.raises(StorageError, match="Could not write 5"):
-        with ExplainedStorage(str(tmp_path)):
+    with pytest.raises(WriteError, match="Could not write 5"):
+        with explain_write_errors(str(tmp_path)):
             raise PermissionError(*denied, 5)  # of an open file
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"\0\0", b"model_gone.pth", b""])
 def test_the_error_of_a_full_disk_survives_a_damaged_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last_checkpoint").write_bytes(content)
-    with pytest.raises(StorageError, match="No space left.*does not name it"):
-        with ExplainedStorage(str(tmp_path)):
+    with pytest.raises(WriteError, match="No space left.*does not name it"):
+        with explain_write_errors(str(tmp_path)):
             raise FULL
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "inference").touch()
-    with pytest.raises(StorageError, match="Could not write .*inference: File exists"):
-        with ExplainedStorage(str(tmp_path)):
+    with pytest.raises(WriteError, match="Could not write .*inference: File exists"):
+        with explain_write_errors(str(tmp_path)):
             write_text(tmp_path / "inference" / "results.json", "[]")

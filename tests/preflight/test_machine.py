@@ -55,7 +55,7 @@ def test_how_many_checkpoints(tmp_path: Path, last: str | None, resume: bool, co
 
 
 def test_a_damaged_name_is_no_fault_of_the_disk(tmp_path: Path) -> None:
-    """With --allow-older, a training goes on from a checkpoint that is whole."""
+    """With --allow-older, a training continues from a whole checkpoint."""
     (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
     cfg = get_ovformer_cfg(None, ["SOLVER.MAX_ITER", 100, "OUTPUT_DIR", str(tmp_path)])
     assert num_checkpoints(cfg, True) == 1
@@ -70,7 +70,7 @@ def test_the_folder_whose_disk_is_meant(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("device", "num_gpus", "words"),
     [
-        ("cuda:1", 2, "MODEL.DEVICE: cuda:1 with --num-gpus 2: say cuda"),
+        ("cuda:1", 2, "MODEL.DEVICE: cuda:1 with --num-gpus 2: use cuda"),
         ("cuda:2", 1, "MODEL.DEVICE: cuda:2, but 2 found"),
         ("cuda:1", 1, None),
         ("cuda", 2, None),

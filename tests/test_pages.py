@@ -1,8 +1,8 @@
 """Each command that a page shows runs, one after the other, as a newcomer would type them.
 
-In a folder of its own, with data sets in the layout of datasets/README.md. What differs from the
-page is written down here: SMALLER is added to the commands, since data, model and CLIP are tiny and
-there is no GPU; and SKIPPED are those that are not run, with the reason.
+In a folder of its own, with data sets in the layout of datasets/README.md. The tests differ from
+the pages in two ways: SMALLER is appended to the commands, since data, model and CLIP are tiny and
+there is no GPU; and SKIPPED are the commands that do not run, with the reason.
 """
 
 import json
@@ -24,20 +24,22 @@ from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from support.annotation_exports import cvat_video, draw, write_video, zip_of
 from support.lvis_fixture import make_lvis
 from support.mini_videos import draw_frames, make_videos
-from support.page_commands import ROOT, Command, commands, python_blocks, save_files
+from support.page_commands import (
+    ROOT,
+    SMALL_CLIP,
+    SMALL_MODEL,
+    Command,
+    commands,
+    python_blocks,
+    save_files,
+)
 from support.script_server import run_script
 from support.tiny_clip import make_clip
 from support.video_fixture import encode
-from support.video_models import TINY
 
 CLIP_DIM = 512  # as the published text classifiers have it
-TINY_CLIP = ["--clip", "local-dir:clip", "--pretrained", ""]
 MODEL = {
-    **TINY,
-    "MODEL.DEVICE": "cpu",
-    "MODEL.CLIP.NAME": "local-dir:clip",
-    "MODEL.CLIP.PRETRAINED": "",
-    "MODEL.CLIP.IMAGE_SIZE": "32",
+    **SMALL_MODEL,
     "MODEL.MASK_FORMER.FED_LOSS_NUM_CLASSES": "2",
     "SOLVER.IMS_PER_BATCH": "2",
     "SOLVER.MAX_ITER": "1",
@@ -47,27 +49,19 @@ MODEL = {
     "SOLVER.AMP.ENABLED": "False",
     "INPUT.IMAGE_SIZE": "64",
     "INPUT.CROP.ENABLED": "False",
-    "INPUT.MIN_SIZE_TRAIN": "(64,)",
     "INPUT.PSEUDO.MIN_SIZE_TRAIN": "(64,)",
-    "INPUT.MIN_SIZE_TEST": "64",
     "TEST.EVAL_PERIOD": "0",
-    "DATALOADER.NUM_WORKERS": "0",
 }
 CONFIG = [str(word) for pair in MODEL.items() for word in pair]
 SMALLER = {
-    "train_net.py": CONFIG,
-    "train_net_video.py": CONFIG,
-    "train_net_lvvis.py": CONFIG,
-    "my_backbone.py": CONFIG,
-    "my_decoder.py": CONFIG,
-    "my_loss.py": CONFIG,
-    "my_hook.py": CONFIG,
-    "tools/build_text_classifier.py": TINY_CLIP,
-    "tools/save_clip_features.py": [*TINY_CLIP, "--num-workers", "0"],
+    **dict.fromkeys(["train_net.py", "train_net_video.py", "train_net_lvvis.py"], CONFIG),
+    **dict.fromkeys(["my_backbone.py", "my_decoder.py", "my_loss.py", "my_hook.py"], CONFIG),
+    "tools/build_text_classifier.py": SMALL_CLIP,
+    "tools/save_clip_features.py": [*SMALL_CLIP, "--num-workers", "0"],
     "tools/make_shapes.py": ["--train-images", "2", "--val-images", "2", "--train-videos", "1"]
     + ["--val-videos", "1", "--frames", "2"],
 }
-# Numbers of processes, which the machine of a test has no GPUs for.
+# Numbers of processes in place of those on the pages, which need several GPUs.
 PROCESSES = {"--num-gpus": "1", "--nproc-per-node": "2"}
 SKIPPED = {
     "--num-machines": "needs a second machine",
@@ -83,24 +77,30 @@ SKIPPED = {
     "docs/file_map.py": "writes a page; tests/test_readme.py runs it",
     "ovformer.ops.build": "tests/ops/test_build.py compiles, where there is a compiler for GPUs",
 }
-# Programs and words of the shell, which need a network, or are not ours.
+# Programs that need a network or are not ours, and words of the shell.
 OTHERS = {"pip", ".", "cd", "do", "done", "export", "for", "mkdir", "rm", "unzip", "wget"}
 OTHERS |= {"[", "srun"}  # a script for Slurm
 OTHERS |= {"HYPOTHESIS_MAX_EXAMPLES=2000"}  # the test suite, for longer
 
-
-# What the code of a page takes for granted.
+# What the Python code of a page needs before it.
 PREAMBLE = {
     "docs/predict.md": """
 import numpy as np
 def camera():
     yield from np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8)
-"""
+""",
+    "docs/distributed.md": f"""
+from pathlib import Path
+from ovformer.config import get_ovformer_cfg
+cfg = get_ovformer_cfg("configs/lvis/ovformer_R50_bs8.yaml", {CONFIG})
+Path("output").mkdir(exist_ok=True)
+Path("output/config.yaml").write_text(cfg.dump())
+""",
 }
 
 
 def is_ours(command: Command) -> bool:
-    """Whether a command is Python of ours, and not the test suite itself or its environment."""
+    """Whether a command runs a script or module of this repository, other than the test suite."""
     if command.words[:2] == ("python", "-m"):
         return command.words[2].startswith("ovformer")
     return bool(command.script)
@@ -139,8 +139,8 @@ def make_weights(folder: Path) -> None:
     """Write the weights that the commands start from, all of them random and tiny."""
     (folder / "models").mkdir()
     make_clip(folder / "clip", width=CLIP_DIM)
-    kwargs = yaml.safe_load(TINY["MODEL.TIMM.KWARGS"])
-    backbone = timm.create_model(TINY["MODEL.TIMM.BASE_NAME"], **kwargs)
+    kwargs = yaml.safe_load(MODEL["MODEL.TIMM.KWARGS"])
+    backbone = timm.create_model(MODEL["MODEL.TIMM.BASE_NAME"], **kwargs)
     torch.save(backbone.state_dict(), folder / "resnet50_miil_21k.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # the config's paths are relative
@@ -211,7 +211,7 @@ def make_export(folder: Path) -> None:
 
 
 def run(workspace: Path, words: list[str]) -> None:
-    """Run Python in the workspace, with the folder of the data sets set; it has to end well."""
+    """Run Python in the workspace, with its data sets; the exit status has to be 0."""
     environment = {**os.environ, "DETECTRON2_DATASETS": str(workspace / "datasets")}
     log = workspace / "log"
     assert run_script(words, workspace, environment, log) == 0, log.read_text()[-6000:]
@@ -228,7 +228,7 @@ def commands_to_run() -> list[Command]:
 
 
 def test_every_other_command_is_known() -> None:
-    """What is not run here is skipped on purpose."""
+    """A command that is not ours is one of OTHERS."""
     others = {c.words[0] for c in commands() if not is_ours(c)} - {"python"}
     assert others <= OTHERS
 
@@ -250,7 +250,9 @@ def test_command(workspace: Path, command: Command) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/predict.md", "docs/extend.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/predict.md", "docs/distributed.md", "docs/extend.md"]
+)
 def test_python(workspace: Path, page: str) -> None:
     code = "\n".join([PREAMBLE.get(page, ""), *python_blocks(page)])
     (workspace / "page.py").write_text(code)

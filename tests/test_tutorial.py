@@ -1,12 +1,13 @@
 """The commands of docs/tutorial.md, run in order by a shell as a user runs them, on drawn videos.
 
-What differs from the page is stated here, and nothing else: the first command (pip) is left out,
-and words are appended to commands (``APPENDED``) that make the model tiny, the training short, and
-CLIP a tiny model on disk instead of a download. The files that the page speaks of are made first.
+The tests differ from the page in two ways: the first command (pip) is skipped, and words are
+appended to commands (``APPENDED``) that make model, CLIP and training tiny. The files that the page
+expects are made first.
 """
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,52 +18,29 @@ import torch
 from ovformer.d2 import build_model
 from ovformer.data.files.video_files import VideoSource
 from support.annotation_exports import check_equal, cvat_video, draw, write_video, zip_of
+from support.page_commands import ROOT, SMALL_CLIP, SMALL_MODEL, save_files
 from support.predictor_fixture import make_cfg
 from support.tiny_clip import make_clip
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "tutorial.md"
-TINY_CLIP = "local-dir:tiny_clip"
-# Sizes of the model, and what it takes to run it here.
-TINY = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.TIMM.BASE_NAME": "resnet18",
-    "MODEL.TIMM.KWARGS": "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], stem_width: 8}",
-    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": "32",
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": "1",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": "32",
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": "16",
-    "MODEL.MASK_FORMER.HIDDEN_DIM": "32",
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": "6",
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": "32",
-    "MODEL.MASK_FORMER.DEC_LAYERS": "3",
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": "64",
-    "MODEL.CLIP.NAME": TINY_CLIP,
-    "MODEL.CLIP.PRETRAINED": "",
+MODEL = {
+    **SMALL_MODEL,
     "MODEL.CLIP.EMBED_DIM": "16",
-    "MODEL.CLIP.IMAGE_SIZE": "32",
-    "INPUT.MIN_SIZE_TRAIN": "(64,)",
-    "INPUT.MIN_SIZE_TEST": "64",
-    "DATALOADER.NUM_WORKERS": "0",
+    "SOLVER.MAX_ITER": "4",
+    "SOLVER.STEPS": "(3,)",
+    "SOLVER.CHECKPOINT_PERIOD": "2",
 }
-SHORT = {"SOLVER.MAX_ITER": "4", "SOLVER.STEPS": "(3,)", "SOLVER.CHECKPOINT_PERIOD": "2"}
 APPENDED = {
-    "tools/build_text_classifier.py": ["--clip", TINY_CLIP, "--pretrained", ""],
-    "train_net_lvvis.py": [word for pair in (TINY | SHORT).items() for word in pair],
+    "tools/build_text_classifier.py": SMALL_CLIP,
+    "train_net_lvvis.py": [str(word) for pair in MODEL.items() for word in pair],
 }
+VIDEOS = [draw(f"clip {number}", 5, number) for number in range(4)]
 
 
 def commands() -> list[str]:
-    """The commands of the page; a long one is several lines."""
-    text = PAGE.read_text(encoding="utf-8")
+    """The numbered commands of the page; a long one is several lines."""
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^\*\*\d+\.\*\*.*?```bash\n(.*?)```", text, re.DOTALL | re.MULTILINE)
     return [block.strip() for block in blocks]
-
-
-def config() -> tuple[str, str]:
-    """Name and content of the file that the page asks to save."""
-    text = PAGE.read_text(encoding="utf-8")
-    return re.search(r"<!-- file (\S+) -->\n```yaml\n(.*?)```", text, re.DOTALL).groups()
 
 
 @pytest.fixture
@@ -76,16 +54,12 @@ def place(tmp_path: Path) -> Path:
         content = zip_of({"annotations.xml": cvat_video(video)})
         (tmp_path / "exports" / f"task_{number}.zip").write_bytes(content)
     write_video(tmp_path, draw("new", 5, 9))
-    make_clip(tmp_path / "tiny_clip")
-    model = build_model(make_cfg(tmp_path, f"local-dir:{tmp_path}/tiny_clip"))
+    make_clip(tmp_path / "clip")
+    model = build_model(make_cfg(tmp_path, f"local-dir:{tmp_path}/clip"))
     (tmp_path / "models").mkdir()
     torch.save({"model": model.state_dict()}, tmp_path / "models" / "ovformer_r50_lvvis.pth")
-    name, content = config()
-    (tmp_path / name).write_text(content)
+    save_files(tmp_path)
     return tmp_path
-
-
-VIDEOS = [draw(f"clip {number}", 5, number) for number in range(4)]
 
 
 def test_there_are_ten_commands() -> None:
@@ -99,17 +73,14 @@ def test_there_are_ten_commands() -> None:
 
 @pytest.mark.slow
 def test_the_commands_in_order(place: Path) -> None:
-    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "PYTHONWARNINGS": "ignore",
     }
     environment.pop("DETECTRON2_DATASETS", None)
     for command in commands()[1:]:
-        words = [f"'{word}'" for word in APPENDED.get(command.split()[1], [])]
-        line = " ".join([command, *words])
+        line = f"{command} {shlex.join(APPENDED.get(command.split()[1], []))}"
         process = subprocess.run(
             ["bash", "-c", line],
             cwd=place,
@@ -124,6 +95,6 @@ def test_the_commands_in_order(place: Path) -> None:
     assert len(list((data / "visualization").glob("*.mp4"))) == 3
     assert (place / "output/birds_before/inference/birds_val/scores.json").is_file()
     assert (output / "inference/birds_val/scores.csv").is_file()
-    film = VideoSource(place / "out" / "new_objects.mp4")
-    assert sum(1 for _ in film) == 5
+    output_video = VideoSource(place / "out" / "new_objects.mp4")
+    assert sum(1 for _ in output_video) == 5
     assert (place / "out" / "index.html").is_file()

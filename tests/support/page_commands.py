@@ -5,6 +5,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.video_models import TINY
+
 ROOT = Path(__file__).parents[2]
 # In the order in which tests run their commands: docs/train.md makes the results of other pages.
 _DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: (page.stem != "train", page.stem))
@@ -16,6 +18,18 @@ PAGES = [
     ROOT / "datasets" / "README.md",
     *_DOCS[1:],
 ]
+# Commands on the pages are for real models and GPUs; with these keys they run on any CPU.
+SMALL_MODEL = {
+    **TINY,
+    "MODEL.DEVICE": "cpu",
+    "MODEL.CLIP.NAME": "local-dir:clip",
+    "MODEL.CLIP.PRETRAINED": "",
+    "MODEL.CLIP.IMAGE_SIZE": "32",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "DATALOADER.NUM_WORKERS": "0",
+}
+SMALL_CLIP = ["--clip", "local-dir:clip", "--pretrained", ""]
 # A line of an indented block that is a command.
 _INDENTED = re.compile(r"^ {4}(?=(?:python|pip|pytest|torchrun|bash|ruff) )")
 

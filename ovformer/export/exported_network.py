@@ -23,7 +23,7 @@ from ovformer.export.exportable_network import INPUTS, OUTPUTS, ExportableNetwor
 from ovformer.modeling.meta_arch.base_model import OVFormerBase
 from ovformer.modeling.tracks.postprocess import class_scores
 from ovformer.ops.mask_resize import mask_logits
-from ovformer.ops.ms_deform_attn import written_out
+from ovformer.ops.ms_deform_attn import use_torch_operators
 from ovformer.predictor.pretrained import ARCHITECTURES, Pretrained
 
 TORCH, ONNX = SUFFIXES = (".pt2", ".onnx")
@@ -107,7 +107,7 @@ def trace(model: OVFormerBase, keeps_operator: bool = False) -> ExportedProgram:
     example = make_example_inputs(model, *_TRACED)
     network = ExportableNetwork(model).eval()
     try:
-        with torch.no_grad(), nullcontext() if keeps_operator else written_out():
+        with torch.no_grad(), nullcontext() if keeps_operator else use_torch_operators():
             return torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
     except RuntimeError as error:
         raise ExportError(

@@ -15,7 +15,7 @@ HEADS, CHANNELS, POINTS = 8, 32, 4
 TOKENS = sum(height * width for height, width in SHAPES)
 
 
-def devices() -> list[torch.device]:
+def list_devices() -> list[torch.device]:
     """Return the kinds of devices that this machine has and some kernel is made for."""
     return [torch.device(name) for name in ("cpu", *["cuda"] * torch.cuda.is_available())]
 
@@ -24,7 +24,7 @@ def print_kernels(device: torch.device) -> list[str]:
     """Print which kernels can be used on a device and why others can't; return the former."""
     usable = []
     for name in KERNELS:
-        reason = load_kernel(name).unavailable(device)
+        reason = load_kernel(name).why_unavailable(device)
         print(f"  {name:<8} {'usable' if reason is None else f'not usable: {reason}'}")
         if reason is None:
             usable.append(name)
@@ -35,12 +35,14 @@ def print_self_test(name: str, dtype: torch.dtype, device: torch.device) -> bool
     """Print a kernel's differences from PyTorch and its times; return whether it is right."""
     kernel = load_kernel(name)
     sizes = (HEADS, CHANNELS, POINTS, dtype, device)
-    found = self_test.differences(name, self_test.random_inputs(SMALL_SHAPES, 2, 1000, *sizes))
-    right = self_test.fits(found, dtype)
+    found = self_test.measure_differences(
+        name, self_test.random_inputs(SMALL_SHAPES, 2, 1000, *sizes)
+    )
+    right = self_test.within_tolerance(found, dtype)
     inputs = self_test.random_inputs(SHAPES, 1, TOKENS, *sizes)
     grad = torch.randn(1, TOKENS, HEADS * CHANNELS).to(inputs[0])
-    forward = self_test.best_time(lambda: kernel.forward(*inputs), device)
-    backward = self_test.best_time(lambda: kernel.backward(grad, *inputs), device)
+    forward = self_test.measure_best_time(lambda: kernel.forward(*inputs), device)
+    backward = self_test.measure_best_time(lambda: kernel.backward(grad, *inputs), device)
     print(
         f"  {name:<8} {str(dtype).removeprefix('torch.'):<9} {1e3 * forward:9.2f} ms "
         f"{1e3 * backward:9.2f} ms {max(found.values()):11.1e}  {'' if right else 'WRONG'}"
@@ -53,7 +55,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     print(f"OVFORMER_MSDA={os.environ.get('OVFORMER_MSDA', 'auto')}")
     all_right = True
-    for device in devices():
+    for device in list_devices():
         print(f"\n{device}:")
         usable = print_kernels(device)
         try:

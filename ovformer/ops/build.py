@@ -52,7 +52,7 @@ def find_nvcc() -> str:
     raise BuildError(f"there is no {' or '.join(places)}: install CUDA, or set CUDA_HOME")
 
 
-def known_architectures(nvcc: str) -> list[int]:
+def list_architectures(nvcc: str) -> list[int]:
     """Return the compute capabilities, times ten, that a compiler makes code for, in order.
 
     Raises:
@@ -64,7 +64,7 @@ def known_architectures(nvcc: str) -> list[int]:
     return sorted(map(int, known))
 
 
-def architecture_flags(nvcc: str, wanted: Sequence[str]) -> list[str]:
+def make_architecture_flags(nvcc: str, wanted: Sequence[str]) -> list[str]:
     """Return flags for code of each architecture, and for PTX of the newest for what comes later.
 
     Args:
@@ -76,7 +76,7 @@ def architecture_flags(nvcc: str, wanted: Sequence[str]) -> list[str]:
     """
     if list(wanted) == ["native"]:
         return ["-arch=native"]
-    known = known_architectures(nvcc)
+    known = list_architectures(nvcc)
     numbers = {number for number in known if OLDEST <= number <= NEWEST}
     if list(wanted) != ["all"]:
         names = {name: re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)", name) for name in wanted}
@@ -94,7 +94,7 @@ def build_cuda(wanted: Sequence[str] = ("all",), folder: Path | None = None) -> 
     """Compile the CUDA kernel.
 
     Args:
-        wanted: see :func:`architecture_flags`.
+        wanted: see :func:`make_architecture_flags`.
         folder: of the library; by default the user's cache, where the kernel is looked for.
 
     Returns:
@@ -104,7 +104,7 @@ def build_cuda(wanted: Sequence[str] = ("all",), folder: Path | None = None) -> 
         BuildError: there is no compiler, or it failed.
     """
     nvcc = find_nvcc()
-    command = [nvcc, *CUDA_FLAGS, *architecture_flags(nvcc, wanted)]
+    command = [nvcc, *CUDA_FLAGS, *make_architecture_flags(nvcc, wanted)]
     folder = folder or writable_folder()
     folder.mkdir(parents=True, exist_ok=True)
     compile_library(CUDA_SOURCE, command, folder / cuda_library_name())
@@ -121,7 +121,7 @@ def build_cpu() -> None:
 
     from ovformer.ops import ms_deform_attn_cpu
 
-    if reason := ms_deform_attn_cpu.unavailable(torch.device("cpu")):
+    if reason := ms_deform_attn_cpu.why_unavailable(torch.device("cpu")):
         raise BuildError(reason)
 
 

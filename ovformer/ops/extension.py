@@ -54,7 +54,7 @@ def cached_path(source: Path, command: Sequence[str]) -> Path:
     Raises:
         BuildError: there is no such compiler.
     """
-    facts = (source.read_bytes(), *command, compiler_version(command[0]), processor())
+    facts = (source.read_bytes(), *command, compiler_version(command[0]), describe_processor())
     digest = hashlib.sha256()
     for fact in facts:
         fact = fact if isinstance(fact, bytes) else fact.encode()
@@ -133,7 +133,7 @@ def compiler_version(compiler: str) -> str:
 
 
 @functools.cache
-def processor() -> str:
+def describe_processor() -> str:
     """Return what there is to know about this machine's kind of processor."""
     text = platform.machine() + platform.processor()
     cpuinfo = Path("/proc/cpuinfo")

@@ -3,7 +3,7 @@
 One PyTorch operator, ``ovformer::ms_deform_attn``, with several kernels behind it. A kernel is a
 module of three functions on checked, contiguous inputs:
 
-* ``unavailable(device) -> str | None``: why it can't run there, in words, or None;
+* ``why_unavailable(device) -> str | None``: why it can't run there, in words, or None;
 * ``forward(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)``;
 * ``backward(grad_output, value, ...)``: the gradients of ``value``, ``sampling_locations`` and
   ``attention_weights``.
@@ -31,22 +31,22 @@ logger = logging.getLogger(__name__)
 # Kernel -> the type of device that it is for (None: any). ``auto`` takes the first that can run.
 KERNELS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "torch": None}
 
-_is_written_out = False
+_uses_torch_operators = False
 
 
 @contextmanager
-def written_out() -> Iterator[None]:
+def use_torch_operators() -> Iterator[None]:
     """Have what is traced meanwhile consist of PyTorch's operators, in place of ours.
 
     It runs where OVFormer is not installed, or in other software. Levels whose sizes are given as
     integers may be of any size then: a trace has symbols for them.
     """
-    global _is_written_out
-    before, _is_written_out = _is_written_out, True
+    global _uses_torch_operators
+    before, _uses_torch_operators = _uses_torch_operators, True
     try:
         yield
     finally:
-        _is_written_out = before
+        _uses_torch_operators = before
 
 
 def ms_deform_attn(
@@ -78,12 +78,14 @@ def ms_deform_attn(
         RuntimeError: ``$OVFORMER_MSDA`` names a kernel that can't be used here.
     """
     samples = _in_full_precision(value, sampling_locations, attention_weights)
-    if _is_written_out:
+    if _uses_torch_operators:
         return load_kernel("torch").forward(value, spatial_shapes, level_start_index, *samples)
-    return _forward(value, on_host(spatial_shapes), on_host(level_start_index), *samples)
+    return _forward(
+        value, to_host_tensor(spatial_shapes), to_host_tensor(level_start_index), *samples
+    )
 
 
-def on_host(numbers: Tensor | Sequence) -> Tensor:
+def to_host_tensor(numbers: Tensor | Sequence) -> Tensor:
     """Return sizes or positions as a tensor, made on the CPU if they are none."""
     return numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
 
@@ -110,8 +112,8 @@ def _choose_kernel(device: torch.device, wanted: str) -> str:
         known = ", ".join(["auto", *KERNELS])
         raise ValueError(f"OVFORMER_MSDA: unknown kernel {wanted!r}. Known: {known}")
     if wanted != "auto":
-        if reason := load_kernel(wanted).unavailable(device):
-            usable = [name for name in KERNELS if not load_kernel(name).unavailable(device)]
+        if reason := load_kernel(wanted).why_unavailable(device):
+            usable = [name for name in KERNELS if not load_kernel(name).why_unavailable(device)]
             raise RuntimeError(
                 f"OVFORMER_MSDA={wanted}, but this kernel can't be used on {device}: {reason}. "
                 f"Usable there: {', '.join(usable)}. `python -m ovformer.ops` says more."
@@ -122,7 +124,7 @@ def _choose_kernel(device: torch.device, wanted: str) -> str:
     for name, device_type in KERNELS.items():
         if device_type not in (None, device.type):
             continue
-        reason = load_kernel(name).unavailable(device)
+        reason = load_kernel(name).why_unavailable(device)
         if reason is None:
             break
         passed_over.append(f"; not {name}: {reason}")

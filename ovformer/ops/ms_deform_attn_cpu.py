@@ -21,7 +21,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 COMPILERS = ("g++", "c++", "clang++")
 
 
-def unavailable(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> str | None:
     """Return why this kernel can't run on a device, or None; compiles it if need be."""
     if device.type != "cpu":
         return "it is for the CPU"

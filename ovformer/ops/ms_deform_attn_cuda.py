@@ -18,7 +18,7 @@ from ovformer.ops.extension import BuildError, load_library
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def unavailable(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> str | None:
     """Return why this kernel can't run on a device, or None."""
     if device.type != "cuda":
         return "it is for NVIDIA GPUs"
@@ -160,11 +160,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library = load_library(path)
     except BuildError as error:
         return None, str(error)
-    declare(library)
+    declare_return_types(library)
     return library, None
 
 
-def declare(library: ctypes.CDLL) -> None:
+def declare_return_types(library: ctypes.CDLL) -> None:
     """Tell ctypes that the library's functions return None, or in words what went wrong."""
     library.ms_deform_attn_usable.restype = ctypes.c_char_p
     for dtype in DTYPES:

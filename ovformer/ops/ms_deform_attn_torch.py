@@ -13,7 +13,7 @@ from torch.nn import functional as F
 BILINEAR, ZEROS = 0, 0  # interpolation and padding, as grid_sample's backward names them
 
 
-def unavailable(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> str | None:
     """Return None: this kernel runs on every device."""
     return None
 

@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
 NUMBERS = 1024  # of one program: its rows times its channels, 8 for each thread of 4 warps
 
 
-def unavailable(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> str | None:
     """Return why this kernel can't run on a device, or None."""
     if kernels is None:
         return "the package triton is not installed"

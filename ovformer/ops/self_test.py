@@ -70,7 +70,7 @@ def random_inputs(
     )
 
 
-def differences(name: str, inputs: Inputs) -> dict[str, float]:
+def measure_differences(name: str, inputs: Inputs) -> dict[str, float]:
     """Compare a kernel, forward and backward, with the PyTorch one in float64.
 
     Args:
@@ -98,12 +98,14 @@ def differences(name: str, inputs: Inputs) -> dict[str, float]:
     return found
 
 
-def fits(found: dict[str, float], dtype: torch.dtype) -> bool:
+def within_tolerance(found: dict[str, float], dtype: torch.dtype) -> bool:
     """Return whether differences are those of roundings alone; what is no number never is."""
     return all(difference <= TOLERANCES[dtype] for difference in found.values())
 
 
-def best_time(function: Callable[[], object], device: torch.device, seconds: float = 0.4) -> float:
+def measure_best_time(
+    function: Callable[[], object], device: torch.device, seconds: float = 0.4
+) -> float:
     """Return the shortest time that a function took, in seconds, within some time of trying.
 
     Args:

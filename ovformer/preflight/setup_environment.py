@@ -126,7 +126,7 @@ def kernel_rows() -> Iterator[Row]:
         others = []
         for kernel, kind in KERNELS.items():
             if kind in (None, device.type) and kernel != chosen:
-                reason = load_kernel(kernel).unavailable(device)
+                reason = load_kernel(kernel).why_unavailable(device)
                 others.append(f"{kernel}: {reason or 'usable'}")
         is_slow = chosen == "torch" and os.environ.get("OVFORMER_MSDA", "auto") == "auto"
         text = "; ".join([f"{chosen} (deformable attention)", *others])

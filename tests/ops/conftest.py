@@ -44,7 +44,7 @@ def cuda_on_host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     line = ["g++", *flags, *warnings, f"-I{CUDA_ON_HOST}", "-x", "c++", CUDA_SOURCE, "-o", path]
     subprocess.run(line, check=True)
     library = ctypes.CDLL(str(path))
-    ms_deform_attn_cuda.declare(library)
+    ms_deform_attn_cuda.declare_return_types(library)
     return library
 
 
@@ -55,7 +55,7 @@ def cuda_kernel_on_host(cuda_on_host: ctypes.CDLL, monkeypatch: pytest.MonkeyPat
         "_load": lambda: (cuda_on_host, None),
         "_index": lambda device: 0,
         "_stream": lambda device: 0,
-        "unavailable": lambda device: None,
+        "why_unavailable": lambda device: None,
     }
     for name, change in changes.items():
         monkeypatch.setattr(ms_deform_attn_cuda, name, change)
@@ -74,8 +74,8 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         if torch.cuda.is_available():
             pytest.skip("triton compiles for the GPU here: see test_kernels_on_gpu.py")
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        monkeypatch.setattr(ms_deform_attn_triton, "unavailable", lambda device: None)
-    if reason := ms_deform_attn.load_kernel(name).unavailable(CPU):
+        monkeypatch.setattr(ms_deform_attn_triton, "why_unavailable", lambda device: None)
+    if reason := ms_deform_attn.load_kernel(name).why_unavailable(CPU):
         if name == "cpu" and shutil.which("g++"):
             pytest.fail(reason)
         pytest.skip(f"{name}: {reason}")

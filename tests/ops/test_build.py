@@ -44,7 +44,7 @@ def test_the_cuda_source_compiles_and_links(tmp_path) -> None:
     (path,) = Path(tmp_path, "ovformer").iterdir()
     assert str(path) in run.stdout and path.name == build.cuda_library_name()
     library = load_library(path)
-    ms_deform_attn_cuda.declare(library)  # all functions are there
+    ms_deform_attn_cuda.declare_return_types(library)  # all functions are there
     assert library.ms_deform_attn_usable(99)  # no machine has so many GPUs
     assert b"libcudart.so" not in path.read_bytes()
     assert isinstance(library, ctypes.CDLL)
@@ -52,23 +52,23 @@ def test_the_cuda_source_compiles_and_links(tmp_path) -> None:
 
 def test_all_means_volta_to_blackwell_as_far_as_the_compiler_knows_them(nvcc) -> None:
     assert build.find_nvcc() == nvcc
-    assert build.architecture_flags(nvcc, ["all"]) == [
+    assert build.make_architecture_flags(nvcc, ["all"]) == [
         *(f"-gencode=arch=compute_{n},code=sm_{n}" for n in (70, 75, 80, 90, 100)),
         "-gencode=arch=compute_100,code=compute_100",
     ]
 
 
 def test_architectures_are_named_in_several_ways(nvcc) -> None:
-    flags = build.architecture_flags(nvcc, ["90", "sm_80", "12.0"])
+    flags = build.make_architecture_flags(nvcc, ["90", "sm_80", "12.0"])
     assert flags[:3] == [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 120)]
     assert flags[3:] == ["-gencode=arch=compute_120,code=compute_120"]
-    assert build.architecture_flags(nvcc, ["native"]) == ["-arch=native"]
+    assert build.make_architecture_flags(nvcc, ["native"]) == ["-arch=native"]
 
 
 @pytest.mark.parametrize("wrong", ["sm_60", "9", "hopper", "sm_90a"])
 def test_architectures_that_the_compiler_does_not_know_are_named(wrong, nvcc) -> None:
     with pytest.raises(BuildError, match=f"does not know {wrong}. Known: all, native, sm_70, sm_7"):
-        build.architecture_flags(nvcc, ["80", wrong])
+        build.make_architecture_flags(nvcc, ["80", wrong])
 
 
 @pytest.mark.parametrize("home", [None, "/no/such/cuda"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovformer.ops.ms_deform_attn import choose_kernel, load_kernel, ms_deform_attn
-from ovformer.ops.self_test import TOLERANCES, differences, fits, random_inputs
+from ovformer.ops.self_test import TOLERANCES, measure_differences, random_inputs, within_tolerance
 
 pytestmark = pytest.mark.gpu
 SHAPES = [(12, 20), (24, 40), (48, 80)]
@@ -15,7 +15,7 @@ SHAPES = [(12, 20), (24, 40), (48, 80)]
 @pytest.fixture(params=["cuda", "triton", "torch"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a kernel, which the operator then uses on the GPU."""
-    if reason := load_kernel(request.param).unavailable(torch.device("cuda", 0)):
+    if reason := load_kernel(request.param).why_unavailable(torch.device("cuda", 0)):
         pytest.skip(f"{request.param}: {reason}")
     monkeypatch.setenv("OVFORMER_MSDA", request.param)
     yield request.param
@@ -32,8 +32,8 @@ def differentiable(inputs):
 @pytest.mark.parametrize("channels", [1, 3, 32, 48, 100, 256])
 def test_it_equals_pytorch_in_float64(channels, dtype, kernel) -> None:
     inputs = random_inputs([(3, 5), (0, 4), (9, 7)], 2, 301, 8, channels, 4, dtype, "cuda")
-    found = differences(kernel, inputs)
-    assert fits(found, dtype), found
+    found = measure_differences(kernel, inputs)
+    assert within_tolerance(found, dtype), found
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_it_equals_pytorch_in_float64(channels, dtype, kernel) -> None:
 )
 def test_it_survives_what_is_empty(sizes, kernel) -> None:
     inputs = random_inputs(**{"shapes": [(3, 4)], "device": "cuda", **sizes})
-    found = differences(kernel, inputs)
-    assert fits(found, torch.float64), found
+    found = measure_differences(kernel, inputs)
+    assert within_tolerance(found, torch.float64), found
 
 
 def test_gradients_are_those_of_differences(kernel) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, ms_deform_attn, written_out
+from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, ms_deform_attn, use_torch_operators
 from ovformer.ops.self_test import random_inputs
 
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def test_written_out_it_is_exported_without_itself_for_any_size() -> None:
         return (*(x.unflatten(1, shape) for x, shape in maps), *samples)
 
     sizes = {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
-    with written_out():
+    with use_torch_operators():
         exported = torch.export.export(
             Module(),
             inputs((2, 3), (4, 5)),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovformer.ops import ms_deform_attn_cuda as cuda
-from ovformer.ops.self_test import differences, fits, random_inputs
+from ovformer.ops.self_test import measure_differences, random_inputs, within_tolerance
 
 NAMES = ("value", "spatial_shapes", "level_start_index", "sampling_locations", "attention_weights")
 
@@ -18,8 +18,8 @@ def inputs(**changes):
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
 def test_more_levels_than_one_launch_takes(dtype, cuda_kernel_on_host) -> None:
-    found = differences("cuda", random_inputs([(1, 2)] * 300, 1, 3, 2, 16, 1, dtype))
-    assert fits(found, dtype), found
+    found = measure_differences("cuda", random_inputs([(1, 2)] * 300, 1, 3, 2, 16, 1, dtype))
+    assert within_tolerance(found, dtype), found
 
 
 def test_no_levels_at_all_give_zeros(cuda_kernel_on_host) -> None:
@@ -90,19 +90,19 @@ def test_why_it_is_not_available_is_said_in_words(
     cuda_on_host: ctypes.CDLL, monkeypatch, tmp_path, fresh_choice
 ) -> None:
     gpu = torch.device("cuda:1")
-    assert cuda.unavailable(torch.device("cpu")) == "it is for NVIDIA GPUs"
+    assert cuda.why_unavailable(torch.device("cpu")) == "it is for NVIDIA GPUs"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert cuda.unavailable(gpu) == "this torch was built without CUDA"
+    assert cuda.why_unavailable(gpu) == "this torch was built without CUDA"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(cuda, "find_cuda_library", lambda: None)
-    assert "not compiled: `python -m ovformer.ops.build`" in cuda.unavailable(gpu)
+    assert "not compiled: `python -m ovformer.ops.build`" in cuda.why_unavailable(gpu)
     cuda._load.cache_clear()
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes(b"no library, but as long as a checksum")
     monkeypatch.setattr(cuda, "find_cuda_library", lambda: damaged)
-    assert cuda.unavailable(gpu) == f"{damaged} is damaged"
+    assert cuda.why_unavailable(gpu) == f"{damaged} is damaged"
     monkeypatch.setattr(cuda, "_load", lambda: (cuda_on_host, None))
-    assert cuda.unavailable(gpu).startswith(
+    assert cuda.why_unavailable(gpu).startswith(
         "invalid device ordinal (`python -m ovformer.ops.build`"
     )
-    assert cuda.unavailable(torch.device("cuda:0")) is None
+    assert cuda.why_unavailable(torch.device("cuda:0")) is None

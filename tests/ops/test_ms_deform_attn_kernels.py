@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ovformer.ops.ms_deform_attn import load_kernel, ms_deform_attn
-from ovformer.ops.self_test import differences, fits, random_inputs
+from ovformer.ops.self_test import measure_differences, random_inputs, within_tolerance
 
 SHAPES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4)
 EACH_KERNEL = settings(
@@ -30,8 +30,8 @@ EACH_KERNEL = settings(
     seed=st.integers(0, 1000),
 )
 def test_each_kernel_equals_pytorch_in_float64(kernel, **arguments) -> None:
-    found = differences(kernel, random_inputs(**arguments))
-    assert fits(found, arguments["dtype"]), found
+    found = measure_differences(kernel, random_inputs(**arguments))
+    assert within_tolerance(found, arguments["dtype"]), found
 
 
 @pytest.mark.parametrize("far", [-1e30, 1e19, 1e37, -1.6, 3.1])
@@ -61,8 +61,8 @@ def test_places_on_a_kink_have_the_derivative_of_pytorch(edge, kernel) -> None:
     """At a pixel's centre, or one pixel outside of the map, two derivatives are right."""
     inputs = random_inputs([(1, 1), (2, 2)])
     inputs[3].fill_(edge)
-    found = differences(kernel, inputs)
-    assert fits(found, torch.float64), found
+    found = measure_differences(kernel, inputs)
+    assert within_tolerance(found, torch.float64), found
 
 
 def test_inputs_need_not_be_contiguous(kernel) -> None:
@@ -101,7 +101,7 @@ def test_torch_and_the_cpu_kernel_share_their_threads(kernel) -> None:
     """In a process of its own, as other packages bring OpenMP libraries as well."""
     code = (
         "import torch, pathlib\nfrom ovformer.ops import ms_deform_attn_cpu as kernel\n"
-        "assert kernel.unavailable(torch.device('cpu')) is None\n"
+        "assert kernel.why_unavailable(torch.device('cpu')) is None\n"
         "words = pathlib.Path('/proc/self/maps').read_text().split()\n"
         "print(*{word for word in words if 'libgomp' in word}, sep='\\n')"
     )

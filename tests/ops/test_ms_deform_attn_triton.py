@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from ovformer.ops import ms_deform_attn_triton
-from ovformer.ops.self_test import differences, fits, random_inputs
+from ovformer.ops.self_test import measure_differences, random_inputs, within_tolerance
 
 
 def test_it_is_for_gpus_with_triton(monkeypatch) -> None:
     if ms_deform_attn_triton.kernels is not None:
-        assert ms_deform_attn_triton.unavailable(torch.device("cuda")) is None
-        assert ms_deform_attn_triton.unavailable(torch.device("cpu")) == "it is for GPUs"
+        assert ms_deform_attn_triton.why_unavailable(torch.device("cuda")) is None
+        assert ms_deform_attn_triton.why_unavailable(torch.device("cpu")) == "it is for GPUs"
     monkeypatch.setattr(ms_deform_attn_triton, "kernels", None)
-    reason = ms_deform_attn_triton.unavailable(torch.device("cuda"))
+    reason = ms_deform_attn_triton.why_unavailable(torch.device("cuda"))
     assert reason == "the package triton is not installed"
 
 
@@ -24,7 +24,7 @@ def test_without_triton_the_operator_works() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "from ovformer.ops.ms_deform_attn import KERNELS, load_kernel\n"
-        "import torch; print(load_kernel('triton').unavailable(torch.device('cuda')))"
+        "import torch; print(load_kernel('triton').why_unavailable(torch.device('cuda')))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "the package triton is not installed\n"
@@ -33,8 +33,8 @@ def test_without_triton_the_operator_works() -> None:
 @pytest.mark.parametrize("kernel", ["triton"], indirect=True)
 @pytest.mark.parametrize(("queries", "channels"), [(60, 8), (9, 200), (3, 1)])
 def test_rows_of_several_programs(queries, channels, kernel) -> None:
-    found = differences(kernel, random_inputs([(3, 4)], 1, queries, 3, channels, 1))
-    assert fits(found, torch.float64), found
+    found = measure_differences(kernel, random_inputs([(3, 4)], 1, queries, 3, channels, 1))
+    assert within_tolerance(found, torch.float64), found
 
 
 @pytest.mark.slow

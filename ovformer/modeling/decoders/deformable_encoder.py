@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ovformer.modeling.decoders.position_encoding import reference_points, sine_position_encoding
 from ovformer.ops.linear import linear
-from ovformer.ops.ms_deform_attn import ms_deform_attn, on_host
+from ovformer.ops.ms_deform_attn import ms_deform_attn, to_host_tensor
 
 
 class MSDeformAttn(nn.Module):
@@ -87,7 +87,7 @@ class MSDeformAttn(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             precise = query.to(self.sampling_offsets.weight.dtype)
             # Offsets are in pixels of a level; dividing weights makes them shares of its size.
-            extents = on_host(spatial_shapes).flip(1).to(precise)
+            extents = to_host_tensor(spatial_shapes).flip(1).to(precise)
             extents = extents.repeat_interleave(self.num_points, dim=0).flatten()
             extents = extents.repeat(self.num_heads)
             offsets = linear(

@@ -163,4 +163,4 @@ def _differences(
 def _why_not(name: str, device: torch.device) -> str | None:
     if KERNELS[name] not in (None, device.type):
         return f"for {KERNELS[name]} only"
-    return load_kernel(name).unavailable(device)
+    return load_kernel(name).why_unavailable(device)

@@ -1,4 +1,4 @@
-"""tools/app.py: its server, asked by a real browser and by an unfriendly program."""
+"""tools/app.py: a real browser and an unfriendly program visit its server."""
 
 import json
 import os
@@ -30,29 +30,24 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update"
 ).split()
-# Notes where a process connects to.
+# Writes down each address that a process connects to.
 SPY = """
 import os, socket
 connect = socket.socket.connect
-def noted(self, address):
+def connect_and_note(self, address):
     if self.family in (socket.AF_INET, socket.AF_INET6):
         with open(os.environ["SPY"], "a") as file:
             file.write(f"{address[0]}\\n")
     return connect(self, address)
-socket.socket.connect = noted
+socket.socket.connect = connect_and_note
 """
-
-
-def environment(**values: object) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **{name: str(v) for name, v in values.items()}}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[SimpleNamespace]:
-    """The address of the tool's server, the folder of its temporary files, and whom it called.
+    """A running server that takes files of 1 MB and 300 frames.
 
-    It takes files of 1 MB and 300 frames.
+    Its address, process, folder of temporary files, list of calls, and output.
     """
     folder = tmp_path_factory.mktemp("app")
     (folder / "spy").mkdir()
@@ -63,23 +58,20 @@ def server(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator[
     command = [sys.executable, ROOT / "tools" / "app.py", "--weights", trained, "--port", port]
     command += ["--device", "cpu", "--score-threshold", 0]
     command += ["--max-upload-mb", 1, "--max-frames", 300]
-    paths = os.pathsep.join([str(folder / "spy"), environment()["PYTHONPATH"]])
     (folder / "temporary").mkdir()
-    output = (folder / "output.txt").open("w")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder / "spy"), os.environ["PYTHONPATH"]]),
+        "SPY": str(folder / "calls.txt"),
+        "TMPDIR": str(folder / "temporary"),
+        "GRADIO_SHARE": "True",  # the tool has to ignore it
+    }
+    log = folder / "output.txt"
+    output = log.open("w")
     process = subprocess.Popen(
-        list(map(str, command)),
-        stdout=output,
-        stderr=output,
-        cwd=folder,
-        env=environment(
-            PYTHONPATH=paths,
-            SPY=folder / "calls.txt",
-            TMPDIR=folder / "temporary",
-            GRADIO_SHARE="True",  # which is not obeyed
-        ),
+        list(map(str, command)), stdout=output, stderr=output, cwd=folder, env=environment
     )
     address = f"http://127.0.0.1:{port}"
-    log = folder / "output.txt"
     end = time.monotonic() + PATIENCE
     try:
         while f"{address}/ " not in log.read_text():
@@ -114,8 +106,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None:
-    """What a visitor does and sees, from the upload to the download."""
-    film = write_video(tmp_path / "my film.mp4", make_frames(30))
+    """A visit from the upload to the download, with all mistakes in between."""
+    video_file = write_video(tmp_path / "my video.mp4", make_frames(30))
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "large.mp4").write_bytes(bytes(1_200_000))
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
@@ -137,21 +129,21 @@ def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None
         page.get_by_test_id("toast-body").filter(has_text=text).wait_for()
 
     find.click()
-    message("No file yet: choose a video or a picture.")
+    message("No file yet")
     upload(tmp_path / "large.mp4")
     message("maximum allowed size")
     upload(tmp_path / "text.mp4")
     page.get_by_label("text.mp4").wait_for()
     find.click()
-    message("text.mp4: neither a video nor a picture that can be read")
-    upload(film)
-    page.get_by_label("my film.mp4").wait_for()
+    message("text.mp4")
+    upload(video_file)
+    page.get_by_label("my video.mp4").wait_for()
     words.fill(" , ")
     find.click()
     message("No words yet")
     words.fill("<img src=x onerror=alert(1)>.txt")
     find.click()
-    message("'<img src=x onerror=alert(1)>.txt' is the name of a file")
+    message("<img src=x onerror=alert(1)>.txt")
 
     words.fill("dog, ${alert(2)}, <img src=x onerror=alert(3)>")
     find.click()
@@ -188,18 +180,18 @@ def test_a_visit(browser, server, make_frames: Callable, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_stopping_and_leaving(browser, server, make_frames: Callable, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "long.mp4", make_frames(400))
+    video = write_video(tmp_path / "long.mp4", make_frames(400))
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(server.address)
-    page.locator("#upload input[type=file]").set_input_files(film)
+    page.locator("#upload input[type=file]").set_input_files(video)
     page.get_by_label("long.mp4").wait_for()
     before = set(server.temporary.rglob("index.html"))
     page.get_by_role("button", name="Find").click()
     page.get_by_text(re.compile(r"looking - \d")).wait_for()
     page.get_by_role("button", name="Stop").click()
     result = page.frame_locator("iframe.result")
-    result.get_by_text("Interrupted: these are the frames up to then.").wait_for()
+    result.get_by_text("Interrupted").wait_for()
     (stopped,) = set(server.temporary.rglob("index.html")) - before
     page.get_by_role("button", name="Find").click()
     page.get_by_text(re.compile(r"looking - \d")).wait_for()
@@ -213,21 +205,21 @@ def test_stopping_and_leaving(browser, server, make_frames: Callable, tmp_path: 
 
 @pytest.mark.slow
 def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) -> None:
-    """One at a time, no file but those that were sent, no way around the queue."""
+    """One request at a time, no file but the visitor's own, no way around the queue."""
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
 
-    film = write_video(tmp_path / "my.mp4", make_frames(20))
+    video = write_video(tmp_path / "my.mp4", make_frames(20))
     patient = {"timeout": PATIENCE}
     client = Client(server.address, verbose=False, download_files=False, httpx_kwargs=patient)
-    jobs = [client.submit(handle_file(film), word, 0, 2, api_name="/find") for word in ("a", "b")]
+    jobs = [client.submit(handle_file(video), word, 0, 2, api_name="/find") for word in ("a", "b")]
     for job, word in zip(jobs, "ab", strict=True):
         view, files = job.result(timeout=PATIENCE)
         assert f"Words (1): {word}" in view and "10 frames" in view and len(files) == 4
     with pytest.raises(AppError, match="No words yet"):
-        client.predict(handle_file(film), None, 0, 2, api_name="/find")
+        client.predict(handle_file(video), None, 0, 2, api_name="/find")
     secret = tmp_path / "secret.mp4"
-    shutil.copy(film, secret)
+    shutil.copy(video, secret)
 
     def ask(path: str, data: bytes | None = None, kind: str = "application/json") -> tuple:
         address = f"{server.address}/gradio_api/{path}"
@@ -254,7 +246,7 @@ def test_requests_of_a_program(server, make_frames: Callable, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_server_calls_nobody_and_leaves_nothing(server) -> None:
-    """The last test of this file, since it ends the server."""
+    """Has to be the last test of this file: it ends the server."""
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(PATIENCE) == 0
     assert set(server.calls.read_text().split()) == {"127.0.0.1"}

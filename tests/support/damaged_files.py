@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ovformer.engine.checkpoint import read_weights
 from ovformer.engine.metrics import cut_metrics
-from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import ResultsWriter, merge_results
 from support.fault_runs import Recipe, same
@@ -72,9 +72,9 @@ def damage_files(made: dict[str, Recipe], folder: Path, runs: int, seed: int) ->
 def _read_checkpoint(path: Path, content: bytes) -> str:
     (path.parent / "last_checkpoint").write_text(path.name)
     try:
-        last_checkpoint(path.parent)
+        find_whole_checkpoint(path.parent)
     except DamagedCheckpointError as error:
-        taken = last_checkpoint(path.parent, allow_older=True)
+        taken = find_whole_checkpoint(path.parent, allow_older=True)
         assert str(path) in str(error) and taken.name == "model_0000003.pth"
         return "noticed"
     original = path.with_name("original")
@@ -85,9 +85,9 @@ def _read_checkpoint(path: Path, content: bytes) -> str:
 def _read_name(path: Path, content: bytes) -> str:
     shutil.copy(path.with_name("model_0000003.pth"), path.with_name(content.decode()))
     try:
-        found = last_checkpoint(path.parent)
+        found = find_whole_checkpoint(path.parent)
     except DamagedCheckpointError:
-        last_checkpoint(path.parent, allow_older=True)
+        find_whole_checkpoint(path.parent, allow_older=True)
         return "noticed"
     return "no effect" if found.name == content.decode() else "unnoticed"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ovformer.engine.checkpoint import read_weights
-from ovformer.engine.resume import DamagedCheckpointError, last_checkpoint
+from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
 from ovformer.engine.stages import CLIPS, FRAMES
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import ResultsWriter, merge_results
@@ -149,7 +149,7 @@ def lost(output: Path) -> list[str]:
     saved = [int(words.split()[1]) for kind, words in noted if kind == "checkpoint"]
     if saved:
         try:
-            path = last_checkpoint(output)
+            path = find_whole_checkpoint(output)
             found = read_weights(path)["iteration"] if path else -1
             if found < max(saved):
                 losses.append(f"{found} instead of {max(saved)} is the last checkpoint")

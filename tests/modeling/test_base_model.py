@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from ovformer.d2 import BitMasks, Instances
 from ovformer.modeling.decoders.embedding_alignment import UnifiedEmbeddingAlignment
-from ovformer.modeling.meta_arch.base_model import CLIPFeatureSource, OVFormerBase
+from ovformer.modeling.language.image_embedder import ImageEmbedder
+from ovformer.modeling.meta_arch.base_model import OVFormerBase
 
 CPU = torch.device("cpu")
 WIDTH, SIDE = 6, 4
@@ -38,7 +39,7 @@ def source(monkeypatch):
     """A function that makes a source; the fake encoder counts how often it is made."""
     monkeypatch.setattr(FakeEncoder, "made", 0)
     defaults = {"clip_dim": WIDTH, "image_size": SIDE}
-    return lambda **changed: CLIPFeatureSource(FakeEncoder, **{**defaults, **changed})
+    return lambda **changed: ImageEmbedder(FakeEncoder, **{**defaults, **changed})
 
 
 def record(value=0, **more):

@@ -1,10 +1,10 @@
 """Frozen batch norms as part of the convolution before them, where no gradient is wanted.
 
 A frozen norm multiplies each channel by a constant and adds another. Both can be done to the
-convolution's weights instead of its output, which is exact but for rounding and saves a pass over
-the largest arrays of the network. Weights, their names and training stay as they are.
+convolution's weights instead of its output. Results change by rounding only, and a pass over the
+largest arrays of the network is saved. Weights, their names and training do not change.
 
-Legend: C channels.
+Legend: B batch, C channels, H W pixels.
 """
 
 import copy
@@ -21,8 +21,8 @@ class FoldingConv2d(nn.Conv2d):
     """A convolution that does the work of the frozen norm after it, unless gradients are on.
 
     Args:
-        conv: what this module stands for.
-        norm: what is applied to its output, and to nothing else.
+        conv: the convolution that this module replaces.
+        norm: the norm after it, which is applied to nothing else.
 
     Attributes:
         folds: set it to False to have the norm do its own work.
@@ -43,25 +43,26 @@ class FoldingConv2d(nn.Conv2d):
         )
         self.weight, self.bias = conv.weight, conv.bias
         self.folds = True
-        self._norm = (norm,)  # in a tuple, as it is no part of this module
+        self._norm = (norm,)  # in a tuple, so that it is no submodule and in no state dict
         self._folded: tuple[tuple, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, C, H, W), and normalise if this convolution folds now."""
+        """Convolve (B, C, H, W), and normalise where no gradient is wanted."""
         if not self.folds_now():
             return super().forward(x)
         return self._conv_forward(x, *self._folded_parameters())
 
     def folds_now(self) -> bool:
-        """Tell whether the norm is part of the convolution."""
+        """Return whether the convolution does the norm's work now."""
         return self.folds and not torch.is_grad_enabled()
 
     def _folded_parameters(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias, computed again only after one of their sources changed."""
+        """Return folded weight and bias, computed again only after one of their sources changed."""
         (norm,) = self._norm
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         if torch.compiler.is_compiling() or any(x.is_inference() for x in sources):
             return self._fold(*sources)
+        # An in-place change raises a tensor's version; another tensor has another address.
         state = tuple((x.data_ptr(), x._version) for x in sources)
         if self._folded is None or self._folded[0] != state:
             with torch.inference_mode(False), torch.no_grad():
@@ -71,6 +72,7 @@ class FoldingConv2d(nn.Conv2d):
     def _fold(
         self, weight: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return w s / sqrt(v + eps) and b - m s / sqrt(v + eps), per output channel."""
         (norm,) = self._norm
         scale = scale * (variance + norm.eps).rsqrt()
         bias = shift - mean * scale
@@ -78,8 +80,8 @@ class FoldingConv2d(nn.Conv2d):
             bias = bias + self.bias * scale
         return weight * scale.view(-1, 1, 1, 1), bias
 
-    def folded(self) -> nn.Conv2d:
-        """Return a plain convolution that does the norm's work, too."""
+    def to_plain_convolution(self) -> nn.Conv2d:
+        """Return an ordinary convolution that always does the norm's work, too."""
         with torch.no_grad():
             weight, bias = self._folded_parameters()
         conv = nn.Conv2d(
@@ -97,12 +99,12 @@ class FoldingConv2d(nn.Conv2d):
         return conv
 
     def train(self, mode: bool = True) -> "FoldingConv2d":
-        """Switch the mode, and forget folded weights: they may change unseen, through ``data``."""
+        """Switch the mode, and drop folded weights: a change through ``data`` is not noticed."""
         self._folded = None
         return super().train(mode)
 
     def __getstate__(self) -> dict:
-        """Leave what can be computed again out of copies."""
+        """Leave the folded weights out of copies and pickles: they can be computed again."""
         return {**self.__dict__, "_folded": None}
 
 
@@ -116,7 +118,7 @@ class FoldedNorm(FrozenBatchNorm2d):
         self.conv: tuple[FoldingConv2d, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W), unless that is done."""
+        """Normalise (B, C, H, W), unless the convolution did."""
         return x if self.conv[0].folds_now() else super().forward(x)
 
 
@@ -124,10 +126,10 @@ def fold_frozen_norms(network: nn.Module) -> None:
     """Let convolutions do the work of the frozen norms that follow them, in place.
 
     Args:
-        network: of timm. Where it is not known what follows a convolution, all stays as it is.
+        network: of timm. A convolution keeps its norm where it is not known what follows it.
     """
     for parent in list(network.modules()):
-        for conv_name, norm_name in _consecutive(parent):
+        for conv_name, norm_name in _list_consecutive(parent):
             conv, norm = (parent.get_submodule(name) for name in (conv_name, norm_name))
             if type(conv) is nn.Conv2d and type(norm) is FrozenBatchNorm2d:
                 folded = FoldedNorm(norm)
@@ -137,10 +139,10 @@ def fold_frozen_norms(network: nn.Module) -> None:
                 parent.add_module(norm_name, folded)
 
 
-def _consecutive(parent: nn.Module) -> list[tuple[str, str]]:
-    """Return names of children of which the second is applied to the first's output and no other.
+def _list_consecutive(parent: nn.Module) -> list[tuple[str, str]]:
+    """Return pairs of children: the second is applied to the output of the first, and only to that.
 
-    They may be of any kind.
+    The children may be of any kind.
     """
     names = [name for name, _ in parent.named_children()]
     if type(parent) in (nn.Sequential, FeatureListNet):
@@ -151,7 +153,7 @@ def _consecutive(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 def stop_folding(module: nn.Module) -> nn.Module:
-    """Let all norms of a network do their own work; return the network."""
+    """Let all norms of a network do their own work, in place; return the network."""
     for part in module.modules():
         if isinstance(part, FoldingConv2d):
             part.folds = False
@@ -159,12 +161,12 @@ def stop_folding(module: nn.Module) -> nn.Module:
 
 
 def copy_without_norms(network: nn.Module) -> nn.Module:
-    """Return a copy for inference alone, in which folded norms are gone and convolutions plain."""
+    """Return a copy for inference only: ordinary convolutions that include their norms."""
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, part in list(parent.named_children()):
             if isinstance(part, FoldingConv2d):
-                parent.add_module(name, part.folded())
+                parent.add_module(name, part.to_plain_convolution())
             elif isinstance(part, FoldedNorm):
                 parent.add_module(name, nn.Identity())
     return network

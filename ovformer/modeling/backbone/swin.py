@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al., ICCV 2021) as a multi-scale feature extractor.
+"""Swin Transformer (https://arxiv.org/abs/2103.14030) as a multi-scale feature extractor.
 
 Legend: B batch, C channels, H W height and width of a feature map, N = window * window tokens of a
 window, G windows of a padded feature map, A attention heads. Feature maps are (B, H, W, C).
@@ -37,15 +37,18 @@ def join_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 def shifted_window_mask(
     height: int, width: int, window: int, shift: int, device: torch.device
 ) -> Tensor:
-    """Return what keeps tokens apart that only the cyclic shift has made neighbours.
+    """Return a mask that keeps tokens apart that only the cyclic shift has made neighbours.
 
-    After a roll by ``-shift``, the last ``shift`` rows of the map come from its top: in the last
-    row of windows they must not see the rows above them. The same holds for columns.
+    Source: figure 4 of the paper. After a roll by ``-shift``, the last ``shift`` rows of the map
+    come from its top: in the last row of windows they must not see the rows above them. The same
+    holds for columns.
 
     Returns:
         (G, N, N): 0 where a pair may attend, ``MASKED`` where not.
     """
-    row, column = ((torch.arange(n, device=device) >= n - shift).int() for n in (height, width))
+    row = (torch.arange(height, device=device) >= height - shift).int()
+    column = (torch.arange(width, device=device) >= width - shift).int()
+    # Number the four regions of the map: tokens may attend to those of their own region.
     region = (2 * row[:, None] + column[None, :])[None, :, :, None]
     region = split_windows(region, window)
     return MASKED * (region != region.transpose(1, 2)).float()
@@ -72,6 +75,7 @@ class WindowAttention(nn.Module):
             torch.zeros((2 * window - 1) ** 2, num_heads)
         )
         trunc_normal_(self.relative_position_bias_table, std=0.02)
+        # Row of the table for each pair of tokens: their offsets in y and x, counted from 0.
         axis = torch.arange(window)
         position = torch.cartesian_prod(axis, axis)
         offset = position[:, None] - position[None, :] + window - 1
@@ -94,10 +98,10 @@ class WindowAttention(nn.Module):
         query, key, value = (
             self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[
-            None
-        ]
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        bias = bias.permute(2, 0, 1).unsqueeze(0)
         if mask is not None:
+            # Windows of all images follow each other, so the mask of an image is repeated.
             bias = (bias + mask[:, None]).repeat(windows.shape[0] // mask.shape[0], 1, 1, 1)
         out = F.scaled_dot_product_attention(
             query,
@@ -138,7 +142,7 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Pad to whole windows, shift, attend, and undo both."""
+        """Pad (B, H, W, C) to whole windows, shift it, attend, and undo shift and padding."""
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         padded_height, padded_width = x.shape[1:3]
@@ -160,7 +164,7 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 C)."""
+        """Merge (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), 2 C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
@@ -197,7 +201,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, ceil(H / patch), ceil(W / patch), C)."""
+        """Embed (B, in_channels, H, W) as (B, ceil(H / patch), ceil(W / patch), C)."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
         return self.norm(self.proj(images).permute(0, 2, 3, 1))
@@ -264,6 +268,7 @@ class D2SwinTransformer(Backbone):
             trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.pos_drop = nn.Dropout(drop_rate)
 
+        # Deep blocks are dropped more often than early ones.
         drop_paths = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.layers = nn.ModuleList()
         for stage, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
@@ -272,6 +277,7 @@ class D2SwinTransformer(Backbone):
                 attention = WindowAttention(
                     dim, window_size, heads, qkv_bias, qk_scale, attn_drop_rate, drop_rate
                 )
+                # Every second block shifts its windows, so that neighbouring windows exchange.
                 shift = window_size // 2 if index % 2 else 0
                 settings = (dim, window_size, shift, mlp_ratio, drop_rate, next(drop_paths))
                 blocks.append(SwinBlock(attention, *settings))

@@ -30,7 +30,7 @@ class TimmBackbone(Backbone):
         base_name: a name of :data:`PUBLISHED_NAMES` or any timm model with a feature pyramid.
         out_levels: levels to return, ascending.
         norm: "FrozenBN" replaces batch norms by constant ones, "BN" keeps them trained.
-        freeze_at: so many levels are not trained; level 1 of a ResNet is its stem.
+        freeze_at: number of levels that are not trained; level 1 of a ResNet is its stem.
         pretrained: let timm download its own weights.
         in_channels: channels of the input image.
         kwargs: more arguments of timm's constructor.
@@ -58,6 +58,7 @@ class TimmBackbone(Backbone):
         )
         info = self.base.feature_info
         strides = info.reduction()
+        # The pixel decoder resizes each level to the next finer one.
         if any(fine >= coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
             raise ValueError(
                 f"MODEL.TIMM.BASE_NAME: {base_name!r} has strides {strides} at levels "
@@ -67,6 +68,7 @@ class TimmBackbone(Backbone):
         self._out_features = [f"layer{level}" for level in out_levels]
         self._out_feature_channels = dict(zip(self._out_features, info.channels(), strict=True))
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+        # Swin and others of timm return (B, H, W, C).
         self._channels_last = str(getattr(self.base, "output_fmt", "NCHW")).endswith("NHWC")
         self._freeze_levels(freeze_at)
         if norm == "FrozenBN":
@@ -128,7 +130,7 @@ def freeze_batch_norms(module: nn.Module) -> nn.Module:
 
 
 def parse_kwargs(text: str) -> dict[str, Any]:
-    """Return the mapping that ``MODEL.TIMM.KWARGS`` writes as YAML; an empty text is an empty one.
+    """Return the mapping of ``MODEL.TIMM.KWARGS``, which is YAML; {} for an empty text.
 
     Raises:
         ValueError: the text is no YAML mapping.
@@ -150,7 +152,7 @@ def parse_kwargs(text: str) -> dict[str, Any]:
 def _create_base(
     base_name: str, out_levels: tuple[int, ...], pretrained: bool, kwargs: dict[str, Any]
 ) -> nn.Module:
-    """Create timm's feature extractor, or say what is wrong with the request."""
+    """Create timm's feature extractor, or raise an error that names the key to change."""
     timm_name = PUBLISHED_NAMES.get(base_name, base_name)
     if not timm.is_model(timm_name):
         near = difflib.get_close_matches(base_name, [*PUBLISHED_NAMES, *timm.list_models()], n=5)

@@ -18,7 +18,9 @@ from ovformer.ops.ms_deform_attn import ms_deform_attn, to_host_tensor
 
 
 class MSDeformAttn(nn.Module):
-    """Multi-scale deformable attention: each query looks at a few places of each level.
+    """Multi-scale deformable attention: each query samples a few locations of each level.
+
+    Source: Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3.
 
     Args:
         channels: C.
@@ -27,7 +29,7 @@ class MSDeformAttn(nn.Module):
         num_points: P, per head and level.
 
     Raises:
-        ValueError: C cannot be divided into so many heads.
+        ValueError: M does not divide C.
     """
 
     def __init__(self, channels: int, num_levels: int, num_heads: int, num_points: int) -> None:
@@ -45,15 +47,18 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise all parameters."""
+        """Initialise all parameters as Deformable DETR does."""
+        # With zero weights, the biases below alone place the first sampling locations.
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         for layer in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
+        # Each head starts in a direction of its own, and each further point one pixel further away.
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        directions = torch.stack((angles.cos(), angles.sin()), dim=1)  # on a square, not a circle
+        directions = torch.stack((angles.cos(), angles.sin()), dim=1)
+        # On a square, not on a circle: the first points are whole pixels away in x or y.
         directions = directions / directions.abs().amax(dim=1, keepdim=True)
         distances = torch.arange(1, self.num_points + 1)
         offsets = directions[:, None, None] * distances[:, None]
@@ -71,7 +76,8 @@ class MSDeformAttn(nn.Module):
     ) -> Tensor:
         """Attend around each query's reference point.
 
-        Places and weights are computed in float32, also under autocast: 16 bits are too coarse.
+        Sampling locations and weights are float32 also under autocast: 16 bits are too coarse for
+        a location in a large feature map.
 
         Args:
             query: (B, Q, C).
@@ -86,7 +92,8 @@ class MSDeformAttn(nn.Module):
         sizes = (self.num_heads, self.num_levels, self.num_points)
         with torch.autocast(query.device.type, enabled=False):
             precise = query.to(self.sampling_offsets.weight.dtype)
-            # Offsets are in pixels of a level; dividing weights makes them shares of its size.
+            # The layer predicts offsets in pixels, the operator wants shares of a level's height
+            # and width. Dividing the small weights is cheaper than dividing all offsets.
             extents = to_host_tensor(spatial_shapes).flip(1).to(precise)
             extents = extents.repeat_interleave(self.num_points, dim=0).flatten()
             extents = extents.repeat(self.num_heads)
@@ -104,7 +111,16 @@ class MSDeformAttn(nn.Module):
 
 
 class MSDeformAttnEncoderLayer(nn.Module):
-    """Deformable self-attention of all pixels, and a feed-forward network; post-norm."""
+    """Deformable self-attention of all pixels, and a feed-forward network; post-norm.
+
+    Args:
+        channels: C.
+        hidden_channels: width of the feed-forward network.
+        dropout: probability, after each of its layers and after the attention.
+        num_levels: L.
+        num_heads: M, a divisor of C.
+        num_points: P, per head and level.
+    """
 
     def __init__(
         self,
@@ -143,7 +159,19 @@ class MSDeformAttnEncoderLayer(nn.Module):
 
 
 class MSDeformAttnEncoder(nn.Module):
-    """Deformable attention layers over several feature maps of equal width."""
+    """Deformable attention layers over several feature maps of equal width.
+
+    Args:
+        channels: C.
+        hidden_channels: width of each layer's feed-forward network.
+        dropout: probability, in each layer.
+        num_levels: L.
+        num_heads: M, a divisor of C.
+        num_points: P, per head and level.
+        num_layers: deformable attention layers.
+        activation_checkpointing: recompute what is inside a layer in the backward pass, to save
+            memory.
+    """
 
     def __init__(
         self,
@@ -168,19 +196,29 @@ class MSDeformAttnEncoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Update the maps: one (B, C, H, W) per level, of any sizes."""
+        """Update the feature maps.
+
+        Args:
+            maps: one (B, C, H, W) per level, of any sizes.
+
+        Returns:
+            Maps of the same shapes.
+        """
         shapes = [tuple(x.shape[-2:]) for x in maps]
         device = maps[0].device
+        # The position of a pixel in its level does not say which level: a learned embedding does.
         position = torch.cat(
             [
                 sine_position_encoding(*shape, x.shape[1], device) + embed
                 for shape, x, embed in zip(shapes, maps, self.level_embed, strict=True)
             ]
         )
+        # A pixel looks around its own place in all levels.
         points = reference_points(shapes, device)[None, :, None]
         lengths = [height * width for height, width in shapes]
         starts = list(accumulate(lengths[:-1], initial=0))
 
+        # One sequence of all levels, so that pixels of one attend to those of the others.
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
         for layer in self.encoder.layers:
             arguments = (tokens, position, points, shapes, starts)

@@ -154,7 +154,10 @@ class UnifiedEmbeddingAlignment(nn.Module):
                 f"{tuple(clip_features.shape)}. They have to come from the CLIP model of the text "
                 "classifier (MODEL.CLIP.NAME, MODEL.CLIP.EMBED_DIM)"
             )
+        # The MLP brings queries to CLIP's width only. Attending to CLIP's embedding of the image
+        # brings them to CLIP's space, where they can be compared with class names.
         aligned = self.cross_attention(self.linear(queries), clip_features, clip_features)
+        # The temperature would multiply the rounding of half types: cosines are float32.
         with torch.autocast(aligned.device.type, enabled=False):
             return self.temperature * F.normalize(aligned.float(), dim=2) @ self.zs_weight
 
@@ -162,8 +165,8 @@ class UnifiedEmbeddingAlignment(nn.Module):
 def classifier_columns(weights: Tensor) -> Tensor:
     """Return text embeddings (K, D) as ``zs_weight`` (D, K + 1).
 
-    Its columns have unit length, but for the last, which stands for "no object": its logit is
-    always zero.
+    All columns have unit length except the last, which is zero: the logit of "no object" is always
+    zero.
     """
     columns = F.normalize(weights.t(), dim=0)
     return torch.cat((columns, columns.new_zeros(columns.shape[0], 1)), dim=1)

@@ -38,7 +38,7 @@ class MaskFormerHead(nn.Module):
         }
 
     def forward(self, features: Mapping[str, Tensor], clip_features: Tensor) -> dict[str, Any]:
-        """Predict.
+        """Predict a mask, a class and an objectness for each query.
 
         Args:
             features: name -> (B, channels, H, W), from the backbone.

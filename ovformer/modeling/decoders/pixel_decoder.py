@@ -1,6 +1,8 @@
 """Pixel decoder: multi-scale deformable attention over the backbone's features, then an FPN.
 
-It works in float32, also under autocast, unless told otherwise.
+It works in float32 also under autocast, unless ``precision`` is "autocast".
+
+Source: Mask2Former, https://arxiv.org/abs/2112.01527.
 
 Legend: B batch, C channels, Cm mask channels, H W pixels.
 """
@@ -24,7 +26,7 @@ from ovformer.modeling.decoders.deformable_encoder import MSDeformAttnEncoder
 
 # Levels that the query decoder looks at.
 NUM_OUTPUT_LEVELS = 3
-NUM_GROUPS = 32
+NUM_GROUPS = 32  # of the group normalisations, as published
 PRECISIONS = ("float32", "autocast")
 
 
@@ -46,7 +48,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         dim_feedforward: width of each layer's feed-forward network.
         dropout: probability, in the deformable attention layers.
         activation_checkpointing: recompute what is inside these layers in the backward pass.
-        precision: under autocast: "float32" or "autocast".
+        precision: of the decoder under autocast, "float32" or "autocast".
 
     Raises:
         ValueError: the features do not exist or do not reach ``common_stride``, a width does
@@ -83,8 +85,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.CONVS_DIM: expected a multiple of {NUM_GROUPS} (groups of the "
                 f"group normalisation), got {conv_dim}"
             )
-        coarse = _by_stride(input_shape, transformer_in_features)
+        coarse = _sort_by_stride(input_shape, transformer_in_features)
         self.transformer_in_features = coarse[::-1]  # coarsest first
+        # Deformable attention needs levels of one width, whatever the backbone's widths are.
         self.input_proj = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(input_shape[name].channels, conv_dim, kernel_size=1),
@@ -108,10 +111,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         c2_xavier_fill(self.mask_features)
 
+        # Deformable attention over the finest levels would cost too much. They join in an FPN,
+        # down to the stride of the mask features.
         finest = input_shape[coarse[0]].stride
         fine = [
             name
-            for name in _by_stride(input_shape)
+            for name in _sort_by_stride(input_shape)
             if common_stride <= input_shape[name].stride < finest
         ]
         levels = [input_shape[name].stride for name in fine + coarse]
@@ -123,6 +128,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             )
         self.fpn_in_features = fine
         for index, name in enumerate(fine, 1):
+            # A bias before a normalisation has no effect: the norm subtracts it.
             lateral = Conv2d(
                 input_shape[name].channels,
                 conv_dim,
@@ -187,6 +193,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             return self._decode({name: x.float() for name, x in features.items()})
 
     def _decode(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Decode as :meth:`forward` does, in the precision of the features."""
         maps = self.transformer(
             [
                 projection(features[name])
@@ -195,6 +202,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 )
             ]
         )
+        # The FPN goes from coarse to fine; its modules are numbered from fine to coarse.
         for index in range(len(self.fpn_in_features), 0, -1):
             name = self.fpn_in_features[index - 1]
             lateral = getattr(self, f"adapter_{index}")(features[name])
@@ -205,7 +213,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(maps[-1]), maps[:NUM_OUTPUT_LEVELS]
 
 
-def _by_stride(
+def _sort_by_stride(
     input_shape: Mapping[str, ShapeSpec], names: Sequence[str] | None = None
 ) -> list[str]:
     """Return the names of features, all or the given ones, finest first."""

@@ -1,9 +1,9 @@
 """Positions of the pixels of feature maps, as sine encodings and as reference points.
 
-Both depend on nothing but sizes. The latest few are kept, so that they are made once per shape and
-not once per image; what is kept does not grow.
+Both depend on sizes only. The latest few are cached, so that they are made once per shape and not
+once per image; the cache does not grow.
 
-Legend: T frames, C channels, H W pixels, S tokens (pixels, row by row).
+Legend: T frames of a clip, C channels, H W pixels, S tokens (pixels, row by row).
 """
 
 import math
@@ -13,24 +13,26 @@ from functools import lru_cache, wraps
 import torch
 from torch import Tensor
 
-# Sizes are those of three levels, for encodings of one or two widths.
-_KEPT = 8
+# An image needs three levels, with encodings of one or two widths.
+_CACHE_SIZE = 8
 
 
-def _kept(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep the latest results, but none of a traced graph, whose tensors are of no use outside."""
-    cached = lru_cache(maxsize=_KEPT)(function)
+def _cache_latest(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Cache the latest results, except those of a traced graph: its tensors are invalid outside."""
+    cached = lru_cache(maxsize=_CACHE_SIZE)(function)
 
     @wraps(function)
     def wrapper(*arguments: object) -> Tensor:
-        return (function if torch.compiler.is_compiling() else cached)(*arguments)
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        return cached(*arguments)
 
     wrapper.cache_info = cached.cache_info
     return wrapper
 
 
-def _sizes(*sizes: int) -> tuple[int, ...]:
-    """Return sizes as integers, but as the symbols that they are in a graph for any size."""
+def _to_integers(*sizes: int) -> tuple[int, ...]:
+    """Return sizes as integers, which can be cache keys; a traced graph keeps its symbols."""
     return sizes if torch.compiler.is_compiling() else tuple(map(int, sizes))
 
 
@@ -41,10 +43,11 @@ def sine_position_encoding(
     device: torch.device,
     temperature: float = 10000.0,
 ) -> Tensor:
-    """Return the sine encoding of "Attention is all you need" in two dimensions.
+    """Return a sine position encoding in two dimensions.
 
-    The first half of the channels encodes the row, the second half the column; both run from 0 to
-    2 pi over the image.
+    Source: "Attention is all you need", https://arxiv.org/abs/1706.03762, section 3.5, in the form
+    of DETR, https://arxiv.org/abs/2005.12872. The first half of the channels encodes the row, the
+    second half the column; both run from 0 to 2 pi over the image.
 
     Args:
         height: H.
@@ -64,10 +67,10 @@ def sine_position_encoding(
             "MODEL.SEM_SEG_HEAD.CONVS_DIM and MODEL.MASK_FORMER.HIDDEN_DIM have to be multiples "
             f"of 4 for sine positions, got {channels}"
         )
-    return _sine_position_encoding(*_sizes(height, width), channels, device, temperature)
+    return _sine_position_encoding(*_to_integers(height, width), channels, device, temperature)
 
 
-@_kept
+@_cache_latest
 def _sine_position_encoding(
     height: int, width: int, channels: int, device: torch.device, temperature: float
 ) -> Tensor:
@@ -90,8 +93,9 @@ def clip_position_encoding(
 ) -> Tensor:
     """Return the sine encoding in three dimensions, of the tokens of all frames of a clip.
 
-    It is that of the pixel in its frame plus that of the frame. The latter takes all channels, and
-    runs from 0 to 2 pi over the clip (VisTR, https://arxiv.org/abs/2011.14503, with a sum).
+    It is the sum of the encoding of the pixel in its frame and that of the frame. The latter takes
+    all channels, and runs from 0 to 2 pi over the clip. Source: VisTR,
+    https://arxiv.org/abs/2011.14503, which concatenates the two.
 
     Args:
         num_frames: T.
@@ -107,11 +111,11 @@ def clip_position_encoding(
     Raises:
         ValueError: C is not a multiple of 4.
     """
-    sizes = _sizes(num_frames, height, width)
+    sizes = _to_integers(num_frames, height, width)
     return _clip_position_encoding(*sizes, channels, device, temperature)
 
 
-@_kept
+@_cache_latest
 def _clip_position_encoding(
     num_frames: int,
     height: int,
@@ -146,10 +150,10 @@ def reference_points(shapes: Sequence[tuple[int, int]], device: torch.device) ->
         (S, 2) float32: x and y of the pixels of all maps, 0 to 1 from edge to edge of their map.
         Shared between calls: not to be changed.
     """
-    return _reference_points(tuple(_sizes(*shape) for shape in shapes), device)
+    return _reference_points(tuple(_to_integers(*shape) for shape in shapes), device)
 
 
-@_kept
+@_cache_latest
 def _reference_points(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         points = []

@@ -33,7 +33,10 @@ Query decoders, called with the config and the width of the pixel decoder's feat
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """Decoder with masked attention (Mask2Former, https://arxiv.org/abs/2112.01527).
+    """Decoder with masked attention.
+
+    Source: Mask2Former, https://arxiv.org/abs/2112.01527, section 3.2; the class head is
+    OVFormer's.
 
     Args:
         in_channels: width of the pixel decoder's features.
@@ -41,11 +44,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         hidden_dim: C.
         mask_dim: Cm.
         num_queries: Q.
-        num_layers: layers; one more prediction is made from the initial queries.
+        num_layers: decoder layers. The initial queries make one more prediction.
         num_heads: heads of all attentions.
         dim_feedforward: width of the feed-forward networks.
         deep_supervision: return the predictions of all layers in training.
-        num_levels: feature levels, looked at in turn.
+        num_levels: feature levels; each layer attends to the next of them in turn.
         activation_checkpointing: recompute what is inside a layer in the backward pass.
 
     Raises:
@@ -94,7 +97,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.level_embed = nn.Embedding(num_levels, hidden_dim)
         self.input_proj = nn.ModuleList()
-        for _ in range(min(num_levels, num_layers)):  # with few layers some levels are not used
+        # Few layers do not reach all levels. A projection that gets no gradient would be an error
+        # in distributed training.
+        for _ in range(min(num_levels, num_layers)):
             projection = nn.Identity()
             if in_channels != hidden_dim:
                 projection = Conv2d(in_channels, hidden_dim, kernel_size=1)
@@ -128,12 +133,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         Class and objectness are computed for the last layer, and for all layers in training with
         deep supervision. Masks are not: a query's mask logits are the product of its mask
-        embedding and the mask features, see :func:`ovformer.ops.mask_resize.mask_logits`.
+        embedding and the mask features, see :func:`ovformer.ops.mask_resize.mask_logits`. Most
+        users of the result need the masks of a few queries, or at a few points.
 
         Args:
             features: one (B, in_channels, H, W) per level, coarsest first.
-            mask_features: (B, Cm, H, W), or (B, T, Cm, H, W) for clips, of which ``features`` then
-                has the frames: (B * T, in_channels, H, W).
+            mask_features: (B, Cm, H, W), or (B, T, Cm, H, W) for clips. Then ``features`` are those
+                of their frames, (B * T, in_channels, H, W).
             clip_features: (B, M, D).
 
         Returns:
@@ -143,6 +149,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             ``pred_object_logits`` and ``mask_embed``. Empty where there is no deep supervision.
         """
         keys, values = self._embed_levels(features, mask_features.shape[:-3])
+        # Attention masks are needed at the resolution of each level. Resizing the mask features
+        # once per level is exact, as both steps are linear, and cheaper than resizing the masks of
+        # all queries in each layer. Attention masks have no gradient, as published.
         with torch.no_grad():
             level_features = [
                 x.transpose(1, -3).flatten(2, -2)  # the frames of a clip below each other
@@ -155,6 +164,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         mask_embeds = [self.mask_embed(outputs[-1])]
         for index in range(len(self.transformer_ffn_layers)):
             level = index % self.num_levels
+            # Each layer looks through the masks of the one before it.
             attend = attention_mask(mask_embeds[-1], level_features[level])
             arguments = (index, queries, keys[level], values[level], attend)
             if self.activation_checkpointing and self.training:
@@ -177,6 +187,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     ) -> Tensor:
         """Apply a decoder layer to queries (B, Q, C)."""
         position = self.query_embed.weight
+        # Cross-attention first, other than in DETR: the initial queries know nothing of the image,
+        # so self-attention would learn nothing from it (Mask2Former, section 3.2.3).
         queries = self.transformer_cross_attention_layers[index](
             queries, keys, values, position=position, attend=attend
         )
@@ -203,16 +215,23 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return keys, values
 
     def _encode_positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
-        """Return where the tokens of a level (B, C, H, W) are: (S, C)."""
+        """Return the position encoding of the tokens of a level (B, C, H, W): (S, C)."""
         return sine_position_encoding(*x.shape[-2:], x.shape[1], x.device)
 
     def _predict(
         self, outputs: list[Tensor], mask_embeds: list[Tensor], clip_features: Tensor
     ) -> list[dict[str, Tensor]]:
-        """Apply the class and object heads where their output is used, all layers in one go."""
+        """Apply the class and object heads to the layers whose predictions are used.
+
+        Args:
+            outputs: queries (B, Q, C) after each layer.
+            mask_embeds: (B, Q, Cm) of each layer.
+            clip_features: (B, M, D).
+        """
         if not (self.training and self.deep_supervision):
             outputs, mask_embeds = outputs[-1:], mask_embeds[-1:]
-        queries = torch.cat(outputs, dim=1)  # the heads treat each query by itself
+        # The heads treat each query by itself, so those of all layers go through them together.
+        queries = torch.cat(outputs, dim=1)
         parts = (self.class_embed(queries, clip_features), self.object_embed(queries))
         num_queries = outputs[0].shape[1]
         return [
@@ -248,7 +267,7 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
         return super().forward(features, mask_features, clip_features)
 
     def _encode_positions(self, batch_shape: tuple[int, ...], x: Tensor) -> Tensor:
-        """Return where the tokens of a level (B * T, C, H, W) are in their clip: (S, C)."""
+        """Return the encoding of the tokens of a level (B * T, C, H, W) in their clip: (S, C)."""
         return clip_position_encoding(batch_shape[1], *x.shape[-2:], x.shape[1], x.device)
 
 

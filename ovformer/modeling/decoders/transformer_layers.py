@@ -3,7 +3,7 @@
 All are post-norm: a layer returns ``norm(x + f(x))``. Parameter names are those of the published
 checkpoints (of :class:`torch.nn.MultiheadAttention`, for attention).
 
-Legend: B batch, Q queries, S tokens attended to, C channels.
+Legend: B batch, Q queries, S tokens that queries attend to, C channels.
 """
 
 import torch
@@ -16,14 +16,15 @@ from ovformer.ops.linear import linear
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with the parameters of :class:`torch.nn.MultiheadAttention`.
 
-    Unlike that, it takes one mask for all heads and skips the softmax over a single token.
+    Unlike that, it takes one mask for all heads and skips the softmax over a single token. Source:
+    "Attention is all you need", https://arxiv.org/abs/1706.03762, section 3.2.
 
     Args:
         channels: C.
         num_heads: a divisor of C.
 
     Raises:
-        ValueError: C cannot be divided into so many heads.
+        ValueError: the number of heads does not divide C.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -55,6 +56,7 @@ class MultiheadAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
+        # PyTorch's module keeps the three projections in one matrix, and so do the checkpoints.
         query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
         query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
         value = linear(value, value_weight, value_bias)
@@ -71,7 +73,7 @@ class MultiheadAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, S, C) -> (B, heads, S, C / heads)."""
+        """Return (B, S, C) as (B, heads, S, C / heads)."""
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -84,13 +86,21 @@ class SelfAttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, queries: Tensor, position: Tensor) -> Tensor:
-        """Update queries (B, Q, C), which are at ``position``, anything that can be added."""
+        """Update the queries.
+
+        Args:
+            queries: (B, Q, C).
+            position: of the queries; any shape that can be added to them.
+
+        Returns:
+            (B, Q, C).
+        """
         placed = queries + position
         return self.norm(queries + self.self_attn(placed, placed, queries))
 
 
 class CrossAttentionLayer(nn.Module):
-    """Attention of the queries to tokens of something else."""
+    """Attention of the queries to other tokens, such as pixels or CLIP's embeddings."""
 
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
@@ -112,8 +122,8 @@ class CrossAttentionLayer(nn.Module):
             queries: (B, Q, C).
             key: (B, S, C), the tokens with their positions added.
             value: (B, S, C), the tokens.
-            position: where the queries are; anything that can be added to them.
-            attend: (B, Q, S), true where a query may look; None is everywhere.
+            position: of the queries; any shape that can be added to them.
+            attend: (B, Q, S), true where a query may look; None for everywhere.
 
         Returns:
             (B, Q, C).
@@ -123,7 +133,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 class FFNLayer(nn.Module):
-    """The two linear layers that follow attention."""
+    """The feed-forward network that follows attention: two linear layers."""
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()

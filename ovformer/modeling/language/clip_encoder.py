@@ -1,4 +1,4 @@
-"""CLIP through open_clip: embeddings of images and of text.
+"""CLIP (https://arxiv.org/abs/2103.00020) through open_clip: embeddings of images and of text.
 
 Legend: N images or texts, K classes, S side of CLIP's input in pixels, D CLIP width.
 """
@@ -22,12 +22,14 @@ from ovformer.paths import resolve_path
 
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
-# Texts that go through the text tower at a time.
+# Texts that go through the text encoder together.
 TEXT_BATCH = 256
 
 
 class CLIPEncoder:
-    """A frozen CLIP model. It is no ``nn.Module``, so it is in no state dict and no optimizer.
+    """A frozen CLIP model.
+
+    It is no ``nn.Module``: as an attribute of a model it is in no state dict and no optimizer.
 
     Args:
         model: made by open_clip's factory, which attaches its preprocessing.
@@ -47,7 +49,8 @@ class CLIPEncoder:
         self.image_size: int = size[0]
         steps = image_transform_v2(config, is_train=False).transforms
         self._normalize = next(step for step in steps if isinstance(step, Normalize))
-        # The last two steps, to a float tensor and normalisation, are those of encode_image.
+        # encode_image does the last two steps, the float tensor and the normalisation, on its
+        # device: until then images stay uint8, a quarter of the size.
         self._geometry = Compose(steps[:-2])
 
     @classmethod
@@ -72,8 +75,8 @@ class CLIPEncoder:
         if name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
             pretrained = ""
         try:
-            # Weights are drawn before they are loaded. A training makes the model at its first
-            # step, also when it is resumed, and must go on with the same random numbers.
+            # open_clip draws random weights before it loads the real ones. A training makes the
+            # model at its first step, also when it is resumed: its own random numbers must stay.
             with torch.random.fork_rng(devices=[]):
                 model = open_clip.create_model(
                     name, pretrained or None, device=device, require_pretrained=True
@@ -98,12 +101,12 @@ class CLIPEncoder:
 
     @cached_property
     def embed_dim(self) -> int:
-        """D."""
+        """D, the width of the embeddings."""
         return self.encode_text(["a"]).shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def preprocess(self, image: Image.Image | np.ndarray) -> Tensor:
@@ -152,7 +155,7 @@ class CLIPEncoder:
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts; what exceeds the model's context is cut off.
+        """Embed texts; texts longer than the model's context are cut off.
 
         Args:
             texts: N texts, at least one.
@@ -168,9 +171,11 @@ class CLIPEncoder:
     def embed_names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Embed class names: the mean over prompt templates, as in CLIP's zero-shot classifiers.
 
+        Source: CLIP, section 3.1.4.
+
         Args:
             names: K class names.
-            templates: prompts in each of which "{}" stands for the name.
+            templates: prompts, each with a "{}" for the name.
 
         Returns:
             (K, D) float32 on the model's device, rows of unit length.
@@ -193,7 +198,7 @@ class CLIPEncoder:
 def check_clip_model(name: str, pretrained: str) -> None:
     """Raise what :meth:`CLIPEncoder.from_pretrained` does for a model that can't be loaded.
 
-    Nothing is loaded: whether the weights can be had, or read, is not known after that.
+    Nothing is loaded: the weights may still turn out to be missing or unreadable.
     """
     if name.startswith(LOCAL_PREFIX):
         _check_folder(name.removeprefix(LOCAL_PREFIX))
@@ -220,7 +225,7 @@ def _check_name(name: str, pretrained: str) -> None:
 
 
 def _check_folder(folder: str) -> None:
-    """Raise FileNotFoundError for what the folder of a local model lacks."""
+    """Raise FileNotFoundError if the folder of a local model lacks a file."""
     path = resolve_path(folder)
     config = path / "open_clip_config.json"
     if not config.is_file():

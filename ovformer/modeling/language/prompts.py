@@ -13,12 +13,10 @@ TEMPLATE_SETS = {
 
 def expand_templates(templates: Sequence[str]) -> list[str]:
     """Replace the name of a set of prompts ("simple" or "imagenet") by its prompts."""
-    return [
-        prompt
-        for template in templates
-        for prompt in (
-            [prompt("{}") for prompt in TEMPLATE_SETS[template]]
-            if template in TEMPLATE_SETS
-            else [template]
-        )
-    ]
+    prompts = []
+    for template in templates:
+        if template in TEMPLATE_SETS:
+            prompts += [fill("{}") for fill in TEMPLATE_SETS[template]]
+        else:
+            prompts.append(template)
+    return prompts

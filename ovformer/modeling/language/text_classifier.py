@@ -26,7 +26,7 @@ FORMAT = "ovformer.text_classifier"
 
 @dataclass(frozen=True)
 class TextClassifier:
-    """Text embeddings of a vocabulary.
+    """The text embeddings of a vocabulary.
 
     Attributes:
         weights: (K, D) float32; row k belongs to class k.
@@ -48,7 +48,7 @@ def load_text_classifier(path: str | os.PathLike) -> TextClassifier:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is broken, or not what it should be.
+        ValueError: it is broken, or no text classifier.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +71,7 @@ def save_text_classifier(
     names: Sequence[str] | None,
     meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a text classifier; a file of that name is replaced as a whole or not at all.
+    """Write a text classifier; an existing file is replaced as a whole or not at all.
 
     Args:
         path: ends in ``.safetensors``; missing folders are made.
@@ -95,7 +95,7 @@ def save_text_classifier(
 
 
 def _read_npy(path: Path) -> TextClassifier:
-    """Read the published format."""
+    """Read a ``.npy`` file, the published format."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -113,7 +113,7 @@ def _read_npy(path: Path) -> TextClassifier:
 
 
 def _read_safetensors(path: Path) -> TextClassifier:
-    """Read our own format."""
+    """Read a ``.safetensors`` file, our own format."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

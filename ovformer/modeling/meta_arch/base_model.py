@@ -1,9 +1,8 @@
-"""What the three models share: building from a config, images, CLIP features, vocabulary, losses.
+"""What the three models share: building from a config, images, vocabulary, targets, losses.
 
 Legend: B batch, K classes, D CLIP width, M CLIP tokens, N instances, H W pixels.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -23,103 +22,9 @@ from ovformer.d2 import (
 )
 from ovformer.modeling.decoders.query_decoder import TRANSFORMER_DECODER_REGISTRY
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
+from ovformer.modeling.language.image_embedder import ImageEmbedder
 from ovformer.modeling.meta_arch.execution import Execution
 from ovformer.modeling.objective.criterion import build_criterion
-
-logger = logging.getLogger(__name__)
-
-
-class CLIPFeatureSource:
-    """CLIP's embeddings of the images of a batch: the stored ones, or computed.
-
-    The encoder is made when it is first needed. It is frozen and no part of the model: it is in no
-    state dict and no optimizer.
-
-    Args:
-        encoder_factory: called with ``device=...``, returns the encoder.
-        clip_dim: D.
-        image_size: side in pixels of the images that the encoder takes.
-        normalize: L2-normalise the features.
-        image_format: channel order of a record's ``image``, "RGB" or "BGR".
-    """
-
-    def __init__(
-        self,
-        encoder_factory: Callable[..., CLIPEncoder],
-        *,
-        clip_dim: int,
-        image_size: int,
-        normalize: bool = False,
-        image_format: str = "RGB",
-    ) -> None:
-        self.encoder_factory = encoder_factory
-        self.clip_dim = clip_dim
-        self.image_size = image_size
-        self.normalize = normalize
-        self.image_format = image_format
-        self._encoder: CLIPEncoder | None = None
-        self._encoder_device: torch.device | None = None
-
-    def __call__(self, records: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
-        """Return the CLIP features of each record, float32 (B, M, D).
-
-        Args:
-            records: with ``clip_features`` (M, D), or ``clip_image`` uint8 (3, S, S), or else
-                ``image`` uint8 (3, H, W).
-            device: where the features are wanted.
-
-        Raises:
-            ValueError: stored features are not (M, D), or the encoder is not that of the config.
-        """
-        features: list[Tensor | None] = [record.get("clip_features") for record in records]
-        for record, stored in zip(records, features, strict=True):
-            if stored is not None and (stored.dim() != 2 or stored.shape[1] != self.clip_dim):
-                raise ValueError(
-                    f"clip_features of {record.get('file_name', 'a record')}: expected shape "
-                    f"(tokens, {self.clip_dim}), got {tuple(stored.shape)}. MODEL.CLIP.EMBED_DIM "
-                    "has to be the width of the CLIP model that the features were saved with "
-                    "(tools/save_clip_features.py)"
-                )
-        absent = [index for index, stored in enumerate(features) if stored is None]
-        if absent:
-            computed = self._encode([records[index] for index in absent], device)
-            for index, embedding in zip(absent, computed, strict=True):
-                features[index] = embedding[None]
-        stacked = torch.stack([x.to(device, torch.float32) for x in features])
-        return F.normalize(stacked, dim=2) if self.normalize else stacked
-
-    def _encode(self, records: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
-        """Compute the features of records that have none, (len(records), D)."""
-        encoder = self._encoder_on(device)
-        images = [self._clip_image(record, encoder) for record in records]
-        with torch.no_grad():
-            return encoder.encode_image(torch.stack(images).to(device))
-
-    def _clip_image(self, record: Mapping[str, Any], encoder: CLIPEncoder) -> Tensor:
-        """Return the image that CLIP sees, uint8 RGB (3, S, S)."""
-        if "clip_image" in record:
-            return record["clip_image"]
-        image = record["image"] if self.image_format == "RGB" else record["image"].flip(0)
-        return encoder.preprocess(image.permute(1, 2, 0).byte().cpu().numpy())
-
-    def _encoder_on(self, device: torch.device) -> CLIPEncoder:
-        """Return the encoder, made at the first call."""
-        if self._encoder is None or self._encoder_device != device:
-            logger.info(
-                "Records without clip_features: the model computes them with the CLIP model of "
-                "MODEL.CLIP.NAME. tools/save_clip_features.py stores them, which is faster"
-            )
-            encoder = self.encoder_factory(device=device)
-            for key, wanted, got in (
-                ("EMBED_DIM", self.clip_dim, encoder.embed_dim),
-                ("IMAGE_SIZE", self.image_size, encoder.image_size),
-            ):
-                if wanted != got:
-                    raise ValueError(
-                        f"MODEL.CLIP.{key} is {wanted}, but the model of MODEL.CLIP.NAME has {got}"
-                    )
-            self._encoder, self._encoder_device = encoder, device
-        return self._encoder
 
 
 class OVFormerBase(nn.Module):
@@ -132,13 +37,13 @@ class OVFormerBase(nn.Module):
         clip_features: from a batch and a device to CLIP features (B, M, D).
         pixel_mean: mean of each channel, in the channel order of the images.
         pixel_std: standard deviation of each channel.
-        size_divisibility: images are padded to multiples of so many pixels; 0 takes the
+        size_divisibility: images are padded to multiples of this number of pixels; 0 takes the
             backbone's own number.
-        detections_per_image: predictions kept per image or video.
+        detections_per_image: number of predictions per image or video.
         execution: how the network is run; None for the defaults.
     """
 
-    # Whether a record of several frames is seen as one clip.
+    # Whether the queries of the model see the frames of a record together, as one clip.
     SEES_CLIPS = False
     # State-dict entries that follow from the configured vocabulary and class frequencies. A
     # checkpoint must not replace them, and may have them for another number of classes.
@@ -175,7 +80,8 @@ class OVFormerBase(nn.Module):
         )
         self.detections_per_image = detections_per_image
         self.execution = execution or Execution()
-        self.execution.prepare((backbone, *sem_seg_head.children()))  # the head is its two decoders
+        # The head's own forward only calls its two decoders: they are compiled one by one.
+        self.execution.prepare((backbone, *sem_seg_head.children()))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -191,7 +97,7 @@ class OVFormerBase(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": build_criterion(cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
-            "clip_features": CLIPFeatureSource(
+            "clip_features": ImageEmbedder(
                 partial(CLIPEncoder.from_pretrained, clip.NAME, clip.PRETRAINED),
                 clip_dim=clip.EMBED_DIM,
                 image_size=clip.IMAGE_SIZE,
@@ -207,30 +113,30 @@ class OVFormerBase(nn.Module):
 
     @classmethod
     def check_decoder(cls, cfg: CfgNode) -> None:
-        """Raise ValueError if the model sees clips and the configured decoder does not, or v.v."""
+        """Raise ValueError unless model and configured decoder both see clips, or both images."""
         decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
         decoder_class = TRANSFORMER_DECODER_REGISTRY.get(decoder)
         if getattr(decoder_class, "SEES_CLIPS", False) != cls.SEES_CLIPS:
+            seen, prefix = ("clips", "Video") if cls.SEES_CLIPS else ("single images", "")
             raise ValueError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME: {decoder} does not go with "
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}, which sees "
-                f"{'clips' if cls.SEES_CLIPS else 'single images'}. Set it to "
-                f"{'Video' * cls.SEES_CLIPS}MultiScaleMaskedTransformerDecoder"
+                f"{seen}. Set it to {prefix}MultiScaleMaskedTransformerDecoder"
             )
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model, to which it moves images and features."""
         return self.pixel_mean.device
 
     @property
     def num_classes(self) -> int:
-        """K, the size of the current vocabulary."""
+        """K, the size of the current vocabulary; 0 if there is none yet."""
         return self.sem_seg_head.predictor.class_embed.num_classes
 
     @property
     def vocabulary(self) -> list[str] | None:
-        """The K class names, or None where the text classifier came without names."""
+        """The K class names, or None where the text classifier has no names."""
         return self.sem_seg_head.predictor.class_embed.class_names
 
     def set_text_classifier(self, weights: Tensor, names: Sequence[str] | None = None) -> None:
@@ -252,10 +158,11 @@ class OVFormerBase(nn.Module):
 
         Args:
             images: (3, H, W) each, 0 to 255.
-            least_size: height and width in pixels, which the common size is no less than.
+            least_size: smallest height and width of the common size, in pixels.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
         normalized = [(x.to(self.device) - self.pixel_mean) / self.pixel_std for x in images]
+        # Padding after the normalisation, with zeros: the mean colour.
         normalized = [
             pad_masks(image, tuple(map(max, size, least_size)))
             for image, size in zip(normalized, sizes, strict=True)
@@ -269,7 +176,7 @@ class OVFormerBase(nn.Module):
 
         Args:
             records: of images or frames, the frames of a clip after each other.
-            num_clips: into how many clips the frames are to be cut; None is for images.
+            num_clips: number of clips that the frames belong to; None for images.
 
         Returns:
             The head's predictions, and the normalised and padded images.
@@ -287,7 +194,7 @@ class OVFormerBase(nn.Module):
     def prepare_targets(
         self, records: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]
     ) -> list[dict[str, Tensor]]:
-        """Return what the criterion compares with.
+        """Return the targets that the criterion compares predictions with.
 
         Args:
             records: with ``instances``, which have gt_classes (N,) and gt_masks.
@@ -332,10 +239,11 @@ class OVFormerBase(nn.Module):
         Args:
             outputs: of the head.
             targets: of :meth:`prepare_targets`.
-            instance_counts: instances of each image of the whole batch, if this is a part of it.
+            instance_counts: instances of each image of the whole batch, if these are the outputs
+                of a part of it.
 
         Raises:
-            ValueError: the model cannot be trained as it is.
+            ValueError: the model has no criterion, or one for another number of classes.
         """
         if self.criterion is None:
             raise ValueError("the model was built without a criterion, so it cannot be trained")
@@ -380,10 +288,10 @@ def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def get_instances(record: Mapping[str, Any]) -> Any:
-    """Return the ``instances`` of a record: of an image, or a list of those of a video's frames.
+    """Return the ``instances`` of an image, or the list of those of a video's frames.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the record has no instances.
     """
     if "instances" not in record:
         name = record.get("file_name") or record.get("video_id", "a record")

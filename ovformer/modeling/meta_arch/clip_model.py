@@ -22,9 +22,9 @@ class VideoOVFormer(VideoInference):
 
     Args:
         clip_length: frames of a clip at inference; the last clip of a video may have fewer.
-        clip_overlap: how many of them are in the next clip as well. A frame that is in several
-            clips gets the mean of their mask logits.
-        **parts: of the model.
+        clip_overlap: number of its last frames that are in the next clip as well. A frame that is
+            in several clips gets the mean of their mask logits.
+        **parts: see :class:`.VideoInference`.
 
     Raises:
         ValueError: a number is out of range.
@@ -58,15 +58,15 @@ class VideoOVFormer(VideoInference):
     def forward(
         self, batched_inputs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Return losses in training, and else predictions.
+        """Return losses in training, otherwise predictions.
 
         Args:
             batched_inputs: the batch dict of :mod:`ovformer.data`, one record per video. In
                 training it is a clip, and all clips of a batch have the same number of frames.
 
         Returns:
-            In training the weighted losses by name. Else the prediction dict of each video, see
-            :meth:`predict_videos`.
+            In training the weighted losses by name. Otherwise the prediction dict of each video,
+            see :meth:`predict_videos`.
 
         Raises:
             ValueError: training clips are of different lengths, or have no instances.
@@ -90,16 +90,16 @@ class VideoOVFormer(VideoInference):
     def prepare_targets(
         self, records: Sequence[Mapping[str, Any]], padded_size: tuple[int, int]
     ) -> list[dict[str, Tensor]]:
-        """Return what the criterion compares with.
+        """Return the targets that the criterion compares predictions with.
 
         Args:
-            records: with ``instances``: of each frame the same ones, which have gt_classes (N,),
-                gt_ids (N,), -1 where one is absent, and gt_masks.
+            records: with ``instances``, the same N in each frame: gt_classes (N,), gt_masks, and
+                gt_ids (N,), which is -1 where an instance is absent.
             padded_size: height and width of the padded frames.
 
         Returns:
-            For each clip, of the instances that are present in any frame, ``labels`` (N,), from the
-            first frame that they are present in, and ``masks`` (N, T, *padded_size) bool.
+            For each clip the instances that are present in any frame: ``labels`` (N,), each from
+            the first frame where it is present, and ``masks`` (N, T, *padded_size) bool.
 
         Raises:
             ValueError: a record has no instances.
@@ -107,7 +107,8 @@ class VideoOVFormer(VideoInference):
         targets = []
         for record in records:
             frames = [instances.to(self.device) for instances in get_instances(record)]
-            present = _presence(frames)
+            # Only the class of an instance that is present is known to be right.
+            present = _find_present(frames)
             seen = present.any(0)
             labels = torch.stack([instances.gt_classes for instances in frames])
             labels = labels.gather(0, present.byte().argmax(0, keepdim=True))[0]
@@ -117,7 +118,7 @@ class VideoOVFormer(VideoInference):
 
     def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
         """Return the number of instances that are present in any frame of a clip."""
-        return [int(_presence(get_instances(record)).any(0).sum())]
+        return [int(_find_present(get_instances(record)).any(0).sum())]
 
     def _create_tracks(self) -> ClipTracks:
         return ClipTracks(self.window_overlap)
@@ -125,7 +126,7 @@ class VideoOVFormer(VideoInference):
     def follow(
         self, window: Sequence[Mapping[str, Any]], tracker: QueryTracker, tracks: ClipTracks
     ) -> tuple[int, int]:
-        """Assign the queries of a clip."""
+        """Assign the queries of a clip, see :meth:`.VideoInference.follow`."""
         outputs, images = self.run_network(window, num_clips=1)
         order = tracker(outputs["pred_embds"][0])
         masks = mask_logits(outputs["mask_embed"][0, order], outputs["mask_features"][0])
@@ -138,6 +139,6 @@ class VideoOVFormer(VideoInference):
         return tracks.select(self.detections_per_image)
 
 
-def _presence(frames: Sequence[Any]) -> Tensor:
-    """Tell in which frames of a clip an instance is present: bool (T, N)."""
+def _find_present(frames: Sequence[Any]) -> Tensor:
+    """Return in which frames of a clip each instance is present: bool (T, N)."""
     return torch.stack([instances.gt_ids >= 0 for instances in frames])

@@ -1,6 +1,8 @@
 """How a network is run: layout of its arrays in memory, precision of inference, compilation.
 
 None of this changes weights or their names. Layout changes results by rounding only.
+
+Legend: B batch, C channels, H W pixels.
 """
 
 from collections.abc import Iterable
@@ -18,7 +20,7 @@ PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloa
 
 @dataclass(frozen=True)
 class Execution:
-    """The settings.
+    """Settings of how a network is run.
 
     Attributes:
         channels_last: whether the channels of a pixel are neighbours in memory: "auto" (for
@@ -32,7 +34,7 @@ class Execution:
     compile_backend: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what is not known."""
+        """Raise ValueError for a setting that is not known."""
         backends = torch.compiler.list_backends(exclude_tags=())
         for key, value, known in (
             ("MODEL.CHANNELS_LAST", self.channels_last, CHANNELS_LAST),
@@ -48,7 +50,7 @@ class Execution:
         return cls(cfg.MODEL.CHANNELS_LAST, cfg.TEST.PRECISION, cfg.MODEL.COMPILE)
 
     def prepare(self, parts: Iterable[nn.Module]) -> None:
-        """Lay the weights of a network out, and have its parts compiled when they are first run."""
+        """Set the memory layout of weights, and mark parts for compilation at their first call."""
         for part in parts:
             if self.channels_last == "always":
                 part.to(memory_format=torch.channels_last)

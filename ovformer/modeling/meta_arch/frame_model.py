@@ -1,6 +1,6 @@
 """The image model on videos (stage 2): frame by frame, its queries assigned to each other.
 
-Legend: T frames.
+Legend: T frames, Q queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from ovformer.ops.mask_resize import mask_logits
 
 @META_ARCH_REGISTRY.register()
 class OVFormerVideo(VideoInference, OVFormer):
-    """Open-vocabulary instance segmentation of videos of any length.
+    """Open-vocabulary instance segmentation of videos of any length, frame by frame.
 
     Args:
         window_size: frames that go through the network together; 0 leaves it to the device.
         memory_momentum: weight of the current frame in the memory of a track.
-        frame_score_ratio: a mask is left out of a frame in which its score is below so many
-            times its score in the video.
-        **parts: of the image model.
+        frame_score_ratio: a mask is left out of a frame where its score is below this ratio times
+            its score in the video.
+        **parts: see :class:`.VideoInference`.
 
     Raises:
         ValueError: a number is out of range.
@@ -65,7 +65,7 @@ class OVFormerVideo(VideoInference, OVFormer):
     def forward(
         self, batched_inputs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Return losses in training, and else predictions.
+        """Return losses in training, otherwise predictions.
 
         Args:
             batched_inputs: the batch dict of :mod:`ovformer.data`, one record per video. In
@@ -73,21 +73,21 @@ class OVFormerVideo(VideoInference, OVFormer):
                 where its ``gt_ids`` is -1.
 
         Returns:
-            In training the weighted losses by name. Else the prediction dict of each video:
+            In training the weighted losses by name. Otherwise the prediction dict of each video:
             ``video_id``, ``image_size`` (height, width), ``pred_scores``, ``pred_labels`` and
-            ``segmentations`` (for each prediction T COCO codes), highest score first.
+            ``segmentations`` (for each prediction T COCO RLEs), highest score first.
         """
         if not self.training:
             return list(self.predict_videos(batched_inputs))
         frames = [frame for record in batched_inputs for frame in frame_records(record)]
         for frame in frames:
             if "instances" in frame:
-                frame["instances"] = _visible_instances(frame["instances"])
+                frame["instances"] = _select_present(frame["instances"])
         return super().forward(frames)
 
     def instance_counts(self, record: Mapping[str, Any]) -> list[int]:
         """Return the number of instances that are visible in each frame of a video."""
-        return [len(_visible_instances(instances)) for instances in get_instances(record)]
+        return [len(_select_present(instances)) for instances in get_instances(record)]
 
     def _create_tracks(self) -> VideoTracks:
         return VideoTracks()
@@ -97,7 +97,8 @@ class OVFormerVideo(VideoInference, OVFormer):
     ) -> tuple[int, int]:
         """Assign the queries of each frame, one frame after the other."""
         outputs, images = self.run_network(window)
-        on_host = outputs["pred_embds"].cpu()  # in one copy, as each frame waits for the one before
+        # The tracker needs the CPU, and each frame waits for the one before: one copy for all.
+        on_host = outputs["pred_embds"].cpu()
         orders = torch.stack([tracker(embeddings) for embeddings in on_host]).to(self.device)
         logits, object_logits, mask_embed = (
             outputs[key].take_along_dim(orders[..., None], dim=1)
@@ -111,6 +112,6 @@ class OVFormerVideo(VideoInference, OVFormer):
         return tracks.select(self.detections_per_image, self.frame_score_ratio)
 
 
-def _visible_instances(instances: Any) -> Any:
-    """Return those instances of a frame that are not absent from it."""
+def _select_present(instances: Any) -> Any:
+    """Return the instances that are present in a frame."""
     return instances[instances.gt_ids >= 0]

@@ -1,6 +1,6 @@
 """The image model (stage 1).
 
-Legend: B batch, H W pixels.
+Legend: N instances, H W pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,15 +22,15 @@ class OVFormer(OVFormerBase):
     def forward(
         self, batched_inputs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Return losses in training, and else predictions.
+        """Return losses in training, otherwise predictions.
 
         Args:
             batched_inputs: the batch dict of :mod:`ovformer.data`, one record per image.
 
         Returns:
-            In training the weighted losses by name. Else for each image ``instances`` of size
-            (height, width) of the record: pred_masks, pred_boxes, scores, pred_classes, highest
-            score first.
+            In training the weighted losses by name. Otherwise for each image ``instances`` of the
+            record's height and width: pred_masks (N, H, W), pred_boxes, scores and pred_classes,
+            highest score first.
         """
         outputs, images = self.run_network(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])

@@ -14,19 +14,18 @@ from ovformer.modeling.meta_arch.base_model import OVFormerBase
 from ovformer.modeling.tracks.mask_store import MaskSizes, encode_tubes
 from ovformer.modeling.tracks.tracking import QueryTracker, TrackSelection, TrackStore
 
-# Published.
-AUTOMATIC_WINDOW = 10
+AUTOMATIC_WINDOW = 10  # frames, as in the published code
 
 
 class VideoInference(OVFormerBase):
-    """A model that predicts videos of any length; subclasses say what they make of a few frames.
+    """A model that predicts videos of any length; subclasses define what happens in a window.
 
     Args:
         window_size: frames that go through the network together; 0 is one on a CPU, whose
             caches hold no more, and :data:`AUTOMATIC_WINDOW` elsewhere.
-        window_overlap: how many of them are in the next window as well.
+        window_overlap: number of the last frames that are in the next window as well.
         memory_momentum: weight of the current queries in the memory of a track.
-        **parts: of the model.
+        **parts: see :class:`.OVFormerBase`.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class VideoInference(OVFormerBase):
         self.memory_momentum = memory_momentum
 
     def _create_tracks(self) -> TrackStore:
-        """Return what will keep the tracks of a video."""
+        """Return an empty store for the tracks of a video."""
         raise NotImplementedError
 
     def follow(
@@ -54,7 +53,7 @@ class VideoInference(OVFormerBase):
         Args:
             window: records of the frames.
             tracker: assigns the queries.
-            tracks: their ``append`` gets what was assigned.
+            tracks: the predictions of the assigned queries are appended to it.
 
         Returns:
             Height and width of the padded frames.
@@ -68,9 +67,9 @@ class VideoInference(OVFormerBase):
     def predict_videos(self, records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Find and follow the objects of videos, one video after the other.
 
-        Frames are taken from a record a window at a time and not kept. What has to be known of all
-        frames until the end is kept by :class:`.TrackStore`. The masks
-        of a video are encoded in the background while the network sees the next one.
+        Frames are taken from a record one window at a time and then dropped.
+        :class:`.TrackStore` holds what the end of a video needs of all its frames. The masks of a
+        video are encoded in the background, while the network sees the next video.
 
         Args:
             records: of videos.
@@ -79,8 +78,8 @@ class VideoInference(OVFormerBase):
             The prediction dict of each video. A video without frames has no predictions.
 
         Raises:
-            ValueError: the frames of a video differ in size, or there are more or fewer than its
-                record says. The predictions of all videos before it were yielded.
+            ValueError: the frames of a video differ in size, or their number is not that of the
+                record. The predictions of all videos before it were yielded.
         """
         with ThreadPoolExecutor(1, "masks") as background:
             pending = None
@@ -92,13 +91,20 @@ class VideoInference(OVFormerBase):
                         yield done.result()
                     video_id = record.get("video_id")
                     pending = background.submit(self._build_prediction, video_id, tracks, sizes)
-            finally:  # also when the next video could not be read or tracked
+            finally:  # an error in the next video must not lose the predictions of this one
                 if pending is not None:
                     yield pending.result()
 
     @torch.no_grad()
     def _track(self, record: Mapping[str, Any]) -> tuple[TrackStore, MaskSizes]:
-        """Run the network over a video and assign its queries to tracks."""
+        """Run the network over a video and assign its queries to tracks.
+
+        Args:
+            record: of the video.
+
+        Returns:
+            The tracks, and the sizes of the frames.
+        """
         tracker = QueryTracker(self.memory_momentum)
         tracks = self._create_tracks()
         image_size = padded_size = (0, 0)
@@ -117,9 +123,13 @@ class VideoInference(OVFormerBase):
     def _build_prediction(
         self, video_id: int | None, tracks: TrackStore, sizes: MaskSizes
     ) -> dict[str, Any]:
-        """Return the prediction dict of a video that was tracked."""
+        """Choose the best tracks of a video and encode their masks.
+
+        Returns:
+            The prediction dict.
+        """
         scores, labels, tubes = [], [], []
-        with tracks:
+        with tracks:  # deletes their temporary file at the end
             if tracks.num_frames:
                 best = self._select_tracks(tracks)
                 scores, labels = best.scores.tolist(), best.classes.tolist()
@@ -144,11 +154,11 @@ def split_into_windows(
     Args:
         frames: of the video; they are taken as they are needed.
         size: frames of a window. The last may have fewer.
-        overlap: how many frames of a window are in the next one as well.
+        overlap: number of the last frames of a window that are in the next one as well.
 
     Yields:
-        The number of a window's first frame, and its frames, of which at least one is in no window
-        before.
+        The number of a window's first frame, and its frames. At least one of them is in no earlier
+        window.
     """
     first, window = 0, []
     while new := list(islice(frames, size - len(window))):
@@ -194,7 +204,7 @@ def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _check_length(record: Mapping[str, Any], num_frames: int) -> None:
-    """Raise ValueError when a video had not as many frames as its record says."""
+    """Raise ValueError when the number of frames of a video is not that of its record."""
     if record.get("length", num_frames) != num_frames:
         raise ValueError(
             f"video {record.get('video_id')!r}: its record says {record['length']} frames, but "
@@ -208,7 +218,7 @@ def _check_sizes(
     size: tuple[int, int],
     first: int,
 ) -> None:
-    """Raise ValueError when a frame of a window is of another size than the video's first."""
+    """Raise ValueError when a frame has another size than the first frame of its video."""
     for number, frame in enumerate(window, start=first):
         got = tuple(frame["image"].shape[-2:])
         if got != size:

@@ -1,7 +1,10 @@
 """The training objective: matching, then losses of class, objectness and mask for each layer.
 
 The masks of an image are (N, H, W), those of a clip (N, T, H, W). Points are drawn for each mask:
-in a clip for each instance and frame. In all numbers of instances a clip counts as one image.
+in a clip for each instance and frame. Numbers of instances count a clip as one image.
+
+Sources: Mask2Former, https://arxiv.org/abs/2112.01527 (losses of masks at points); the federated
+class loss of https://arxiv.org/abs/2103.07461.
 
 Legend: B batch, T frames of a clip, Q queries, N matched instances of the batch, K classes, P
 points, Cm channels of the mask features, h w their height and width, H W those of the padded image.
@@ -32,9 +35,9 @@ CLASS_LOSS_NORMS = ("queries", "instances")
 
 
 class LossNormalizers(NamedTuple):
-    """What sums over a batch are divided by, averaged over all parts of the whole batch.
+    """What sums over a batch are divided by: means over all parts of the whole batch.
 
-    The parts are processes and micro-batches. Averaged over them, losses then are those of one
+    The parts are processes and micro-batches. The mean of their losses is then the loss of one
     process with all images.
     """
 
@@ -102,7 +105,7 @@ class SetCriterion(nn.Module):
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
-        # Not used; released checkpoints hold it.
+        # The losses don't use it, but released checkpoints have it.
         self.register_buffer("empty_weight", F.pad(torch.ones(num_classes), (0, 1)))
         self.register_buffer("empty_object_weight", torch.tensor([1.0, no_object_weight]))
         self.register_buffer("freq_weight", freq_weight.float())
@@ -119,10 +122,10 @@ class SetCriterion(nn.Module):
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_object_logits`` (B, Q, 2), ``mask_embed``
                 (B, Q, Cm), ``mask_features`` (B, Cm, h, w) or (B, T, Cm, h, w), and
                 ``aux_outputs``: the first three again for each earlier layer.
-            targets: for each image ``labels`` (n,) int64, of which K means "no object", and
+            targets: for each image ``labels`` (n,) int64, where K means "no object", and
                 ``masks`` bool (n, H, W) or (n, T, H, W).
             instance_counts: instances of each image of the whole batch, over all processes and
-                micro-batches. None: the batch is not cut into micro-batches.
+                micro-batches. None if the batch is not cut into micro-batches.
 
         Returns:
             ``loss_ce``, ``loss_object_ce``, ``loss_mask`` and ``loss_dice`` of the last layer, and
@@ -140,6 +143,7 @@ class SetCriterion(nn.Module):
         layers = {"": outputs}
         layers |= {f"_{i}": aux for i, aux in enumerate(outputs.get("aux_outputs", ()))}
         losses = {}
+        # Half types are too coarse for sums over thousands of points and for costs near each other.
         with torch.autocast(mask_features.device.type, enabled=False):
             for suffix, layer in layers.items():
                 if f"loss_ce{suffix}" not in self.weight_dict:
@@ -154,7 +158,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def _check_labels(self, targets: Sequence[Mapping[str, Tensor]]) -> None:
-        """Raise ValueError when a label is no class of the model and not "no object" either."""
+        """Raise ValueError when a label is neither a class of the model nor "no object"."""
         labels = torch.cat([target["labels"] for target in targets])
         if len(labels) and not 0 <= labels.min() <= labels.max() <= self.num_classes:
             raise ValueError(
@@ -168,9 +172,10 @@ class SetCriterion(nn.Module):
         num_queries: int,
         instance_counts: Sequence[int] | None,
     ) -> LossNormalizers:
-        """Count instances, and the weights of queries that will be matched and of the others."""
+        """Count the instances of the whole batch and sum up the weights of its queries."""
         device = self.empty_object_weight.device
         if instance_counts is None:
+            # Each process knows its own images only: the mean needs all of them.
             counts = torch.tensor([len(target["labels"]) for target in targets], device=device)
             objects = torch.stack([(t["labels"] < self.num_classes).sum() for t in targets])
             parts = comm.get_world_size()
@@ -179,6 +184,7 @@ class SetCriterion(nn.Module):
             parts = len(instance_counts) / len(targets)
         sums = torch.stack([counts.sum(), objects.clamp(max=num_queries).sum()])
         sums = mean_over_processes(sums) if instance_counts is None else sums / parts
+        # No more instances than queries can be matched; the other queries are "no object".
         matched = sums[1]
         queries = torch.stack([matched, len(targets) * num_queries - matched])
         return LossNormalizers(
@@ -191,7 +197,7 @@ class SetCriterion(nn.Module):
         targets: Sequence[Mapping[str, Tensor]],
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
-        """Match and compute the four losses of one layer."""
+        """Match the queries of one layer and compute its four losses."""
         matches = self.matcher(layer, targets)
         return self._label_losses(layer, targets, matches, normalizers) | self._mask_losses(
             layer, targets, matches, normalizers.num_masks
@@ -204,7 +210,7 @@ class SetCriterion(nn.Module):
         matches: Sequence[tuple[Tensor, Tensor]],
         normalizers: LossNormalizers,
     ) -> dict[str, Tensor]:
-        """Losses of class (matched queries) and objectness (all queries)."""
+        """Compute the losses of class (matched queries) and objectness (all queries)."""
         logits, object_logits = layer["pred_logits"], layer["pred_object_logits"]
         labels = torch.full(
             logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device
@@ -237,7 +243,11 @@ class SetCriterion(nn.Module):
         matches: Sequence[tuple[Tensor, Tensor]],
         num_masks: Tensor,
     ) -> dict[str, Tensor]:
-        """Losses of matched masks at points that prefer uncertain places (PointRend)."""
+        """Compute the losses of matched masks at points, most of them where masks are uncertain.
+
+        Source: PointRend, https://arxiv.org/abs/1912.08193, section 3.1.
+        """
+        # Only matched queries get a mask: of the others none is needed.
         logits = [
             torch.einsum("nc,...chw->n...hw", embed[query], features).flatten(0, -3)
             for embed, features, (query, _) in zip(
@@ -246,6 +256,7 @@ class SetCriterion(nn.Module):
         ]
         counts = [len(masks) for masks in logits]
         logits = torch.cat(logits)[:, None]
+        # Where points lie has no gradient, and neither have the labels there.
         with torch.no_grad():
             points = get_uncertain_point_coords_with_randomness(
                 logits,

@@ -1,7 +1,8 @@
 """Federated class loss: each batch is trained on the classes present and some drawn ones.
 
-Data sets with many classes are not annotated with all of them in each image. Zhou et al.
-(Probabilistic two-stage detection, 2021) therefore compute the class loss over few classes a batch.
+The images of a data set with many classes are not annotated with all of them. The class loss of a
+batch is therefore computed over a few classes. Source: Zhou et al., Probabilistic two-stage
+detection, https://arxiv.org/abs/2103.07461.
 
 Legend: N instances, K classes.
 """
@@ -22,19 +23,20 @@ HELD_OUT_FREQUENCIES = ("r", "n")
 
 
 def sample_federated_classes(present: Tensor, class_weights: Tensor, num_classes: int) -> Tensor:
-    """Choose the classes that a batch is trained on (federated loss; Zhou et al., 2021).
+    """Choose the classes that a batch is trained on.
 
     The classes present are always chosen. Others are drawn without replacement until there are
     ``num_classes``, or until none is left that may be drawn.
 
     Args:
         present: int64, distinct class ids; the id K ("no object") may be among them and counts.
-        class_weights: (K,) drawing probabilities up to a factor; 0 is never drawn.
+        class_weights: (K,) proportional to the probability of being drawn; 0 is never drawn.
         num_classes: how many classes to choose.
 
     Returns:
         (K,) bool.
     """
+    # One more entry for "no object", which may be present but is never drawn.
     weights = torch.cat([class_weights, class_weights.new_zeros(1)])
     weights[present] = 0
     chosen = torch.zeros_like(weights, dtype=torch.bool)
@@ -91,8 +93,8 @@ def freq_weight_from_config(cfg: CfgNode, num_classes: int) -> Tensor:
         num_classes: K.
 
     Returns:
-        (K,) float32; ones where there is neither a training set nor a category info file, which
-        is enough for inference.
+        (K,) float32; ones for a model without a training set and a category info file, which can
+        only be used for inference.
 
     Raises:
         FileNotFoundError: the category info file does not exist.
@@ -117,7 +119,7 @@ def freq_weight_from_config(cfg: CfgNode, num_classes: int) -> Tensor:
 
 
 def _read_category_info(cfg: CfgNode) -> tuple[Sequence[Mapping[str, Any]], str]:
-    """Return the category info that a config means, and where it came from, for messages."""
+    """Return the category info of a config, and its source, for messages."""
     key = "MODEL.MASK_FORMER.CAT_INFO_PATH"
     if cfg.MODEL.MASK_FORMER.CAT_INFO_PATH:
         path = resolve_path(cfg.MODEL.MASK_FORMER.CAT_INFO_PATH)

@@ -23,7 +23,19 @@ def mask_bce_loss(logits: Tensor, labels: Tensor, num_masks: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, labels: Tensor, num_masks: Tensor) -> Tensor:
-    """Dice loss (Milletari et al., 2016) of matched masks, smoothed by 1; arguments as above."""
+    """Dice loss of matched masks, smoothed by 1.
+
+    Source: V-Net, https://arxiv.org/abs/1606.04797, section 3, with sums in place of the sums of
+    squares, as in Mask2Former.
+
+    Args:
+        logits: (N, P) predicted mask logits at points.
+        labels: (N, P) target masks at the same points, in [0, 1].
+        num_masks: scalar that the sum is divided by.
+
+    Returns:
+        Scalar; 0 for no masks.
+    """
     overlap = (logits.sigmoid() * labels).sum(1)
     size = logits.sigmoid().sum(1) + labels.sum(1)
     return (1 - (2 * overlap + 1) / (size + 1)).sum() / num_masks

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ovformer.d2 import point_sample
 from ovformer.modeling.objective.losses import pairwise_dice, pairwise_mask_bce
 
-# Stands for an infinite cost: far above any finite one, yet a number that sums stay exact with.
+# Replaces an infinite cost: far above any finite one, but sums with it stay exact.
 LARGE_COST = 1e9
 
 
@@ -25,6 +25,9 @@ class HungarianMatcher(nn.Module):
     probability times objectness. Masks are compared at random points. Their logits come from mask
     features sampled at the points, which is exact because both steps are linear, and far cheaper
     than the masks of all queries. The points of a clip are the same in all of its frames.
+
+    Sources: DETR, https://arxiv.org/abs/2005.12872, section 3.1; Mask2Former,
+    https://arxiv.org/abs/2112.01527, section 3.3, for masks at points.
 
     Args:
         cost_class: weight of the class cost.
@@ -61,7 +64,7 @@ class HungarianMatcher(nn.Module):
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_object_logits`` (B, Q, 2), ``mask_embed``
                 (B, Q, Cm) and ``mask_features`` (B, Cm, h, w), or (B, T, Cm, h, w) for clips.
-            targets: for each image ``labels`` (N,), of which K means "no object", and ``masks``
+            targets: for each image ``labels`` (N,), where K means "no object", and ``masks``
                 bool (N, H, W), or (N, T, H, W).
 
         Returns:
@@ -76,7 +79,8 @@ class HungarianMatcher(nn.Module):
             for index, target in enumerate(targets)
         ]
         totals = [sum(of_image.values()).clamp(-LARGE_COST, LARGE_COST) for of_image in costs]
-        on_host = torch.cat([total.flatten() for total in totals]).cpu()  # all images in one copy
+        # SciPy solves the assignment on the CPU. One copy for all images: each waits for the GPU.
+        on_host = torch.cat([total.flatten() for total in totals]).cpu()
         matches = []
         for index, (total, matrix) in enumerate(
             zip(totals, on_host.split([total.numel() for total in totals]), strict=True)
@@ -118,6 +122,7 @@ class HungarianMatcher(nn.Module):
             if features.dim() == 3:  # an image is a clip of one frame
                 features, masks = features[None], masks[:, None]
             points = points.expand(len(features), -1, -1)
+            # Points of all frames together make one long row for each query and each instance.
             point_features = point_sample(features, points, align_corners=False)  # (T, Cm, P)
             mask_logits = embed @ point_features.transpose(0, 1).flatten(1)
             point_labels = point_sample(masks.transpose(0, 1), points, align_corners=False)

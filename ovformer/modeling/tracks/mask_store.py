@@ -1,17 +1,16 @@
-"""Masks of all queries of a video, kept until it is known which queries are wanted.
+"""Masks of all queries of a video, stored until the video ends: only then the best are chosen.
 
-That is known at the end of the video only. Until then a float32 mask of 1/4 of the image's
-resolution for each of 100 queries is 5.8 MB per frame of 360 x 640 pixels, too much for a long
-video. So this is kept, in a temporary file:
+A float32 mask of 1/4 of the image's resolution for each of 100 queries is 5.8 MB per frame of
+360 x 640 pixels, too much for a long video. A temporary file therefore stores
 
 * which logits are positive, one bit each;
 * the logits, in float32, near the boundary of the mask: where a logit of the other sign is at most
   two places away in both directions.
 
-No more is needed to get the mask at another resolution exactly. Resizing a mask to the padded and
+This is enough to get the mask at another resolution exactly. Resizing a mask to the padded and
 then to the original image (:func:`ovformer.ops.mask_resize.restore_masks`) is bilinear twice, and
-makes a pixel from at most 3 x 3 neighbouring logits with weights that are not negative. Where those
-have one sign, so has the pixel, whatever their values; where they do not, all of them are stored.
+makes a pixel from at most 3 x 3 neighbouring logits with weights that are not negative. Where the
+logits have the same sign, the pixel has it, too; where they do not, all of them are stored.
 
 Legend: Q queries, N masks, T frames, h w resolution of the mask features, H W pixels.
 """
@@ -30,12 +29,15 @@ from ovformer.ops.mask_rle import encode_masks
 
 logger = logging.getLogger(__name__)
 
-_LARGE_FILE = 1 << 30  # bytes from which on the log mentions the file
-_PIXELS_AT_ONCE = 1 << 22  # masks of so many pixels in all are resized together
+_LARGE_FILE = 1 << 30  # bytes; the log mentions a file that gets larger
+_PIXELS_AT_ONCE = 1 << 22  # pixels of all masks that are resized together
 
 
 class SpillFile:
-    """Arrays in a temporary file that vanishes with this object, or when it is closed."""
+    """Arrays in a temporary file, deleted with this object or when it is closed.
+
+    The file is in ``$TMPDIR``, or else where the system keeps temporary files.
+    """
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="ovformer_")
@@ -45,7 +47,7 @@ class SpillFile:
         """Append an array.
 
         Returns:
-            Where it is, in bytes from the beginning of the file.
+            Its offset, in bytes from the beginning of the file.
 
         Raises:
             OSError: there is no space left.
@@ -54,7 +56,7 @@ class SpillFile:
         try:
             self._file.seek(offset)
             self._file.write(np.ascontiguousarray(array).data)
-            self._file.flush()
+            self._file.flush()  # a full disk is an error now, not at some later call
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -69,7 +71,7 @@ class SpillFile:
         return offset
 
     def read(self, offset: int, count: int, dtype: type) -> np.ndarray:
-        """Return ``count`` numbers of a type from a place in the file."""
+        """Return ``count`` numbers of a type from an offset of :meth:`write`."""
         array = np.empty(count, dtype)
         self._file.seek(offset)
         self._file.readinto(array.data)
@@ -98,10 +100,10 @@ class MaskSizes(NamedTuple):
 
 
 class MaskStore:
-    """Mask logits of each frame, exact as far as the masks at another resolution go.
+    """Mask logits of each frame, with what is needed for exact masks at another resolution.
 
     Args:
-        file: where they will be kept.
+        file: stores them.
     """
 
     def __init__(self, file: SpillFile) -> None:
@@ -110,14 +112,14 @@ class MaskStore:
         self._shape = (0, 0, 0)
 
     def append(self, logits: Tensor) -> None:
-        """Keep the masks of the next frame: as :meth:`extend`, without the dimension of frames."""
+        """Store the masks of the next frame: as :meth:`extend`, without the dimension of frames."""
         self.extend(logits[None])
 
     def extend(self, logits: Tensor) -> None:
-        """Keep the masks of the next frames. They are copied from an accelerator together.
+        """Store the masks of the next frames. They are copied from an accelerator together.
 
         Args:
-            logits: (T, Q, h, w), of the same shape but for T at each call.
+            logits: (T, Q, h, w); only T may differ between calls.
         """
         self._shape = tuple(logits.shape[1:])
         inside = logits > 0
@@ -126,25 +128,26 @@ class MaskStore:
         bits = np.packbits(inside.flatten(2).cpu().numpy(), axis=2)
         values = logits[near].float().cpu().numpy()
         first_values = np.cumsum(counts.sum(1))[:-1]
-        for ends, *of_frame in zip(
+        for ends, frame_bits, frame_values in zip(
             counts.cumsum(1), bits, np.split(values, first_values), strict=True
         ):
+            # The end of each query's values comes first, so that one query can be read alone.
             self._offsets.append(self._file.write(ends))
-            for array in of_frame:
-                self._file.write(array)
+            self._file.write(frame_bits)
+            self._file.write(frame_values)
 
     def read(self, items: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
         """Return masks.
 
         Args:
             items: frame and query of each of N masks.
-            device: where they are wanted.
+            device: of the result.
 
         Returns:
-            (N, h, w) float32: the logits near boundaries, and else 1 or -1 by their sign.
+            (N, h, w) float32: the logits near boundaries, elsewhere 1 or -1 by their sign.
         """
         num_queries, height, width = self._shape
-        row = -(-height * width // 8)
+        row = -(-height * width // 8)  # bytes of one query's bits, rounded up
         bits, values = [], []
         for frame, query in items:
             ends_at = self._offsets[frame]
@@ -156,6 +159,7 @@ class MaskStore:
             values.append(self._file.read(values_at, ends[query] - begin, np.float32))
         inside = np.unpackbits(np.stack(bits), axis=1, count=height * width)
         inside = torch.from_numpy(inside.view(bool)).to(device).unflatten(1, (height, width))
+        # The signs say where the boundary is, so the file need not say where its values belong.
         logits = inside.float() * 2 - 1
         logits[_near_boundary(inside)] = torch.from_numpy(np.concatenate(values)).to(device)
         return logits
@@ -168,19 +172,20 @@ def encode_tubes(
     sizes: MaskSizes,
     device: torch.device,
 ) -> list[list[dict]]:
-    """Return the run-length codes of the masks of some queries, at the original resolution.
+    """Return the RLEs of the masks of some queries, at the original resolution.
 
     Args:
         store: the masks.
-        queries: the query of each prediction. Several predictions may share one.
+        queries: the query of each of N predictions. Several predictions may share one.
         visible: bool (N, T), false where a prediction's mask is left empty.
         sizes: of the frames.
         device: where masks are resized.
 
     Returns:
-        For each prediction T COCO codes. Equal masks may be the same object.
+        For each prediction T COCO RLEs. Equal masks may be the same object.
     """
     empty = encode_masks(torch.zeros(1, *sizes.output, dtype=torch.bool))[0]
+    # Predictions of several classes share a query: each mask is encoded once.
     items = sorted({(int(t), queries[n]) for n, t in np.argwhere(visible)})
     pixels = max(height * width for height, width in (sizes.padded, sizes.output))
     step = max(1, _PIXELS_AT_ONCE // pixels)
@@ -190,18 +195,18 @@ def encode_tubes(
         logits = restore_masks(store.read(chunk, device), *sizes)
         codes.update(zip(chunk, encode_masks(logits > 0), strict=True))
     return [
-        [codes[t, query] if shown else empty for t, shown in enumerate(row)]
+        [codes[t, query] if is_visible else empty for t, is_visible in enumerate(row)]
         for query, row in zip(queries, visible.tolist(), strict=True)
     ]
 
 
 def _near_boundary(inside: Tensor) -> Tensor:
-    """Tell where the 5 x 5 neighbourhood is not all inside or all outside: bool (N, h, w)."""
+    """Return where the 5 x 5 neighbourhood is partly inside: bool (N, h, w) -> bool (N, h, w)."""
     return _grow(inside) & _grow(~inside)
 
 
 def _grow(masks: Tensor) -> Tensor:
-    """Grow masks (N, h, w) by two places in both directions. Faster than pooling."""
+    """Grow masks (N, h, w) by two pixels in both directions. Faster than pooling."""
     for dim in (1, 1, 2, 2):
         length = masks.shape[dim] - 1
         grown = masks.clone()

@@ -11,16 +11,16 @@ from torch import Tensor
 from ovformer.d2 import Boxes, Instances
 from ovformer.ops.mask_resize import mask_logits, restore_masks
 
-# Masks that are resized together. Bounds the memory for large images.
+# Masks that are resized together. It bounds the memory for large images.
 _MASKS_AT_ONCE = 16
 
 
 def class_scores(logits: Tensor, object_logits: Tensor) -> Tensor:
-    """Return the geometric mean of class probability and objectness.
+    """Return the geometric mean of class probability and objectness, as OVFormer defines the score.
 
     Args:
         logits: (..., Q, K + 1) class logits; the last, "no object", is not used.
-        object_logits: (..., Q, 2), object and no object.
+        object_logits: (..., Q, 2), of object and no object.
 
     Returns:
         (..., Q, K) float32.
@@ -34,7 +34,7 @@ def select_top(scores: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         scores: (Q, K).
-        limit: how many are wanted; all if there are fewer.
+        limit: number of pairs; all if there are fewer.
 
     Returns:
         Scores (descending), query indices and classes, all (min(limit, Q * K),).
@@ -61,6 +61,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
         (N, 4) float32: left, top, right, bottom in pixels, the latter two exclusive. Zeros for an
         empty mask.
     """
+    # The first true column or row from each side.
     sides = []
     for occupied in (masks.any(1), masks.any(2)):  # columns (N, W), rows (N, H)
         occupied = occupied.byte()
@@ -85,7 +86,7 @@ def predict_instances(
         padded_size: height and width of the padded network input, in pixels.
         image_size: height and width of the network input without padding.
         output_size: height and width of the original image.
-        limit: number of instances, if there are so many pairs of query and class.
+        limit: number of instances; fewer if there are fewer pairs of query and class.
 
     Returns:
         ``pred_masks`` bool (N, *output_size), ``pred_boxes``, ``scores``, ``pred_classes``, highest
@@ -93,6 +94,7 @@ def predict_instances(
     """
     scores = class_scores(outputs["pred_logits"], outputs["pred_object_logits"])
     scores, queries, classes = select_top(scores, limit)
+    # A query may be chosen with several classes: its mask is made once.
     queries, mask_of_pair = queries.unique(return_inverse=True)
     masks, probabilities = [], []
     for embed in outputs["mask_embed"][queries].split(_MASKS_AT_ONCE):
@@ -101,6 +103,7 @@ def predict_instances(
         masks.append(logits > 0)
         probabilities.append(mean_mask_probability(logits))
     masks = torch.cat(masks)
+    # A sharp mask is a better prediction: its probability is part of the score, as published.
     scores, order = (scores * torch.cat(probabilities)[mask_of_pair]).sort(descending=True)
     mask_of_pair = mask_of_pair[order]
 

@@ -1,4 +1,4 @@
-"""Tracks of a stream: their scores and labels up to the present frame, and nothing of the past.
+"""Tracks of a stream: their scores and labels up to the present frame, without the past frames.
 
 Legend: T frames of a clip, Q queries (and tracks), K classes, N objects, h w resolution of the mask
 features.
@@ -14,10 +14,10 @@ from ovformer.modeling.tracks.postprocess import class_scores
 
 
 class FrameTracks(NamedTuple):
-    """The tracks that are seen in a frame, highest score first.
+    """The tracks that are visible in a frame, highest score first.
 
     Attributes:
-        tracks: (N,) int64, which they are.
+        tracks: (N,) int64, their numbers.
         labels: (N,) int64.
         scores: (N,) float32, running means.
         masks: (N, h, w) logits in this frame.
@@ -30,25 +30,25 @@ class FrameTracks(NamedTuple):
 
 
 class RunningTracks:
-    """What :class:`.VideoTracks` is for videos, for streams without end.
+    """Tracks of streams without end, as :class:`.VideoTracks` are tracks of videos.
 
-    It has the same ``append`` and ``extend``. A track has one label, the best by the mean of its
-    logits over the frames so far. Its score is that mean's, times the mean probability over the
-    foreground of its masks, of which those do not count where the frame's own score is below
-    ``frame_score_ratio`` times the mean's. At the end of a video these are the scores of
-    ``VideoTracks.select``, if no label changed and each frame was judged by the last mean as by its
-    own.
+    They have the same ``append`` and ``extend``. A track has one label, the best by the mean of its
+    logits over the frames so far. Its score is the score of that mean, times the mean probability
+    over the foreground of its masks. A mask does not count if the score of its own frame is below
+    ``frame_score_ratio`` times the score of the mean. At the end of a video the scores equal those
+    of ``VideoTracks.select`` if no label changed, and if the last mean would have judged each frame
+    as the mean at that frame did.
 
-    Of a model of clips the mean is over clips, and is the score as it is: see
+    For a model of clips the mean is over clips, and its score is the score of the track: see
     :class:`ovformer.modeling.tracks.tracking.ClipTracks`.
 
     Args:
-        limit: most objects of a frame.
+        limit: largest number of objects of a frame.
         frame_score_ratio: see above; None for a model of clips.
         score_threshold: least score of an object.
-        memory: the mean is over about so many frames or clips, of which later ones weigh more;
-            None for the plain mean over all. A stream without end needs it to give things that
-            come late a name of their own.
+        memory: number of frames or clips that the mean is mostly over, later ones with more weight;
+            None for the plain mean over all. A stream without end needs it: otherwise objects that
+            appear late never outweigh the frames before them.
 
     Attributes:
         ready: the frames that were appended and not yet taken, oldest first.
@@ -78,6 +78,7 @@ class RunningTracks:
             object_logits: (Q, 2), object and no object.
             masks: (Q, h, w) logits, or (T, Q, h, w) of a clip.
         """
+        # The mean fades by the factor 1 - 1 / memory per frame; without a memory by none.
         now = [logits.float(), object_logits.float()]
         if not self._sums:
             self._sums = [torch.zeros_like(values) for values in now]
@@ -90,8 +91,10 @@ class RunningTracks:
         if self.frame_score_ratio is not None:
             frame_scores = class_scores(*now).gather(1, labels[:, None])[:, 0]
             counts = frame_scores >= self.frame_score_ratio * scores
-            scores = scores * self._mask_probability(masks, counts)
-        for of_frame in masks if masks.dim() == 4 else masks[None]:
+            scores = scores * self._update_mask_probability(masks, counts)
+        if masks.dim() == 3:  # a frame is a clip of one frame
+            masks = masks[None]
+        for of_frame in masks:
             seen = counts & (of_frame > 0).any(2).any(1) & (scores >= self.score_threshold)
             best, tracks = scores.masked_fill(~seen, -1).topk(min(self.limit, len(scores)))
             tracks = tracks[best >= 0]
@@ -102,7 +105,7 @@ class RunningTracks:
         for of_frame in zip(logits, object_logits, masks, strict=True):
             self.append(*of_frame)
 
-    def _mask_probability(self, masks: Tensor, counts: Tensor) -> Tensor:
+    def _update_mask_probability(self, masks: Tensor, counts: Tensor) -> Tensor:
         """Add a frame's masks (Q, h, w), those that count, and return the mean probability (Q,)."""
         inside = masks > 0
         numbers = torch.stack(((masks.sigmoid() * inside).sum((1, 2)), inside.sum((1, 2)).float()))

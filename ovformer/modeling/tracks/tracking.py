@@ -1,4 +1,4 @@
-"""Queries over time: which query of a frame continues which track, and what tracks are worth.
+"""Queries over time: which query of a frame continues which track, and the scores of tracks.
 
 The network sees each frame or clip by itself. A track is query i of the first one and, in each
 later one, the query that is assigned to it.
@@ -20,10 +20,12 @@ from ovformer.modeling.tracks.postprocess import class_scores, select_top
 
 
 class QueryTracker:
-    """Assigns queries to tracks, which have a memory of the queries assigned so far.
+    """Assigns queries to tracks; a track remembers a mean of the queries assigned to it.
+
+    Source: MinVIS, https://arxiv.org/abs/2208.02245, with a memory in place of the previous frame.
 
     Args:
-        momentum: weight of the current query in the memory; the rest is the memory before.
+        momentum: weight of the current query in the memory; the old memory has the rest.
     """
 
     def __init__(self, momentum: float) -> None:
@@ -31,13 +33,13 @@ class QueryTracker:
         self.memory: Tensor | None = None
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Assign the next frame's or clip's queries, so that cosines with the memory are largest.
+        """Assign the queries of the next frame or clip: their cosines to the memory are largest.
 
         Args:
             embeddings: (Q, C) of the queries.
 
         Returns:
-            (Q,) the query that continues each track. At first query i starts track i.
+            (Q,) the query that continues each track. In the first call query i starts track i.
 
         Raises:
             FloatingPointError: an embedding is not finite.
@@ -66,7 +68,7 @@ class TrackSelection(NamedTuple):
         scores: (N,).
         queries: (N,) the track of each.
         classes: (N,).
-        visible: bool (N, T), whether the mask in a frame counts and is not empty.
+        visible: bool (N, T), true where the mask of a frame counts and is not empty.
     """
 
     scores: Tensor
@@ -76,12 +78,11 @@ class TrackSelection(NamedTuple):
 
 
 class TrackStore:
-    """What is known of the tracks of a video, in memory that does not grow with its length.
+    """Tracks of a video, in memory that does not grow with its length.
 
-    Only sums over frames or clips are kept there. What is known of each frame goes to a temporary
-    file: some numbers, and the masks. Arrays of a frame that stayed in memory, however small, would
-    scatter among the large ones that come and go, and keep the allocator from using that space
-    again.
+    Memory holds sums over frames or clips only. A temporary file holds some numbers of each frame,
+    and its masks. Even small arrays that stayed in memory for each frame would scatter among the
+    large ones that come and go, and the allocator could not use that space again.
     """
 
     def __init__(self) -> None:
@@ -99,7 +100,7 @@ class TrackStore:
 
     @property
     def num_frames(self) -> int:
-        """How many frames there are so far."""
+        """Number of frames so far."""
         return len(self._offsets)
 
     def _add_logits(self, logits: Tensor, object_logits: Tensor) -> None:
@@ -118,18 +119,18 @@ class TrackStore:
         )
 
     def _write_frames(self, masks: Tensor, numbers: Tensor) -> None:
-        """Keep mask logits (T, Q, h, w) of frames, and numbers (T, Q, any)."""
+        """Store mask logits (T, Q, h, w) of frames, and some numbers (T, Q, any) of each query."""
         self._num_columns = numbers.shape[2]
         for of_frame in numbers.float().cpu().numpy():
             self._offsets.append(self._file.write(of_frame))
         self.masks.extend(masks)
 
     def _read_frames(self, queries: Tensor, *columns: Tensor | int) -> Tensor:
-        """Read some of the numbers of each frame.
+        """Read numbers of some queries in each frame.
 
         Args:
             queries: (N,).
-            *columns: of the number that is wanted of each query, or of all of them.
+            *columns: of the numbers: one column for all queries, or (N,) a column for each.
 
         Returns:
             (len(columns), N, T), on the device of ``queries``.
@@ -145,7 +146,7 @@ class TrackStore:
 
 
 class VideoTracks(TrackStore):
-    """Tracks of queries that see one frame each."""
+    """Tracks of a model of frames: a query sees one frame."""
 
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
         """Add the next frame: as :meth:`extend`, without the dimension of frames."""
@@ -154,7 +155,7 @@ class VideoTracks(TrackStore):
     def extend(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
         """Add the next frames, their queries in the order of the tracks.
 
-        What is kept of them is copied from an accelerator together.
+        What is stored of them is copied from an accelerator together.
 
         Args:
             logits: (T, Q, K + 1) class logits.
@@ -163,6 +164,8 @@ class VideoTracks(TrackStore):
         """
         for of_frame in zip(logits, object_logits, strict=True):
             self._add_logits(*of_frame)
+        # A mask's mean probability over its foreground is a quotient of two sums: both are stored,
+        # because only select() knows which frames count.
         inside = masks > 0
         probabilities = (masks.sigmoid() * inside).sum((2, 3))
         scores = class_scores(logits, object_logits)
@@ -173,12 +176,12 @@ class VideoTracks(TrackStore):
     def select(self, limit: int, frame_score_ratio: float) -> TrackSelection:
         """Choose the best pairs of track and class.
 
-        The score is that of the logits' averages over frames. A frame where the pair's own score is
+        The score is that of the mean logits over frames. A frame where the score of the pair is
         below ``frame_score_ratio`` times that is left out: its mask is empty. The score is then
         multiplied by the mean probability over the foreground of the remaining masks.
 
         Args:
-            limit: how many are wanted; all if there are fewer.
+            limit: number of pairs; all if there are fewer.
             frame_score_ratio: see above.
         """
         scores, queries, classes = select_top(self._mean_scores(), limit)
@@ -191,13 +194,13 @@ class VideoTracks(TrackStore):
 
 
 class ClipTracks(TrackStore):
-    """Tracks of queries that see one clip each; clips may overlap.
+    """Tracks of a model of clips: a query sees one clip. Clips may overlap.
 
-    A frame that is in several clips has one mask in the end, of the mean of their logits. Until no
-    clip is left that could have it, it waits in memory.
+    A frame that is in several clips gets one mask, from the mean of their logits. It waits in
+    memory until no later clip can have it.
 
     Args:
-        overlap: how many of the last frames of a clip are the first ones of the next.
+        overlap: number of the last frames of a clip that are the first ones of the next.
     """
 
     def __init__(self, overlap: int = 0) -> None:
@@ -207,7 +210,7 @@ class ClipTracks(TrackStore):
 
     @property
     def num_frames(self) -> int:
-        """How many frames there are so far, each counted once."""
+        """Number of frames so far, each counted once."""
         return super().num_frames + len(self._waiting)
 
     def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
@@ -219,6 +222,7 @@ class ClipTracks(TrackStore):
             masks: (T, Q, h, w) logits.
         """
         self._add_logits(logits, object_logits)
+        # The first frames of a clip are those that wait: their logits are added up.
         known = len(self._waiting)
         self._waiting = [
             (total + of_frame, number + 1)
@@ -230,7 +234,7 @@ class ClipTracks(TrackStore):
         """Choose the best pairs of track and class, by the score of the mean logits of all clips.
 
         Args:
-            limit: how many are wanted; all if there are fewer.
+            limit: number of pairs; all if there are fewer.
         """
         self._write_all_but(0)
         scores, queries, classes = select_top(self._mean_scores(), limit)
@@ -238,7 +242,7 @@ class ClipTracks(TrackStore):
         return TrackSelection(scores, queries, classes, pixels > 0)
 
     def _write_all_but(self, number: int) -> None:
-        """Write the frames that wait, but for some of the last ones."""
+        """Write the waiting frames, except the last ``number`` of them."""
         done = len(self._waiting) - number
         if done > 0:
             masks = torch.stack([total / clips for total, clips in self._waiting[:done]])

@@ -204,7 +204,7 @@ def test_training(run: VideoRun) -> None:
         ),
         (
             lambda run: run.data.write("val", videos=[]),
-            "is no video annotation file",
+            "video annotation file",
         ),
     ],
     ids=["missing frame", "no videos"],

@@ -133,7 +133,7 @@ def test_lists_of_burst_are_renumbered(content, write) -> None:
         ({"annotations": [annotation(), annotation()]}, "annotation 4 is listed twice"),
         ({"annotations": [{"id": 1}]}, r"annotation 1 has no \['video_id', 'category_id'"),
         ({"videos": [{"id": 1}]}, r"video 1 has no \['height', 'width', 'file_names'\]"),
-        ({"videos": []}, "no video annotation file"),
+        ({"videos": []}, "video annotation file"),
         ({"annotations": 0}, "expected a list of annotation entries, got 0"),
         ({"videos": [{"id": 1}, 5]}, r"video 1 has no"),
         ({"categories": "abc"}, "expected a list of category entries, got 'abc'"),
@@ -171,7 +171,7 @@ def test_other_files(tmp_path, write, content) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="truncated"):
         load_vis_json(path)
-    with pytest.raises(ValueError, match="no video annotation file"):
+    with pytest.raises(ValueError, match="video annotation file"):
         load_vis_json(write([{"video_id": 1}]))
 
 

@@ -1,1 +1,1 @@
-"""Which data sets there are: their files, categories and vocabularies."""
+"""The known data sets: their files, categories and vocabularies."""

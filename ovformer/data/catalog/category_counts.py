@@ -1,4 +1,4 @@
-"""How often each category of an annotation file occurs: the federated loss draws classes by it."""
+"""Counts how often each category of an annotation file occurs: the federated loss needs it."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from ovformer.data.files.json_file import TEXTS, WHOLE, check_entries, index_by_
 def count_categories(content: dict) -> list[dict]:
     """Count images and instances of each category.
 
-    A video counts as all of its frames, as in the published counts of LV-VIS.
+    A video counts as many images as it has frames, as in the published counts of LV-VIS.
 
     Args:
         content: an annotation file in LVIS, COCO or YouTube-VIS format.
@@ -17,7 +17,7 @@ def count_categories(content: dict) -> list[dict]:
         Its categories with "image_count" and "instance_count".
 
     Raises:
-        ValueError: an entry is not as it should be, or refers to one that is not there.
+        ValueError: an entry is not valid, or refers to an entry that the file lacks.
     """
     annotations = content.get("annotations")
     annotations = [] if annotations is None else annotations

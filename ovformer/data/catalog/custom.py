@@ -16,39 +16,39 @@ _REQUIRED = ("name", "annotations", "images")
 
 
 def register_custom(entries: Sequence[Mapping]) -> None:
-    """Register data sets in detectron2's catalogs. Doing it again changes nothing.
+    """Register data sets in detectron2's catalogs. Registering them again changes nothing.
 
     Args:
         entries: ``DATASETS.CUSTOM``. Each has "name"; "annotations", a JSON file in the format of
             YouTube-VIS (it has "videos"), COCO or LVIS; "images", the folder that its file names
-            are relative to; and if it is to be scored for base and novel classes, "novel", the
-            names or ids of the latter. Paths are those of a config: absolute, or relative to the
-            working directory or the dataset root.
+            are relative to; and optionally "novel", the names or ids of the novel classes, to score
+            base and novel classes separately. Paths are those of a config: absolute, or relative
+            to the working directory or the dataset root.
 
     Raises:
-        FileNotFoundError: the annotations or the folder of the only faulty entry are missing.
-        ValueError: an entry is not understood, or its name is taken, or several are faulty: a line
-            for each. The others are registered.
+        FileNotFoundError: the annotations or the folder of the only wrong entry are missing.
+        ValueError: an entry is wrong, or its name is taken; or several are wrong, with a line for
+            each. The other entries are registered.
     """
-    faults = []
+    errors: list[Exception] = []
     if not isinstance(entries, list | tuple):
         raise ValueError(f"{_KEY}: expected a list of data sets, got {shorten(entries)}.")
     for number, entry in enumerate(entries):
         try:
-            register_dataset(_spec(number, entry))
-        except (OSError, ValueError) as fault:
-            faults.append(fault)
-    if len(faults) > 1:
-        raise ValueError("\n".join(map(str, faults)))
-    if faults:
-        raise faults[0]
+            register_dataset(_make_spec(number, entry))
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise ValueError("\n".join(map(str, errors)))
+    if errors:
+        raise errors[0]
 
 
-def _spec(number: int, entry: Mapping) -> DatasetSpec:
+def _make_spec(number: int, entry: Mapping) -> DatasetSpec:
     place = f"{_KEY}[{number}]"
     if not isinstance(entry, Mapping) or not all(entry.get(key) for key in _REQUIRED):
         raise ValueError(
-            f"{place}: expected name, annotations, images and perhaps novel, got {entry!r}. For "
+            f"{place}: expected name, annotations, images and optionally novel, got {entry!r}. For "
             "example: {name: birds_val, annotations: birds/val.json, images: birds/frames, "
             "novel: [wren]}"
         )
@@ -74,7 +74,7 @@ def _spec(number: int, entry: Mapping) -> DatasetSpec:
             f'{place}: {annotations} has neither "videos" (the format of YouTube-VIS) nor "images" '
             f"(COCO's); it holds {sorted(content)}."
         )
-    if not os.path.isdir(images):  # unlike images.is_dir(), of names of any length
+    if not os.path.isdir(images):  # Path.is_dir raises OSError for a name that is too long
         raise FileNotFoundError(f"{place}: images: no such folder: {images}.")
     table = str(annotations.with_suffix(""))
     is_video = "videos" in content
@@ -85,13 +85,15 @@ def _spec(number: int, entry: Mapping) -> DatasetSpec:
         categories=table,
         read=read_vis_json if is_video else read_lvis_json,
         evaluator="vis" if is_video else "lvis",
-        groups=_groups(place, load_categories(table), entry.get("novel") or ()),
+        groups=_make_groups(place, load_categories(table), entry.get("novel") or ()),
         source=f"{_KEY} names it.",
     )
 
 
-def _groups(place: str, categories: list[dict], novel: Sequence) -> dict[str, tuple[str, tuple]]:
-    """Split the categories by id; without novel ones there are no groups."""
+def _make_groups(
+    place: str, categories: list[dict], novel: Sequence
+) -> dict[str, tuple[str, tuple]]:
+    """Split the categories into base and novel ones by id; no groups without novel ones."""
     novel = novel if isinstance(novel, list | tuple) else (novel,)
     known = {category["name"]: category["id"] for category in categories}
     ids = set(known.values())

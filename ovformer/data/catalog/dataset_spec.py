@@ -1,4 +1,4 @@
-"""What a data set is: where its files are, its categories, and who reads and who scores it."""
+"""Describes a data set: its files and categories, their reader and the metric; registers it."""
 
 import difflib
 import functools
@@ -12,7 +12,7 @@ from ovformer.data.files.json_file import TEXT, index_by_id, name_file_in_errors
 from ovformer.paths import dataset_root
 
 CATEGORY_FOLDER = Path(__file__).parent / "categories"
-# Images or videos of each data set that was read.
+# Number of images or videos of each data set that this process has read.
 _counts: dict[str, int] = {}
 
 # Reads (annotation file, folder of the images, categories) into a list of dataset dicts.
@@ -29,10 +29,10 @@ class DatasetSpec:
         annotations: annotation file, relative to the dataset root or absolute.
         categories: name of a table in ``ovformer/data/catalog/categories``, without ``.json``.
         read: turns the annotation file into dataset dicts.
-        evaluator: which metric scores it.
-        groups: for which groups of categories it is scored on their own: group -> (field of the
-            category table, values of that field which belong to the group).
-        source: how to get the files, the last sentence of the error when they are missing.
+        evaluator: name of the metric that scores it.
+        groups: groups of categories that are scored separately: group -> (field of the category
+            table, values of that field which belong to the group).
+        source: how to get the files; the error about missing files ends with it.
     """
 
     name: str
@@ -56,11 +56,11 @@ class DatasetSpec:
 def register_dataset(spec: DatasetSpec) -> None:
     """Register a data set in ``DatasetCatalog`` and ``MetadataCatalog``.
 
-    A data set of the same name that did not come from a :class:`DatasetSpec` (detectron2 brings its
-    own ``lvis_v1_train`` and ``lvis_v1_val``) is replaced.
+    It replaces a data set of the same name that did not come from a :class:`DatasetSpec`:
+    detectron2 has its own ``lvis_v1_train`` and ``lvis_v1_val``.
 
     Raises:
-        ValueError: another spec has that name, or a group asks for a field that no category has.
+        ValueError: another spec has that name, or a group names a field that a category lacks.
     """
     if spec.name in MetadataCatalog.list():
         other = MetadataCatalog.get(spec.name).get("spec", spec)
@@ -72,10 +72,10 @@ def register_dataset(spec: DatasetSpec) -> None:
         MetadataCatalog.remove(spec.name)
     if spec.name in DatasetCatalog.list():
         DatasetCatalog.remove(spec.name)
-    DatasetCatalog.register(spec.name, functools.partial(_read, spec))
+    DatasetCatalog.register(spec.name, functools.partial(_read_dataset, spec))
 
     categories = load_categories(spec.categories)
-    metadata_class = _metadata_class(type(MetadataCatalog.get(spec.name)))
+    metadata_class = _make_metadata_class(type(MetadataCatalog.get(spec.name)))
     MetadataCatalog[spec.name] = metadata_class(
         name=spec.name,
         spec=spec,
@@ -86,7 +86,7 @@ def register_dataset(spec: DatasetSpec) -> None:
         # The name under which detectron2's own federated loss looks for image counts.
         class_image_count=categories,
         class_groups={
-            group: _members(spec, categories, key, values)
+            group: _find_members(spec, categories, key, values)
             for group, (key, values) in spec.groups.items()
         },
     )
@@ -101,12 +101,12 @@ def load_categories(name: str) -> list[dict]:
             absolute path, also without ``.json``, of such a table or of an annotation file.
 
     Returns:
-        The categories by contiguous index, that is sorted by "id". Each has "id" and "name"; those
-        of an annotation file also have the counts of that file, and "frequency" where it has none:
-        "b" for those that occur, "n" for the others.
+        The categories by contiguous index, that is sorted by "id". Each has "id" and "name". Those
+        of an annotation file also have its counts and a "frequency": where the file has none, "b"
+        for a category that occurs and "n" for the others.
 
     Raises:
-        FileNotFoundError: there is no such table.
+        FileNotFoundError: the table does not exist.
         ValueError: an id occurs twice, or the file has no categories.
     """
     path = CATEGORY_FOLDER / f"{name}.json"
@@ -118,13 +118,14 @@ def load_categories(name: str) -> list[dict]:
         )
     content = read_json(path)
     with name_file_in_errors(path):
-        categories = _annotated_categories(content) if isinstance(content, dict) else content
+        categories = _count_and_mark(content) if isinstance(content, dict) else content
         return [c for _, c in sorted(index_by_id("category", categories, {"name": TEXT}).items())]
 
 
-def _annotated_categories(content: dict) -> list[dict]:
+def _count_and_mark(content: dict) -> list[dict]:
+    """Return the categories of an annotation file with their counts and a "frequency"."""
     if not content.get("categories"):
-        raise ValueError('it has no "categories"; it is no annotation file.')
+        raise ValueError('it has no "categories", so it is not an annotation file.')
     categories = count_categories(content)
     for category in categories:
         category.setdefault("frequency", "b" if category["image_count"] else "n")
@@ -132,7 +133,7 @@ def _annotated_categories(content: dict) -> list[dict]:
 
 
 def load_dataset(name: str, key: str = "DATASETS.TRAIN") -> list[dict]:
-    """Read a registered data set, ours or a user's own.
+    """Read a registered data set.
 
     Args:
         name: name in ``DatasetCatalog``.
@@ -142,7 +143,7 @@ def load_dataset(name: str, key: str = "DATASETS.TRAIN") -> list[dict]:
         The dataset dicts that :mod:`ovformer.data` describes.
 
     Raises:
-        ValueError: the name is not registered, or the data set has no image.
+        ValueError: the name is not registered, or the data set is empty.
         FileNotFoundError: its annotation file is missing.
     """
     check_dataset_name(name, key)
@@ -154,7 +155,7 @@ def load_dataset(name: str, key: str = "DATASETS.TRAIN") -> list[dict]:
 
 
 def get_read_counts() -> dict[str, int]:
-    """Return the number of images or videos of each data set that this process has read."""
+    """Return the number of images or videos of each data set that this process has read by name."""
     return dict(_counts)
 
 
@@ -175,7 +176,7 @@ def check_class_count(names: Iterable[str], num_classes: int, key: str) -> None:
     """Check that data sets have as many classes as the model.
 
     Args:
-        names: registered data sets. One without class names is not checked.
+        names: registered data sets; those without class names are not checked.
         num_classes: ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
         key: the config key that holds the names, for the error message.
 
@@ -193,17 +194,17 @@ def check_class_count(names: Iterable[str], num_classes: int, key: str) -> None:
             )
 
 
-def _read(spec: DatasetSpec) -> list[dict]:
+def _read_dataset(spec: DatasetSpec) -> list[dict]:
     path = spec.annotation_file()
     if not path.is_file():
         raise FileNotFoundError(
-            f"{spec.name}: annotation file {path} not found. {spec.source} Data sets are looked "
-            f"for under {dataset_root().absolute()}; $DETECTRON2_DATASETS names another folder."
+            f"{spec.name}: annotation file {path} not found. {spec.source} The folder of all data "
+            f"sets is {dataset_root().absolute()}; $DETECTRON2_DATASETS names another one."
         )
     return spec.read(path, spec.image_folder(), load_categories(spec.categories))
 
 
-def _members(spec: DatasetSpec, categories: list[dict], key: str, values: tuple) -> list[int]:
+def _find_members(spec: DatasetSpec, categories: list[dict], key: str, values: tuple) -> list[int]:
     if not all(key in category for category in categories):
         raise ValueError(
             f"{spec.name}: a group of categories is defined by {key!r}, which not every category "
@@ -213,8 +214,8 @@ def _members(spec: DatasetSpec, categories: list[dict], key: str, values: tuple)
 
 
 @functools.cache
-def _metadata_class(base: type) -> type:
-    """Return the metadata class of the back-end with paths that follow the dataset root."""
+def _make_metadata_class(base: type) -> type:
+    """Derive from the back-end's metadata class one whose paths follow the dataset root."""
 
     class SpecMetadata(base):
         json_file = property(lambda self: str(self.spec.annotation_file()))

@@ -1,4 +1,4 @@
-"""Vocabularies: lists of class names, from words, files and the category tables of data sets."""
+"""Reads vocabularies, lists of class names, from words, files and category tables."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,18 +22,18 @@ def parse_vocabulary(
     """Return the class names that words, names of vocabularies and files stand for.
 
     Args:
-        words: names in a string with commas, or in a list, whose items may contain commas. Each is
-            a class name; or the name of a category table (:func:`list_tables`); or a .txt or .json
-            file, see :func:`read_vocabulary`.
+        words: a string of items with commas between them, or a list of items, which may contain
+            commas. An item is a class name, the name of a category table (:func:`list_tables`), or
+            a .txt or .json file, see :func:`read_vocabulary`.
         named: more vocabularies by name.
 
     Returns:
-        The names in order, each once: with spaces for underscores, and what differs by upper and
-        lower case or spaces only is the same name.
+        The names in order, each once, with spaces for underscores. Names that differ only by case
+        or spaces are the same name.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no name is left, or a file is not what it should be.
+        FileNotFoundError: a file does not exist.
+        ValueError: there is no name, or a file is not a vocabulary.
     """
     if isinstance(words, str):
         items = [words] if _is_file(words) else words.split(",")
@@ -50,13 +50,11 @@ def parse_vocabulary(
                 names.setdefault(clean.casefold(), clean)
     if not names:
         raise ValueError(
-            f"vocabulary: no name in {words!r}. Give words ('dog, red ball'), a file with a name a "
-            f"line, or one of: {', '.join([*(named or {}), *list_tables()])}"
+            f"vocabulary: no name in {words!r}. Give words ('dog, red ball'), a file with one name "
+            f"per line, or one of: {', '.join([*(named or {}), *list_tables()])}"
         )
     if repeated:
-        logger.info(
-            "Vocabulary: %d names; %d that were there already are left out", len(names), repeated
-        )
+        logger.info("Vocabulary: %d names; %d repeated ones are skipped", len(names), repeated)
     return list(names.values())
 
 
@@ -71,12 +69,12 @@ def clean_name(name: str) -> str:
 
 
 def normalise_name(name: str) -> str:
-    """Return what names have in common that differ by case, underscores or spaces only."""
+    """Return a name such that two names that mean the same class are equal."""
     return clean_name(name).casefold()
 
 
 def find_first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
-    """Say where two lists of class names differ first; "" where each name is the same."""
+    """Describe the first difference of two lists of class names; "" if there is none."""
     if len(theirs) != len(ours):
         return f"{len(theirs)} instead of {len(ours)}"
     for number, (name, other) in enumerate(zip(theirs, ours, strict=True)):
@@ -86,19 +84,19 @@ def find_first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
 
 
 def is_vocabulary_file(word: str) -> bool:
-    """Tell whether :func:`parse_vocabulary` takes a word for the path of a file of names."""
+    """Return whether :func:`parse_vocabulary` takes a word for the path of a file."""
     return word.strip().endswith(_SUFFIXES)
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Return the class names of a file; categories are sorted by id.
+    """Read the class names of a file; categories are sorted by id.
 
     Args:
-        path: ``.txt`` with a name a line, or ``.json`` with a list of names, a list of categories
-            (``id`` and ``name``) or an object that has such ``categories``.
+        path: ``.txt`` with one name per line, or ``.json`` with a list of names, a list of
+            categories (``id`` and ``name``) or an object that has such ``categories``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is none of these.
     """
     if path.suffix not in _SUFFIXES:
@@ -109,7 +107,7 @@ def read_vocabulary(path: Path) -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"--vocabulary: {path} is no text in UTF-8 ({error})") from error
+            raise ValueError(f"--vocabulary: {path} is not text in UTF-8 ({error})") from error
         return [line.strip() for line in lines if line.strip()]
     content = read_json(path)
     entries = content.get("categories") if isinstance(content, dict) else content
@@ -138,5 +136,5 @@ def _expand(item: str | PathLike, named: Mapping[str, Sequence[str]]) -> Sequenc
 
 
 def _is_file(words: str) -> bool:
-    """Tell whether a whole string, commas and all, is the path of a vocabulary."""
+    """Return whether a whole string, which may contain commas, is the path of a vocabulary."""
     return is_vocabulary_file(words) and len(words) < 1000 and Path(words).is_file()

@@ -1,4 +1,4 @@
-"""Annotations of videos as annotation tools export them, read to be written as YouTube-VIS JSON.
+"""Reads the exports of annotation tools, and converts them to YouTube-VIS JSON.
 
 Each format is a file with one function that returns a list of :class:`~.tracks.AnnotatedVideo` and
 the names of the classes: :mod:`~.cvat`, :mod:`~.label_studio` and :mod:`~.coco_frames`.

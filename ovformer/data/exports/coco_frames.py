@@ -1,8 +1,8 @@
-"""COCO's JSON of frames: images that make up videos, annotations that make up tracks.
+"""Reads COCO's JSON of frames: images that make up videos, annotations that make up tracks.
 
-An image says its video by "video_id", or else by the folder of its file name. Frames follow one
-another by "frame_index", or else by name (frame 2 before frame 10). An annotation says its object
-by "track_id" or "instance_id", on its own or among its "attributes", as CVAT writes it.
+The video of an image is its "video_id", or else the folder of its file name. Frames are sorted by
+"frame_index", or else by name (frame 2 before frame 10). The object of an annotation is its
+"track_id" or "instance_id", which may also be among its "attributes", as CVAT writes it.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
 
     Args:
         content: of the file.
-        export: what is known about it; gets what is left out.
+        export: its options; counts what is skipped.
 
     Returns:
         The videos, and the names of the classes in the order of their ids.
@@ -54,7 +54,7 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
     for key, frames in groups.items():
         name = str(video_names.get(key, PurePosixPath(str(key)).name)) or "frames"
         with name_place_in_errors(f"{export.path}: video {name!r}"):
-            videos.append(_video(name, frames, of_image, names, export))
+            videos.append(_make_video(name, frames, of_image, names, export))
     return videos, list(names.values())
 
 
@@ -64,7 +64,7 @@ def _check(place: str, annotation: dict, images: dict, names: dict) -> None:
             raise ValueError(f"{place}: {key} {annotation[key]!r} is not in the file.")
 
 
-def _video(
+def _make_video(
     name: str, frames: list[dict], of_image: dict, names: dict, export: Export
 ) -> AnnotatedVideo:
     if all("frame_index" in frame for frame in frames):
@@ -81,8 +81,8 @@ def _video(
     for position, frame in enumerate(frames):
         for place, annotation in of_image[frame["id"]]:
             with name_place_in_errors(place):
-                shape = _shape(place, annotation)
-                identity = _identity(annotation, export)
+                shape = _parse_shape(place, annotation)
+                identity = _find_identity(annotation, export)
                 category = names[annotation["category_id"]]
                 iscrowd = int(annotation.get("iscrowd") in (1, True))
                 joined.add(place, position, category, identity, shape, iscrowd)
@@ -101,7 +101,7 @@ def _video(
     )
 
 
-def _shape(place: str, annotation: dict) -> Shape:
+def _parse_shape(place: str, annotation: dict) -> Shape:
     area = annotation.get("segmentation")
     try:
         if isinstance(area, dict):
@@ -114,7 +114,8 @@ def _shape(place: str, annotation: dict) -> Shape:
         raise ValueError(f"{place}: its segmentation or bbox is not valid ({error}).") from error
 
 
-def _identity(annotation: dict, export: Export) -> tuple | None:
+def _find_identity(annotation: dict, export: Export) -> tuple | None:
+    """Return what joins an annotation with those of other frames, if anything does."""
     for fields in (annotation, annotation.get("attributes") or {}):
         for key in dict.fromkeys((export.track_by, "track_id", "instance_id")):
             if fields.get(key) is not None:

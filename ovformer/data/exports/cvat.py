@@ -1,9 +1,9 @@
-"""CVAT's XML, version 1.1: "CVAT for video" and "CVAT for images".
+"""Reads CVAT's XML, version 1.1: "CVAT for video" and "CVAT for images".
 
-Of a video every track lists its shapes by frame. CVAT lists all frames; a file may also hold key
-frames alone, and then boxes and polygons move from one to the next and the last one stays, as in
-CVAT. A mask counts for its own frame only. CVAT writes a shape that belongs to no track, such as
-every mask, as a track of a single frame: those with the same label and group are one object here.
+Every track of a video lists its shapes by frame. CVAT lists all frames; a file may also hold key
+frames only. Then boxes and polygons move from one key frame to the next, and the last one stays, as
+in CVAT. A mask is valid for its own frame only. CVAT writes a shape that belongs to no track, such
+as every mask, as a track of a single frame: those with the same label and group become one object.
 """
 
 from collections import defaultdict
@@ -38,11 +38,11 @@ class _Task:
     """A task of CVAT: a video, or images.
 
     Attributes:
-        name: what the user called it.
+        name: the user's name for it.
         source: name of the video file.
         numbers: of its frames; None where the file does not say.
         size: height and width of a video.
-        listed: its tracks, each with the identity that tracks of one frame are joined by.
+        listed: its tracks, each with the identity that joins tracks of one frame.
         images: (name, number, size, [(place, category, identity, shape)]) of each image.
     """
 
@@ -59,7 +59,7 @@ def read_cvat(file: BinaryIO, export: Export) -> tuple[list[AnnotatedVideo], lis
 
     Args:
         file: the XML.
-        export: what is known about it; gets what is left out.
+        export: its options; counts what is skipped.
 
     Returns:
         The videos, and the names of the classes in the order of CVAT's labels.
@@ -73,9 +73,9 @@ def read_cvat(file: BinaryIO, export: Export) -> tuple[list[AnnotatedVideo], lis
     videos = []
     for task in tasks.values():
         if task.images:
-            videos += _image_videos(task, export)
+            videos += _make_image_videos(task, export)
         elif task.listed or task.numbers:
-            videos.append(_track_video(task, is_full, export))
+            videos.append(_make_track_video(task, is_full, export))
     used = [t.category for video in videos for t in video.tracks]
     return videos, list(dict.fromkeys([*labels, *used]))
 
@@ -83,21 +83,21 @@ def read_cvat(file: BinaryIO, export: Export) -> tuple[list[AnnotatedVideo], lis
 def _parse(file: BinaryIO, export: Export) -> tuple[dict[str, _Task], list[str], bool]:
     """Return the tasks, the labels, and whether frames between key frames are listed, too."""
     tasks, labels, is_full = {"": _Task()}, [], False
-    for element in _elements(file, export.path):
+    for element in _iterate_elements(file, export.path):
         if element.tag == "meta":
-            tasks, labels = _tasks(element, export), _labels(element)
+            tasks, labels = _parse_tasks(element, export), _parse_labels(element)
         elif element.tag == "track":
             is_full |= any(shape.get("keyframe") == "0" for shape in element)
-            track, identity = _track(element, export)
-            _task_of(element, tasks, export).listed.append((track, identity))
+            track, identity = _parse_track(element, export)
+            _find_task(element, tasks, export).listed.append((track, identity))
         elif element.tag == "image":
-            image = _image(element, export)
-            _task_of(element, tasks, export).images.append(image)
+            image = _parse_image(element, export)
+            _find_task(element, tasks, export).images.append(image)
     return tasks, labels, is_full
 
 
-def _elements(file: BinaryIO, path: str) -> Iterator[Element]:
-    """Yield meta, track and image elements; each is emptied afterwards, so memory stays low."""
+def _iterate_elements(file: BinaryIO, path: str) -> Iterator[Element]:
+    """Yield meta, track and image elements, and empty each afterwards to save memory."""
     try:
         from defusedxml.common import DefusedXmlException
         from defusedxml.ElementTree import iterparse
@@ -117,7 +117,7 @@ def _elements(file: BinaryIO, path: str) -> Iterator[Element]:
         raise ValueError(f"{path}: declares entities, as CVAT never does ({error}).") from error
 
 
-def _tasks(meta: Element, export: Export) -> dict[str, _Task]:
+def _parse_tasks(meta: Element, export: Export) -> dict[str, _Task]:
     found = [e for tag in ("task", "job") for e in meta.iter(tag) if e.find("size") is not None]
     tasks = {}
     for element in found:
@@ -143,8 +143,8 @@ def _tasks(meta: Element, export: Export) -> dict[str, _Task]:
     return tasks or {"": _Task()}
 
 
-def _labels(meta: Element) -> list[str]:
-    """Return the labels of things that have an area; parts of skeletons have a parent."""
+def _parse_labels(meta: Element) -> list[str]:
+    """Return the labels of shapes that have an area. Parts of skeletons have a parent."""
     return [
         label.findtext("name", "")
         for label in meta.iter("label")
@@ -152,7 +152,7 @@ def _labels(meta: Element) -> list[str]:
     ]
 
 
-def _task_of(element: Element, tasks: dict[str, _Task], export: Export) -> _Task:
+def _find_task(element: Element, tasks: dict[str, _Task], export: Export) -> _Task:
     number = element.get("task_id")
     if number in tasks:
         return tasks[number]
@@ -164,13 +164,13 @@ def _task_of(element: Element, tasks: dict[str, _Task], export: Export) -> _Task
     )
 
 
-def _track(element: Element, export: Export) -> tuple[Track, tuple | None]:
+def _parse_track(element: Element, export: Export) -> tuple[Track, tuple | None]:
     category = element.get("label", "")
     track = Track(f"{export.path}: track {element.get('id')} ({category})", category)
     identity = None
     for child in element:
         place = f"{track.name}: <{child.tag}> of frame {child.get('frame')}"
-        shape = _shape(child, place, export)
+        shape = _parse_shape(child, place, export)
         if shape is None:
             continue
         try:
@@ -182,11 +182,11 @@ def _track(element: Element, export: Export) -> tuple[Track, tuple | None]:
         is_visible = child.get("outside", "0") != "1"
         lasts = is_visible and not isinstance(shape, CroppedMask)
         track.keys[frame] = KeyFrame([shape], is_visible, lasts)
-        identity = identity or _identity(child, element, category, export)
+        identity = identity or _find_identity(child, element, category, export)
     return track, identity
 
 
-def _image(element: Element, export: Export) -> tuple:
+def _parse_image(element: Element, export: Export) -> tuple:
     name = element.get("name", "")
     place = f"{export.path}: image {element.get('id')} ({name})"
     try:
@@ -197,14 +197,15 @@ def _image(element: Element, export: Export) -> tuple:
     shapes = []
     for count, child in enumerate(element):
         own = f"{place}: shape {count} (<{child.tag}> {child.get('label')!r})"
-        shape = _shape(child, own, export)
+        shape = _parse_shape(child, own, export)
         if shape is not None:
             category = child.get("label", "")
-            shapes.append((own, category, _identity(child, child, category, export), shape))
+            identity = _find_identity(child, child, category, export)
+            shapes.append((own, category, identity, shape))
     return name, number, size, shapes
 
 
-def _identity(shape: Element, grouped: Element, category: str, export: Export) -> tuple | None:
+def _find_identity(shape: Element, grouped: Element, category: str, export: Export) -> tuple | None:
     """Return what joins a shape with those of other frames: an attribute, or label and group."""
     for attribute in shape.iter("attribute"):
         if attribute.get("name") == export.track_by and (attribute.text or "").strip():
@@ -213,7 +214,7 @@ def _identity(shape: Element, grouped: Element, category: str, export: Export) -
     return None if group == "0" else (category, "group", group)
 
 
-def _shape(element: Element, place: str, export: Export) -> Shape | None:
+def _parse_shape(element: Element, place: str, export: Export) -> Shape | None:
     if element.tag not in _AREAS:
         export.skipped[f"<{element.tag}> (has no area)"] += 1
         return None
@@ -240,13 +241,13 @@ def _shape(element: Element, place: str, export: Export) -> Shape | None:
         raise ValueError(f"{place}: {error}.") from error
 
 
-def _track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVideo:
+def _make_track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVideo:
     """Return the video of a task whose annotations are tracks."""
     place = f"{export.path}: task {task.name!r}"
     library, source = export.library, task.source
     frames, numbers = frames_by_number(library, task.name, source, task.numbers, place)
     if missing := len(task.numbers or numbers) - len(numbers):
-        export.notes.append(f"{place}: {missing} frames have no image and were left out.")
+        export.notes.append(f"{place}: {missing} frames have no image and were skipped.")
     listed = [(track, identity) for track, identity in task.listed if track.keys]
     step = task.numbers.step if task.numbers else 1
     if not is_full and any(_has_gap(track, step) for track, _ in listed):
@@ -254,11 +255,12 @@ def _track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVideo:
             f"{export.path}: lists key frames alone; boxes and polygons between them were computed."
         )
     else:
+        # Where CVAT lists all frames, a track ends with its last shape.
         for track, _ in listed:
             track.keys[max(track.keys)].lasts = False
     tracks, joined, num_alone = [], FrameTracks(export), 0
     for track, identity in listed:
-        lone = _only_frame(track, step)
+        lone = _find_only_frame(track, step)
         num_alone += lone is not None and identity is None
         if lone is None or identity is None:
             tracks.append(track)
@@ -267,8 +269,8 @@ def _track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVideo:
             joined.add(track.name, lone, track.category, identity, shape)
     if num_alone and len(numbers) > 1:
         export.notes.append(
-            f"{export.path}: {num_alone} objects are seen in one frame only. If they are parts of "
-            "the same objects, as all masks are, group them in CVAT or give them an attribute "
+            f"{export.path}: {num_alone} objects are visible in one frame only. If they are parts "
+            "of the same objects, as all masks are, group them in CVAT or give them an attribute "
             f"{export.track_by!r}."
         )
     tracks += joined.tracks(len(numbers))
@@ -277,7 +279,7 @@ def _track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVideo:
 
 
 def _has_gap(track: Track, step: int) -> bool:
-    """Return whether a track says nothing about a frame that its object is seen in."""
+    """Return whether a track lacks a shape for a frame in which its object is visible."""
     listed = sorted(track.keys)
     return any(
         track.keys[one].lasts and other - one > step
@@ -285,8 +287,8 @@ def _has_gap(track: Track, step: int) -> bool:
     )
 
 
-def _only_frame(track: Track, step: int) -> int | None:
-    """Return the frame that an object is seen in, or None if there are several."""
+def _find_only_frame(track: Track, step: int) -> int | None:
+    """Return the only frame in which an object is visible, or None if there are several."""
     visible = [frame for frame, key in track.keys.items() if key.is_visible]
     if len(visible) != 1:
         return None
@@ -297,8 +299,8 @@ def _only_frame(track: Track, step: int) -> int | None:
     return frame
 
 
-def _image_videos(task: _Task, export: Export) -> Iterator[AnnotatedVideo]:
-    """Yield the videos of a task whose annotations are images: each folder is one."""
+def _make_image_videos(task: _Task, export: Export) -> Iterator[AnnotatedVideo]:
+    """Yield the videos of a task of images: each folder is a video."""
     folders = defaultdict(list)
     for image in task.images:
         folders[PurePosixPath(image[0]).parent].append(image)
@@ -309,8 +311,8 @@ def _image_videos(task: _Task, export: Export) -> Iterator[AnnotatedVideo]:
         if len(sizes) > 1:
             raise ValueError(
                 f"{export.path}: images of {name!r} have different sizes (height, width): "
-                f"{sorted(sizes)[:3]}. The frames of a video have one; put others into folders of "
-                "their own."
+                f"{sorted(sizes)[:3]}. The frames of a video have one size; put each size into its "
+                "own folder."
             )
         joined = FrameTracks(export)
         for position, (_, _, _, shapes) in enumerate(images):

@@ -1,4 +1,4 @@
-"""The frames of a task of CVAT: in the zip file, in a folder, or in a video file."""
+"""Finds the frames of a task of CVAT: in the zip file, in a folder, or in a video file."""
 
 import re
 from collections import defaultdict
@@ -16,7 +16,7 @@ from ovformer.data.exports.media import (
 )
 from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
 
-# What CVAT calls the frames of a video.
+# CVAT's names of the frames of a video.
 _FRAME_NAME = re.compile(r"frame_(\d+)$")
 
 
@@ -27,18 +27,17 @@ def frames_by_number(
 
     Args:
         library: where they may be.
-        task: name of the task; a folder of frames may be called so.
+        task: name of the task, and perhaps of the folder of its frames.
         source: name of the video file, "" for a task of images.
         numbers: of the frames, where the file says so.
         place: for messages.
 
     Returns:
-        The frames, and their numbers. Frames that were deleted in CVAT have no image, and are not
-        among them.
+        The frames, and their numbers, without the frames that were deleted in CVAT.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: it can't be told which image is which frame.
+        FileNotFoundError: there is no frame.
+        ValueError: the numbers of the images are ambiguous.
     """
     images = library.images()
     if source and not (images and isinstance(images[0].source, Zip)):
@@ -49,14 +48,14 @@ def frames_by_number(
                 raise
         else:
             if numbers is None:
-                raise ValueError(f"{place}: nothing says which frames of {found} it is about.")
+                raise ValueError(f"{place}: no numbers of the annotated frames of {found}.")
             return VideoFrames(found, numbers), numbers
     if not images:
         raise FileNotFoundError(
             f"{place}: found neither frames nor a video. Export with images from CVAT, or name the "
             "folder of the frames, or the video, with --media."
         )
-    return _numbered(_own_images(images, task, source, place), numbers, place)
+    return _number_images(_select_images(images, task, source, place), numbers, place)
 
 
 def frames_by_name(library: MediaLibrary, names: Sequence[str], source: str, path: str) -> Frames:
@@ -69,8 +68,8 @@ def frames_by_name(library: MediaLibrary, names: Sequence[str], source: str, pat
         path: of the export, for messages.
 
     Raises:
-        FileNotFoundError: one is missing.
-        ValueError: there are several that may be meant.
+        FileNotFoundError: a frame is missing.
+        ValueError: a name is ambiguous.
     """
     numbers = [_FRAME_NAME.search(PurePosixPath(name).stem) for name in names]
     if source and None not in numbers and not library.images():
@@ -81,7 +80,7 @@ def frames_by_name(library: MediaLibrary, names: Sequence[str], source: str, pat
     )
 
 
-def _own_images(images: list[MediaFile], task: str, source: str, place: str) -> list[MediaFile]:
+def _select_images(images: list[MediaFile], task: str, source: str, place: str) -> list[MediaFile]:
     """Return the images of the task's own folder, if they lie in several."""
     folders = defaultdict(list)
     for found in images:
@@ -91,13 +90,13 @@ def _own_images(images: list[MediaFile], task: str, source: str, place: str) -> 
     own = [f for f in folders if f.name in (task, PurePosixPath(source).stem)]
     if len(own) != 1:
         raise ValueError(
-            f"{place}: which folder has its frames? Expected one called {task!r}, found "
+            f"{place}: expected a folder of frames called {task!r}, found "
             f"{', '.join(map(str, folders))}."
         )
     return folders[own[0]]
 
 
-def _numbered(
+def _number_images(
     images: list[MediaFile], numbers: range | None, place: str
 ) -> tuple[Frames, Sequence[int]]:
     matches = [_FRAME_NAME.search(PurePosixPath(found.name).stem) for found in images]
@@ -105,15 +104,15 @@ def _numbered(
         by_number = {int(match[1]): found for match, found in zip(matches, images, strict=True)}
         present = [n for n in sorted(by_number) if numbers is None or n in numbers]
         if not present:
-            raise ValueError(f"{place}: is about frames {numbers}, of which no image is there.")
+            raise ValueError(f"{place}: no image of its frames {numbers}.")
         return FrameFiles([by_number[n] for n in present]), present
     names = sorted(found.name for found in images)
     if names != sorted(names, key=natural_sort_key):
         raise ValueError(
-            f"{place}: which image is which frame can't be told, since CVAT sorts names as text, "
+            f"{place}: the numbers of the images are ambiguous, because CVAT sorts names as text, "
             f"for example {names[:3]}. Export as 'CVAT for images', which names each image."
         )
     if numbers is not None and len(numbers) != len(images):
-        raise ValueError(f"{place}: has {len(numbers)} frames, but {len(images)} images are there.")
+        raise ValueError(f"{place}: has {len(numbers)} frames, but there are {len(images)} images.")
     files = sorted(images, key=lambda found: found.name)
     return FrameFiles(files), numbers or range(len(files))

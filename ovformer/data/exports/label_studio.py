@@ -1,10 +1,10 @@
-"""Label Studio's JSON: tracked boxes of videos, and shapes on images that are frames.
+"""Reads Label Studio's JSON: tracked boxes of videos, and shapes on images that are frames.
 
-Sizes and places are in percent of the frame. A tracked box is a sequence of key frames, counted
-from 1. Where "enabled" is true the box moves on to the next key frame, after the last one it stays;
-where it is false it is seen in that frame and then no more. Of images, each folder is a video, and
-which object a shape belongs to has to be said for each region: by a control such as <Number
-name="track_id" perRegion="true" toName="image"/>, or in the region's meta text.
+Sizes and positions are in percent of the frame. A tracked box is a sequence of key frames, counted
+from 1. Where "enabled" is true, the box moves to the next key frame, or stays after the last one;
+where it is false, the box is visible in that frame and not after it. Each folder of images is a
+video. Each region on an image has to name its object: by a control such as <Number name="track_id"
+perRegion="true" toName="image"/>, or in the region's meta text.
 """
 
 from collections import defaultdict
@@ -41,7 +41,7 @@ def read_label_studio(tasks: Any, export: Export) -> tuple[list[AnnotatedVideo],
 
     Args:
         tasks: the content of the file.
-        export: what is known about it; gets what is left out.
+        export: its options; counts what is skipped.
 
     Returns:
         The videos, and the names of the classes in alphabetical order.
@@ -56,44 +56,45 @@ def read_label_studio(tasks: Any, export: Export) -> tuple[list[AnnotatedVideo],
         place = f"{export.path}: task number {number}"
         with name_place_in_errors(place):
             place = f"{export.path}: task {task.get('id', f'number {number}')}"
-            regions = _regions(task, place, export)
+            regions = _select_regions(task, place, export)
             if regions is None:
                 continue
-            media = _media(task, place)
+            media = _find_media(task, place)
             if parse_path(media).suffix.lower() in VIDEO_SUFFIXES:
-                videos.append(_video(media, regions, place, export))
+                videos.append(_make_video(media, regions, place, export))
             else:
                 found = export.library.find(media, IMAGE_SUFFIXES, place)
                 folder = (str(found.source), PurePosixPath(found.name).parent)
                 folders[folder].append((found, place, regions))
-    videos += [_image_video(images, export) for images in folders.values()]
+    videos += [_make_image_video(images, export) for images in folders.values()]
     return videos, sorted({track.category for video in videos for track in video.tracks})
 
 
 def decode_brush(codes: list[int], size: int) -> np.ndarray:
     """Decode the run-length code of Label Studio's brush.
 
-    It is a stream of bits: 32 bits with the number of values, 5 with the size of a value minus 1, 4
-    times 4 with the possible sizes of a length minus 1; then blocks of 1 bit that tells a run, 2
-    that choose the size of the length, the length minus 1, and one value for a run or else as many.
+    It is a stream of bits: the number of values (32 bits), the size of a value minus 1 (5 bits), 4
+    sizes of a length minus 1 (4 bits each); then blocks. A block has 1 bit that is set for a run, 2
+    bits that choose the size of its length, the length minus 1, and the values: one for a run, else
+    as many as the length says.
 
     Args:
         codes: bytes.
-        size: how many values they have to stand for; a few bytes may claim to be very many.
+        size: the expected number of values; a few bytes may claim billions.
 
     Returns:
         uint8 (size,).
 
     Raises:
-        ValueError: the code ends too early, is none, or has another number of values.
+        ValueError: the code ends too early, is not valid, or has another number of values.
     """
     try:
         bits = np.unpackbits(np.array(codes, dtype=np.uint8))
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"a brush whose rle is no list of bytes ({error})") from error
+        raise ValueError(f"a brush whose rle is not a list of bytes ({error})") from error
     place = 0
 
-    def numbers(size: int, count: int = 1) -> np.ndarray:
+    def read_numbers(size: int, count: int = 1) -> np.ndarray:
         nonlocal place
         end = place + size * count
         if end > bits.size:
@@ -102,36 +103,36 @@ def decode_brush(codes: list[int], size: int) -> np.ndarray:
         place = end
         return taken @ (1 << np.arange(size - 1, -1, -1, dtype=np.int64))
 
-    total, word = int(numbers(32)[0]), int(numbers(5)[0]) + 1
+    total, word = int(read_numbers(32)[0]), int(read_numbers(5)[0]) + 1
     if total != size:
         raise ValueError(f"a brush of {total} values, expected {size}")
-    sizes = numbers(4, 4) + 1
+    sizes = read_numbers(4, 4) + 1
     blocks, have = [], 0
     while have < total:
-        is_run = numbers(1)[0]
-        length = int(numbers(int(sizes[numbers(2)[0]]))[0]) + 1
+        is_run = read_numbers(1)[0]
+        length_size = int(sizes[read_numbers(2)[0]])
+        length = int(read_numbers(length_size)[0]) + 1
         if have + length > total:
             raise ValueError("a brush whose rle has more values than it says")
-        values = numbers(word, 1 if is_run else length).astype(np.uint8)
+        values = read_numbers(word, 1 if is_run else length).astype(np.uint8)
         blocks.append(np.repeat(values, length) if is_run else values)
         have += length
     return np.concatenate([np.zeros(0, np.uint8), *blocks])
 
 
-def _regions(task: dict, place: str, export: Export) -> list[list[dict]] | None:
-    """Return the results of a task, those of the same region together; None if nobody made any."""
+def _select_regions(task: dict, place: str, export: Export) -> list[list[dict]] | None:
+    """Return the results of a task, grouped by region; None if it is not annotated."""
     if not isinstance(task.get("annotations"), list) or "data" not in task:
         raise ValueError(f"{place}: no annotations and data. Export as JSON, not as JSON-MIN.")
     export.skipped["predictions of models in Label Studio"] += len(task.get("predictions") or [])
     chosen = [a for a in task["annotations"] if not a.get("was_cancelled")]
-    export.skipped["annotations cancelled in Label Studio"] += len(task["annotations"]) - len(
-        chosen
-    )
+    num_cancelled = len(task["annotations"]) - len(chosen)
+    export.skipped["annotations cancelled in Label Studio"] += num_cancelled
     if len(chosen) > 1:
         best = [a for a in chosen if a.get("ground_truth")]
         if len(best) != 1:
             raise ValueError(
-                f"{place}: has {len(chosen)} annotations, of {len(best)} ground truths. Mark one "
+                f"{place}: has {len(chosen)} annotations and {len(best)} ground truths. Mark one "
                 "as ground truth in Label Studio, or delete the others."
             )
         export.skipped["annotations that are not the ground truth"] += len(chosen) - 1
@@ -148,7 +149,7 @@ def _regions(task: dict, place: str, export: Export) -> list[list[dict]] | None:
     return list(regions.values())
 
 
-def _media(task: dict, place: str) -> str:
+def _find_media(task: dict, place: str) -> str:
     """Return the address of the video or image of a task."""
     addresses = [
         value
@@ -164,7 +165,9 @@ def _media(task: dict, place: str) -> str:
     return addresses[0]
 
 
-def _video(media: str, regions: list[list[dict]], place: str, export: Export) -> AnnotatedVideo:
+def _make_video(
+    media: str, regions: list[list[dict]], place: str, export: Export
+) -> AnnotatedVideo:
     found = export.library.find(media, VIDEO_SUFFIXES, place)
     tracks, counts = [], set()
     for region in regions:
@@ -175,7 +178,7 @@ def _video(media: str, regions: list[list[dict]], place: str, export: Export) ->
             continue
         value = parts[0]["value"]
         try:
-            keys = {int(item["frame"]): _key_frame(item) for item in value["sequence"]}
+            keys = {int(item["frame"]): _parse_key_frame(item) for item in value["sequence"]}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{own}: expected the key frames of a rectangle with frame, x, y, width and "
@@ -183,7 +186,7 @@ def _video(media: str, regions: list[list[dict]], place: str, export: Export) ->
             ) from error
         if len(keys) != len(value["sequence"]):
             raise ValueError(f"{own}: has two key frames for one frame.")
-        tracks.append(Track(own, _category(region, own), keys))
+        tracks.append(Track(own, _get_category(region, own), keys))
         if isinstance(count := value.get("framesCount"), int):
             counts.add(count)
     if len(counts) > 1:
@@ -198,13 +201,13 @@ def _video(media: str, regions: list[list[dict]], place: str, export: Export) ->
     )
 
 
-def _key_frame(item: dict) -> KeyFrame:
+def _parse_key_frame(item: dict) -> KeyFrame:
     sides = (float(item[key]) for key in ("x", "y", "width", "height"))
     box = Box(*sides, rotation=float(item.get("rotation", 0)), pivot="corner")
     return KeyFrame([box], lasts=bool(item.get("enabled", True)))
 
 
-def _image_video(
+def _make_image_video(
     images: list[tuple[MediaFile, str, list[list[dict]]]], export: Export
 ) -> AnnotatedVideo:
     images.sort(key=lambda image: natural_sort_key(image[0].name))
@@ -213,11 +216,12 @@ def _image_video(
         for region in regions:
             own = f"{place}: region {region[0].get('id')}"
             with name_place_in_errors(own):
-                size, shape = _shape(region, own, export)
+                size, shape = _parse_shape(region, own, export)
                 if shape is not None:
                     sizes.add(size)
-                    identity = _identity(region, export)
-                    joined.add(own, position, _category(region, own), identity, shape)
+                    identity = _find_identity(region, export)
+                    category = _get_category(region, own)
+                    joined.add(own, position, category, identity, shape)
     first = images[0][0]
     folder = PurePosixPath(first.name).parent.name or first.source.path.stem
     if len(sizes) > 1:
@@ -230,7 +234,7 @@ def _image_video(
     return AnnotatedVideo(folder, frames, joined.tracks(len(images)), size=size)
 
 
-def _shape(
+def _parse_shape(
     region: list[dict], place: str, export: Export
 ) -> tuple[tuple[int, int] | None, Shape | None]:
     """Return the size of the image (height, width) and the shape, in pixels."""
@@ -243,7 +247,7 @@ def _shape(
         height, width = int(part["original_height"]), int(part["original_width"])
         if part.get("image_rotation"):
             raise ValueError("the image was turned in Label Studio; turn the file instead")
-        return (height, width), _drawn(part["value"], height, width)
+        return (height, width), _draw_shape(part["value"], height, width)
     except KeyError as error:
         raise ValueError(f"{place}: has no {error}.") from error
     except (TypeError, ValueError) as error:
@@ -254,14 +258,14 @@ def _has_area(value: dict) -> bool:
     return bool({"rle", "points", "radiusX"} & value.keys()) or {"width", "height"} <= value.keys()
 
 
-def _drawn(value: dict, height: int, width: int) -> Shape:
-    """Return a shape in pixels."""
+def _draw_shape(value: dict, height: int, width: int) -> Shape:
+    """Convert a shape from percent to pixels."""
     x, y = width / 100, height / 100
     rotation = float(value.get("rotation", 0))
     if "rle" in value:
         if not is_frame_size([height, width]):
             raise ValueError(f"an image of {height} x {width} pixels (height x width)")
-        # Red, green, blue and opacity of each pixel.
+        # The brush stores red, green, blue and opacity of each pixel; the mask is the opacity.
         pixels = decode_brush(value["rle"], 4 * height * width)
         alpha = pixels.reshape(height, width, 4)[..., 3] > 0
         return Region(coco_mask.encode(np.asfortranarray(alpha, np.uint8)))
@@ -274,7 +278,7 @@ def _drawn(value: dict, height: int, width: int) -> Shape:
     return Box(*sides, rotation=rotation, pivot="corner").scaled(x, y)
 
 
-def _category(region: list[dict], place: str) -> str:
+def _get_category(region: list[dict], place: str) -> str:
     labels = {
         label for part in region for key in _LABEL_KEYS for label in part["value"].get(key, ())
     }
@@ -283,8 +287,8 @@ def _category(region: list[dict], place: str) -> str:
     return labels.pop()
 
 
-def _identity(region: list[dict], export: Export) -> tuple | None:
-    """Return what says which object of the video a region of an image belongs to."""
+def _find_identity(region: list[dict], export: Export) -> tuple | None:
+    """Return what joins a region with those of other frames, if anything does."""
     for part in region:
         if part.get("from_name") == export.track_by:
             value = part["value"]

@@ -1,7 +1,7 @@
-"""Where the frames of annotated videos come from: video files, folders of images, zip files.
+"""Finds and copies the frames of annotated videos: in video files, folders of images, zip files.
 
-Nothing that a file from elsewhere says becomes a path on this machine: names are only compared with
-those of files that are there, and frames are written under names of our own.
+No name inside an untrusted file becomes a path on this machine: names are only compared with those
+of existing files, and frames are written under new names.
 """
 
 import lzma
@@ -24,18 +24,18 @@ from ovformer.data.files.image_files import IMAGE_ERRORS, IMAGE_SUFFIXES
 from ovformer.data.files.video_files import VideoSource
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
-# More than any annotation file or image should have, less than what fills a disk or a memory.
+# More bytes than an annotation file or image needs, and too few to fill a disk or the memory.
 MAX_MEMBER_BYTES = 2**30
-# No image and no annotation file of some size can be packed as tightly as this.
+# No image or annotation file above this size compresses by more than this factor.
 _LARGE_BYTES, _MAX_PACKING = 2**24, 200
 _JPEG_QUALITY = 95
-# What reading a member of a zip file raises where its content is broken or packed in other ways.
+# The errors of reading a member of a zip file that is broken or has an unknown compression.
 _ZIP_ERRORS = (EOFError, NotImplementedError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
-# Where macOS keeps something else about each file that it packs, under the file's own name.
+# The folder of macOS's metadata, whose files have the names of the packed files.
 _MACOS = "__MACOSX/"
 # Label Studio puts eight digits of a hash in front of the names of uploaded files.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
-# EXIF: the tag of the orientation, and its values for pictures that lie on their side.
+# EXIF: the tag of the orientation, and its values for images that are turned by 90 degrees.
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
 
 
@@ -43,14 +43,14 @@ class Frames(Protocol):
     """The frames of a video before they are written."""
 
     def probe(self) -> tuple[int, tuple[int, int]]:
-        """Return how many there are, and their height and width in pixels.
+        """Return the number of frames, and their (height, width) in pixels.
 
         Raises:
-            ValueError: they differ in size, can't be read, or are not enough.
+            ValueError: the frames differ in size, can't be read, or are too few.
         """
 
     def write(self, folder: Path, chosen: Sequence[int]) -> list[str]:
-        """Write some of them into a folder and return the names of the files, in order."""
+        """Write some frames into a folder, and return the names of the files in order."""
 
 
 class Folder:
@@ -80,19 +80,17 @@ class Folder:
 
 
 class Zip:
-    """A zip file, of which only checked members are read, one at a time.
+    """A zip file; only checked members are read, one at a time.
 
     Attributes:
-        names: of the members, without folders and what macOS adds.
+        names: of the members, without folders and macOS's metadata.
+
+    Raises:
+        ValueError: the file is broken or encrypted, or has a member that lies elsewhere, is a link
+            or is too large.
     """
 
     def __init__(self, path: Path) -> None:
-        """Look into the file.
-
-        Raises:
-            ValueError: it is broken, encrypted, or has a member that lies elsewhere, is a link or
-                is too large.
-        """
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
@@ -106,10 +104,10 @@ class Zip:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open a member. No more is read than the size that was checked.
+        """Open a member. At most the checked number of bytes is read.
 
         Raises:
-            ValueError: when the member is opened or read: its content is broken.
+            ValueError: the content is broken, which may show when it is read.
         """
         try:
             with self._zip.open(name) as file:
@@ -132,7 +130,8 @@ class Zip:
             raise ValueError(f"{place} is encrypted. Unpack it and give the folder.")
         if info.file_size > MAX_MEMBER_BYTES:
             raise ValueError(
-                f"{place} unpacks to {info.file_size:,} bytes; {MAX_MEMBER_BYTES:,} is the most."
+                f"{place} unpacks to {info.file_size:,} bytes; at most {MAX_MEMBER_BYTES:,} are "
+                "allowed."
             )
         if info.file_size > max(_LARGE_BYTES, _MAX_PACKING * info.compress_size):
             raise ValueError(
@@ -152,7 +151,7 @@ class MediaFile(NamedTuple):
 
 
 class MediaLibrary:
-    """All places where frames and videos are looked for, the first one first.
+    """All places where frames and videos may be, in the order of the search.
 
     Attributes:
         sources: these places.
@@ -160,7 +159,7 @@ class MediaLibrary:
 
     def __init__(self, sources: Sequence[Folder | Zip]) -> None:
         self.sources = sources
-        # Of each place: the files by name, and by name without suffix.
+        # For each place: its files by name, and by name without suffix.
         self._index: list[dict[str, list[MediaFile]]] = []
         for source in sources:
             index = defaultdict(list)
@@ -181,16 +180,16 @@ class MediaLibrary:
         """Find the file that an annotation is about.
 
         Args:
-            reference: its path or address on the machine of the annotation tool. The last part
-                decides, and of files with the same name the parts before it.
-            suffixes: of files that it may be. A reference without suffix means any of these.
+            reference: its path or address on the machine of the annotation tool. The file name is
+                compared, and among files of the same name also the folders.
+            suffixes: allowed suffixes. A reference without a suffix matches all of them.
             place: for the error message.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: there are several, and it can't be told which.
+            FileNotFoundError: no file matches.
+            ValueError: several files match equally well.
         """
-        # A path may hold what means something else in an address, such as "#" and "%".
+        # First as a path: "#" and "%" in a path have another meaning in an address.
         for wanted in (_as_path(reference), parse_path(reference)):
             keys = {wanted.name, _UPLOAD_PREFIX.sub("", wanted.name)}
             for index in self._index:
@@ -201,7 +200,7 @@ class MediaLibrary:
                     if PurePosixPath(one.name).suffix.lower() in suffixes
                 ]
                 if found:
-                    return _nearest(found, wanted, place)
+                    return _select_nearest(found, wanted, place)
         raise FileNotFoundError(
             f"{place}: {wanted.name!r} is not among the files of "
             f"{', '.join(map(str, self.sources)) or 'no folder'}. Name its folder with --media."
@@ -218,7 +217,7 @@ class FrameFiles:
         """See :class:`Frames`."""
         sizes = {}
         for found in self.files:
-            sizes.setdefault(_image_size(found), found)
+            sizes.setdefault(_read_image_size(found), found)
         if len(sizes) > 1:
             (one, first), (two, second), *_ = sizes.items()
             raise ValueError(
@@ -254,7 +253,7 @@ class VideoFrames:
         self._wanted = wanted
 
     def probe(self) -> tuple[int, tuple[int, int]]:
-        """See :class:`Frames`. The video is decoded: files do not always know their length."""
+        """See :class:`Frames`. The video is decoded, because its header may have a wrong length."""
         count, size = 0, None
         for frame in VideoSource(self.path):
             height, width = frame.image.shape[:2]
@@ -296,11 +295,11 @@ def open_export(path: Path) -> Iterator[tuple[BinaryIO, Zip | None]]:
         path: an .xml or .json file, or a zip file with one of these and perhaps images.
 
     Yields:
-        The annotations, and the zip file that they are in, if they are in one.
+        The annotations, and the zip file that holds them or None.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another file, or a zip file without annotations or with several.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another type, or is a zip file with no or several annotations.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file.")
@@ -326,10 +325,10 @@ def _is_image(name: str) -> bool:
 
 
 def parse_path(reference: str) -> PurePosixPath:
-    """Return the path inside an address, as Label Studio writes it, or of a path of Windows."""
+    """Return the path inside an address, as Label Studio writes it, or a path of Windows."""
     try:
         address = urlsplit(reference.replace("\\", "/"))
-    except ValueError:  # it only looks like an address
+    except ValueError:  # not an address
         return _as_path(reference)
     path = parse_qs(address.query).get("d", [address.path])[0]
     return PurePosixPath(unquote(path))
@@ -339,23 +338,24 @@ def _as_path(reference: str) -> PurePosixPath:
     return PurePosixPath(reference.replace("\\", "/"))
 
 
-def _nearest(found: list[MediaFile], wanted: PurePosixPath, place: str) -> MediaFile:
+def _select_nearest(found: list[MediaFile], wanted: PurePosixPath, place: str) -> MediaFile:
     """Return the file whose folders agree best with the wanted path."""
 
-    def agreement(one: MediaFile) -> tuple[bool, int]:
-        parts = PurePosixPath(one.name).parts
-        pairs = zip(reversed(parts[:-1]), reversed(wanted.parts[:-1]), strict=False)
+    def rate(one: MediaFile) -> tuple[bool, int]:
+        """Return whether the name agrees, and the number of last folders that agree."""
+        *folders, name = PurePosixPath(one.name).parts
+        pairs = zip(reversed(folders), reversed(wanted.parts[:-1]), strict=False)
         same = [a == b for a, b in pairs]
-        return parts[-1] == wanted.name, (same + [False]).index(False)
+        return name == wanted.name, (same + [False]).index(False)
 
-    found.sort(key=agreement, reverse=True)
-    if len(found) > 1 and agreement(found[0]) == agreement(found[1]):
+    found.sort(key=rate, reverse=True)
+    if len(found) > 1 and rate(found[0]) == rate(found[1]):
         raise ValueError(f"{place}: {wanted} may be {found[0]} or {found[1]}. Keep one of them.")
     return found[0]
 
 
-def _image_size(found: MediaFile) -> tuple[int, int]:
-    """Return height and width of an image, upright as its EXIF data say."""
+def _read_image_size(found: MediaFile) -> tuple[int, int]:
+    """Read the height and width of an image, upright as its EXIF data say."""
     try:
         with found.source.open(found.name) as file, Image.open(file) as image:
             width, height = image.size

@@ -1,4 +1,4 @@
-"""What annotation tools draw on a frame, and what mask it means.
+"""The shapes that annotation tools draw on a frame, and their masks.
 
 Coordinates are pixels from the left and upper edge of the frame; the first pixel covers 0 to 1.
 """
@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from ovformer.data.files.untrusted_masks import find_fault, is_frame_size
 from ovformer.data.files.vis_json import to_rle
 
-# Corners of the polygon that stands for an ellipse.
+# Corners of the polygon that approximates an ellipse.
 _ELLIPSE_CORNERS = 72
 
 
@@ -28,7 +28,7 @@ class Box:
         width: pixels.
         height: pixels.
         rotation: degrees, clockwise.
-        pivot: what stays in place: the centre (CVAT), or the upper left corner (Label Studio).
+        pivot: the fixed point: the centre (CVAT), or the upper left corner (Label Studio).
     """
 
     x: float
@@ -50,7 +50,7 @@ class Box:
         )
 
     def between(self, other: "Box", ratio: float) -> "Box":
-        """Return the box at a part of the way to another one, as the tools move it."""
+        """Interpolate to another box as the annotation tools do; ``ratio`` is 0 here, 1 there."""
         turn = other.rotation - self.rotation
         if self.pivot == "centre":  # CVAT turns the shorter way
             turn = (turn + 180) % 360 - 180
@@ -64,7 +64,7 @@ class Box:
         )
 
     def segmentation(self, height: int, width: int) -> list[list[float]]:
-        """Return its area as COCO's polygons. The size of the frame does not matter."""
+        """Return the area as COCO's polygons, which may reach out of the frame."""
         across = np.array([0, self.width, self.width, 0])
         down = np.array([0, 0, self.height, self.height])
         if self.pivot == "centre":
@@ -94,10 +94,10 @@ class Region:
             )
 
     def between(self, other: "Region", ratio: float) -> "Region":
-        """Return the polygon at a part of the way to another one.
+        """Interpolate to another polygon; ``ratio`` is 0 here and 1 there.
 
         Raises:
-            ValueError: these are not two polygons with the same number of points.
+            ValueError: an area is a mask, or the polygons have different numbers of points.
         """
         polygons = (self.area, other.area)
         lengths = [len(p[0]) if isinstance(p, list) and len(p) == 1 else None for p in polygons]
@@ -105,8 +105,8 @@ class Region:
             raise ValueError("masks between key frames can't be computed")
         if lengths[0] != lengths[1]:
             raise ValueError(
-                f"polygons of {lengths[0] // 2} and {lengths[1] // 2} points have no polygon in "
-                "between that is sure to be the tool's own"
+                f"polygons of {lengths[0] // 2} and {lengths[1] // 2} points: the polygons between "
+                "them can't be computed as the tool does"
             )
         start, end = (np.asarray(p[0]) for p in polygons)
         return Region([(start + (end - start) * ratio).tolist()])
@@ -130,7 +130,7 @@ class CroppedMask:
         top: first row.
         width: columns.
         height: rows.
-        runs: lengths of runs of pixels, row by row, which are outside and inside in turn.
+        runs: lengths of runs of pixels, row by row, alternately outside and inside.
     """
 
     left: int
@@ -142,7 +142,7 @@ class CroppedMask:
     def __post_init__(self) -> None:
         if min(self.left, self.top, self.width - 1, self.height - 1, self.runs.min(initial=0)) < 0:
             raise ValueError("a mask with a negative number")
-        total = sum(self.runs.tolist())  # numbers of Python do not overflow
+        total = sum(self.runs.tolist())  # Python's integers do not overflow
         if total != self.width * self.height:
             raise ValueError(
                 f"a mask with runs of {total} pixels in a rectangle of {self.height} x "
@@ -150,7 +150,7 @@ class CroppedMask:
             )
 
     def between(self, other: "CroppedMask", ratio: float) -> "CroppedMask":
-        """Raise ValueError: there is no telling."""
+        """Raise ValueError: a mask can't be interpolated."""
         raise ValueError("masks between key frames can't be computed")
 
     def segmentation(self, height: int, width: int) -> dict:
@@ -193,7 +193,7 @@ def make_polygon(points: Sequence[float] | np.ndarray) -> Region:
 
 
 def make_ellipse(x: float, y: float, radii: tuple[float, float], rotation: float) -> Region:
-    """Return the area inside an ellipse, as a polygon of 72 corners.
+    """Return the area inside an ellipse, approximated by a polygon of 72 corners.
 
     Args:
         x: of the centre.
@@ -210,7 +210,7 @@ def make_ellipse(x: float, y: float, radii: tuple[float, float], rotation: float
 
 
 def merge_shapes(shapes: Sequence[Shape], height: int, width: int) -> dict | None:
-    """Return the mask that shapes cover together.
+    """Draw shapes as one mask.
 
     Args:
         shapes: parts of one object in one frame.
@@ -218,10 +218,10 @@ def merge_shapes(shapes: Sequence[Shape], height: int, width: int) -> dict | Non
         width: of the frame.
 
     Returns:
-        A compressed RLE, or None where they cover no pixel.
+        A compressed RLE, or None if they cover no pixel.
 
     Raises:
-        ValueError: a mask is not one of this frame, or a shape lies far away from it.
+        ValueError: a mask belongs to a frame of another size, or a shape is far from the frame.
     """
     rles = []
     for shape in shapes:

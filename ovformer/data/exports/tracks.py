@@ -1,4 +1,4 @@
-"""Objects of a video as an annotation tool knows them: key frames, and what is between them."""
+"""The objects of a video in an annotation tool: tracks of key frames and interpolated shapes."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -12,22 +12,23 @@ from ovformer.data.exports.shapes import Shape
 
 @contextmanager
 def name_place_in_errors(place: str) -> Iterator[None]:
-    """Turn errors about content of another kind than expected into one that names a place."""
+    """Turn errors about unexpected content into a ValueError that names the place."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
         kind = type(error).__name__
-        raise ValueError(f"{place}: not as the format has it ({kind}: {error}).") from error
+        raise ValueError(f"{place}: not valid in this format ({kind}: {error}).") from error
 
 
 @dataclass
 class KeyFrame:
-    """What was drawn in a frame.
+    """The shapes of an object in a frame.
 
     Attributes:
         shapes: the parts of the object.
-        is_visible: whether it is seen in this frame; if not, it only says where it goes.
-        lasts: whether it is also there from this frame to the next key frame, or to the end.
+        is_visible: whether the object is visible in this frame; if not, the key frame only guides
+            the interpolation.
+        lasts: whether the object is visible after this frame until the next key frame or the end.
     """
 
     shapes: list[Shape]
@@ -40,9 +41,9 @@ class Track:
     """An object of a video.
 
     Attributes:
-        name: what messages call it, with file and video.
+        name: its name in messages, with file and video.
         category: name of its class.
-        keys: number of a frame, as the tool counts -> what was drawn in it.
+        keys: number of a frame, as the tool counts -> key frame.
         iscrowd: 1 for a group that is one annotation, as in COCO.
     """
 
@@ -52,13 +53,13 @@ class Track:
     iscrowd: int = 0
 
     def shapes_at(self, frame: float) -> list[Shape]:
-        """Return the parts that are seen in a frame.
+        """Return the parts that are visible in a frame.
 
         Args:
-            frame: its number, or a place between two numbers.
+            frame: its number, or a value between two numbers.
 
         Raises:
-            ValueError: what is between two key frames can't be computed.
+            ValueError: the shapes between two key frames can't be computed.
         """
         if frame in self.keys:
             key = self.keys[frame]
@@ -73,7 +74,7 @@ class Track:
         after = numbers[place]
         ratio = (frame - before) / (after - before)
         try:
-            return _between(self.keys[before].shapes, self.keys[after].shapes, ratio)
+            return _interpolate(self.keys[before].shapes, self.keys[after].shapes, ratio)
         except ValueError as error:
             raise ValueError(
                 f"{self.name}: key frames {before} and {after}: {error}. Export the annotations "
@@ -81,9 +82,9 @@ class Track:
             ) from error
 
 
-def _between(start: list[Shape], end: list[Shape], ratio: float) -> list[Shape]:
+def _interpolate(start: list[Shape], end: list[Shape], ratio: float) -> list[Shape]:
     if len(start) != 1 or len(end) != 1 or type(start[0]) is not type(end[0]):
-        raise ValueError("what is between shapes of different kinds can't be computed")
+        raise ValueError("shapes between shapes of different kinds can't be computed")
     return [start[0].between(end[0], ratio)]
 
 
@@ -92,15 +93,14 @@ class AnnotatedVideo:
     """A video and its objects.
 
     Attributes:
-        name: of the video; the folder of its frames is called like it.
-        frames: where they come from.
+        name: of the video, and of the folder of its frames.
+        frames: reads them.
         tracks: its objects.
-        numbers: of each frame, as the keys of the tracks count. A single number is that of the
-            first frame, from which the others count on.
-        size: height and width in pixels that the annotations are for, where the file says so.
+        numbers: number of each frame, as the tracks count; or the number of the first frame.
+        size: height and width in pixels of the annotated frames, where the file says so.
         in_percent: whether boxes are in percent of the frame.
-        expected: how many frames the tool counted, where it counts by itself. By its frame rate it
-            may find others than there are; places in time are kept then.
+        expected: number of frames by the tool's own count, if it has one. Its frame rate may be
+            wrong: then annotations are matched by time.
     """
 
     name: str
@@ -112,11 +112,11 @@ class AnnotatedVideo:
     expected: int | None = None
 
     def number_of(self, position: int, count: int) -> float:
-        """Return how the tracks count a frame.
+        """Return the number of a frame in the tracks.
 
         Args:
-            position: from 0.
-            count: how many frames there are.
+            position: of the frame, from 0.
+            count: number of frames of the video.
         """
         if not isinstance(self.numbers, int):
             return self.numbers[position]
@@ -131,16 +131,16 @@ class AnnotatedVideo:
 
 @dataclass
 class Export:
-    """An export that is read, and how it is to be read.
+    """An export, the options of reading it, and what was skipped.
 
     Attributes:
-        path: what messages call it.
-        library: where its frames may be.
-        track_by: name of the attribute that says which object of the video a shape belongs to, in
-            formats that list shapes by frame.
-        single_frames: whether shapes without that attribute are objects of one frame.
-        skipped: what was left out -> how often.
-        notes: what a user should know.
+        path: its name in messages.
+        library: finds its frames.
+        track_by: name of the attribute that names the object of a shape, in formats that list
+            shapes by frame.
+        single_frames: whether shapes without that attribute become objects of one frame.
+        skipped: reason -> number of skipped parts.
+        notes: notes for the user.
     """
 
     path: str
@@ -152,7 +152,7 @@ class Export:
 
 
 class FrameTracks:
-    """Collects the shapes of a video that come frame by frame, and joins them to tracks."""
+    """Joins the shapes of a video, which are listed frame by frame, to tracks."""
 
     def __init__(self, export: Export) -> None:
         self._export = export
@@ -174,9 +174,9 @@ class FrameTracks:
             place: for messages: file, frame and number of the shape.
             frame: number of the frame.
             category: name of its class.
-            identity: which object of the video it belongs to; None if nothing says that. Several
-                shapes of an object in one frame are its parts.
-            shape: what was drawn.
+            identity: of the object; None if it is unknown. Several shapes of an object in one
+                frame are its parts.
+            shape: the shape.
             iscrowd: 1 for a group.
 
         Raises:
@@ -200,13 +200,13 @@ class FrameTracks:
             num_frames: of the video.
 
         Raises:
-            ValueError: nothing says which object some shapes belong to.
+            ValueError: the object of a shape is unknown.
         """
         if self._alone and num_frames > 1 and not self._export.single_frames:
             raise ValueError(
-                f"{self._alone[0].name}: nothing says which object of the video this is: it has no "
+                f"{self._alone[0].name}: the object of this shape is unknown: it has no "
                 f"{self._export.track_by!r} ({len(self._alone)} shapes of this video have none). "
                 "--track-by names another attribute; with --single-frames each such shape becomes "
-                "an object that is seen in one frame only."
+                "an object of one frame."
             )
         return [*self._joined.values(), *self._alone]

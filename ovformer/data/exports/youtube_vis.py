@@ -1,8 +1,7 @@
-"""Annotated videos as a YouTube-VIS annotation file with the frames beside it."""
+"""Writes annotated videos as a YouTube-VIS annotation file, with the frames beside it."""
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from pycocotools import mask as coco_mask
 from ovformer.data.exports.shapes import Box, merge_shapes
 from ovformer.data.exports.tracks import AnnotatedVideo, Export, Track
 
-# Letters of a folder's name; file systems take 255 bytes, and a letter may have four.
+# Most letters of a folder's name: file systems allow 255 bytes, and a letter may have four.
 _LONGEST_NAME = 60
 
 
@@ -28,8 +27,8 @@ def check_boxes(videos: Iterable[AnnotatedVideo]) -> None:
         name, frame = boxes[0]
         raise ValueError(
             f"{name}: has a box and no mask in frame {frame} ({len(boxes)} shapes are boxes). The "
-            "model learns masks: draw polygons or masks, or let --boxes-as-masks take each box as "
-            "the mask of its object. Masks of a model trained so look like boxes."
+            "model learns masks: draw polygons or masks, or use each box as a mask with "
+            "--boxes-as-masks. A model that is trained on boxes predicts masks like boxes."
         )
 
 
@@ -44,13 +43,13 @@ def convert_video(
 
     Args:
         video: its tracks.
-        length: how many frames the video has.
+        length: number of frames of the video.
         size: their height and width in pixels.
-        chosen: positions of the frames that are kept.
-        export: gets what is left out.
+        chosen: positions of the frames to keep.
+        export: counts what is skipped.
 
     Returns:
-        One dict per object that is seen: "category" (its name), "iscrowd", "width", "height",
+        One dict per visible object: "category" (its name), "iscrowd", "width", "height",
         "segmentations", "bboxes" and "areas" with an entry per chosen frame, None where absent.
 
     Raises:
@@ -69,9 +68,9 @@ def convert_video(
     numbers = [video.number_of(position, length) for position in chosen]
     annotations = []
     for track in video.tracks:
-        masks = [_mask(video, track, number, size) for number in numbers]
+        masks = [_make_mask(video, track, number, size) for number in numbers]
         if any(masks):
-            annotations.append(_annotation(track, masks, size))
+            annotations.append(_make_annotation(track, masks, size))
         else:
             export.skipped["objects that are not seen in any frame that is kept"] += 1
     return annotations
@@ -83,9 +82,9 @@ def write_frames(
     """Write frames of a video.
 
     Args:
-        video: where they come from.
-        folder: gets a folder called ``name``.
-        name: of that folder.
+        video: reads the frames.
+        folder: parent of the new folder.
+        name: of the new folder.
         chosen: positions of the frames.
 
     Returns:
@@ -96,15 +95,18 @@ def write_frames(
 
 
 def make_folder_names(names: Iterable[str]) -> list[str]:
-    """Return names that are safe for folders and all different: "clip", "clip" -> "clip-2"."""
-    used: list[str] = []
+    """Return different names that are valid for folders: "clip", "clip" -> "clip", "clip-2"."""
+    chosen: list[str] = []
     taken: set[str] = set()
     for name in names:
-        safe = re.sub(r"[^\w.-]+", "_", name)[:_LONGEST_NAME].strip("._") or "video"
-        tries = (safe if n == 1 else f"{safe}-{n}" for n in count(1))
-        used.append(next(one for one in tries if one.lower() not in taken))
-        taken.add(used[-1].lower())
-    return used
+        stem = re.sub(r"[^\w.-]+", "_", name)[:_LONGEST_NAME].strip("._") or "video"
+        valid, number = stem, 1
+        while valid.lower() in taken:  # some file systems ignore upper and lower case
+            number += 1
+            valid = f"{stem}-{number}"
+        chosen.append(valid)
+        taken.add(valid.lower())
+    return chosen
 
 
 def split_videos(ids: Sequence[int], val: float, seed: int) -> tuple[list[int], list[int]]:
@@ -112,24 +114,24 @@ def split_videos(ids: Sequence[int], val: float, seed: int) -> tuple[list[int], 
 
     Args:
         ids: of the videos.
-        val: part of the videos that is for validation, at least one video.
+        val: share of the videos for validation, which get at least one.
         seed: of the random choice.
 
     Raises:
-        ValueError: one of both would get no video.
+        ValueError: no video would be left for training.
     """
     number = max(1, round(val * len(ids)))
     if number >= len(ids):
         raise ValueError(
             f"--val {val:g} of {len(ids)} videos leaves none to train on. A video is never split, "
-            "since its frames are too much alike."
+            "because its frames are too similar."
         )
     drawn = set(np.random.default_rng(seed).choice(ids, number, replace=False).tolist())
     return [i for i in ids if i not in drawn], [i for i in ids if i in drawn]
 
 
 def select_videos(content: dict, ids: Iterable[int]) -> dict:
-    """Return an annotation file with some of the videos; it has all categories."""
+    """Return the part of an annotation file about some videos, with all categories."""
     wanted = set(ids)
     return {
         **content,
@@ -138,7 +140,9 @@ def select_videos(content: dict, ids: Iterable[int]) -> dict:
     }
 
 
-def _mask(video: AnnotatedVideo, track: Track, number: float, size: tuple[int, int]) -> dict | None:
+def _make_mask(
+    video: AnnotatedVideo, track: Track, number: float, size: tuple[int, int]
+) -> dict | None:
     """Return the mask of an object in a frame."""
     shapes = track.shapes_at(number)
     if video.in_percent:
@@ -149,7 +153,7 @@ def _mask(video: AnnotatedVideo, track: Track, number: float, size: tuple[int, i
         raise ValueError(f"{track.name}: frame {number:g}: {error}.") from error
 
 
-def _annotation(track: Track, masks: Sequence[dict | None], size: tuple[int, int]) -> dict:
+def _make_annotation(track: Track, masks: Sequence[dict | None], size: tuple[int, int]) -> dict:
     return {
         "category": track.category,
         "iscrowd": track.iscrowd,

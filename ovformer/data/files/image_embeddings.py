@@ -1,4 +1,4 @@
-"""CLIP's image features: a store on disk, the key of an image in it, and CLIP's view of an image.
+"""Stores the CLIP embeddings of images on disk; makes their keys, and the images that CLIP sees.
 
 Legend: N images, D CLIP width, H W pixels, S side of the image that CLIP takes.
 """
@@ -27,14 +27,14 @@ _TOOL = "tools/save_clip_features.py"
 
 
 def make_image_key(file_name: str | os.PathLike) -> str:
-    """Return the name of an image in a feature store, the same wherever the data sets lie.
+    """Return the key of an image in a store, which does not depend on where the data sets are.
 
     Args:
         file_name: path of the image.
 
     Returns:
-        The path relative to the dataset root, with "/" as separator; the absolute path for an image
-        that is not under the root.
+        The path relative to the dataset root, with "/" as separator; for an image outside the root
+        the absolute path.
     """
     path = os.path.abspath(file_name)
     root = os.path.join(os.path.abspath(dataset_root()), "")
@@ -42,14 +42,14 @@ def make_image_key(file_name: str | os.PathLike) -> str:
 
 
 def crop_for_embedding(image: np.ndarray, size: int) -> torch.Tensor:
-    """Return what CLIP sees of an image, not yet normalised.
+    """Resize and crop an image to the input of CLIP, which is not normalised yet.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         size: S in pixels.
 
     Returns:
-        uint8 (3, S, S): the short edge resized to S (bicubic), then the centre.
+        uint8 (3, S, S): the centre, after the short edge was resized to S (bicubic).
     """
     height, width = image.shape[:2]
     short = min(height, width)
@@ -61,21 +61,19 @@ def crop_for_embedding(image: np.ndarray, size: int) -> torch.Tensor:
 
 
 class ImageEmbeddingStore:
-    """Image features on disk, one row for each image.
+    """Image embeddings on disk, one row for each image. Use :meth:`open`.
 
-    Our own files are safetensors and memory-mapped: opening one reads the keys only, and processes
-    share the rest. The published ``.pkl`` files are read too, without running code from them.
+    Our own files are memory-mapped safetensors: opening one reads only the keys, and processes
+    share the rows. The published ``.pkl`` files are read without running code from them.
+
+    Args:
+        path: the file.
+        rows: returns the embedding (D,) or (1, D) of a row.
+        index: row of each key.
+        info: the model that made the embeddings, "clip" and "pretrained".
     """
 
     def __init__(self, path: Path, rows: Sequence | torch.Tensor, index: Mapping, info: dict):
-        """Use :meth:`open`.
-
-        Args:
-            path: where it came from.
-            rows: gives the features (D,) or (1, D) of a row.
-            index: row of each key.
-            info: how the features were made, "clip" and "pretrained".
-        """
         self.path = path
         self.info = info
         self._rows = rows
@@ -90,8 +88,8 @@ class ImageEmbeddingStore:
                 absolute, or relative to the dataset root.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is not a feature store, or not a safe one.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is not a store, or loading it could run code.
         """
         path = resolve_path(path)
         if not path.is_file():
@@ -104,7 +102,7 @@ class ImageEmbeddingStore:
         return cls(path, *_open_pickle(path))
 
     def __reduce__(self) -> tuple:
-        """Let another process open the file itself."""
+        """Pickle the path only: another process opens the file itself."""
         return ImageEmbeddingStore.open, (self.path,)
 
     def __len__(self) -> int:
@@ -120,42 +118,40 @@ class ImageEmbeddingStore:
 
     @property
     def dim(self) -> int:
-        """The width D of the features."""
-        return self._row(0).shape[-1]
+        """The width D of the embeddings."""
+        return self._rows[0].shape[-1]
 
     def get(self, record: dict | str) -> torch.Tensor:
-        """Return the features of an image: float32 (D,).
+        """Return the embedding of an image: float32 (D,).
 
         Args:
             record: a dataset dict, or the key of an image.
 
         Raises:
-            KeyError: the store does not have it; the message names the nearest key it has.
+            KeyError: the store lacks the image; the message names the most similar key.
         """
         row = self._find(record)
         if row is None:
-            raise KeyError(self._missing(record))
-        return self._row(row).reshape(-1).to(torch.float32, copy=True)
+            raise KeyError(self._describe_missing(record))
+        return self._rows[row].reshape(-1).to(torch.float32, copy=True)
 
     def require(self, records: Iterable[dict]) -> None:
-        """Raise KeyError if the features of any of these images are missing."""
+        """Raise KeyError if the store lacks any of these images."""
         missing = [record for record in records if record not in self]
         if missing:
             raise KeyError(
-                f"{len(missing)} images have no CLIP features. {self._missing(missing[0])}"
+                f"{len(missing)} images have no CLIP features. {self._describe_missing(missing[0])}"
             )
-
-    def _row(self, row: int) -> torch.Tensor:
-        return self._rows[row]
 
     def _find(self, record: dict | str) -> int | None:
         if isinstance(record, str):
             return self._index.get(_without_root(record))
         key = record.get("clip_key") or make_image_key(record["file_name"])
         row = self._index.get(key)
+        # A published file may have image ids for keys.
         return self._index.get(record.get("image_id")) if row is None else row
 
-    def _missing(self, record: dict | str) -> str:
+    def _describe_missing(self, record: dict | str) -> str:
         key = record if isinstance(record, str) else record.get("clip_key") or record["file_name"]
         text = f"{self.path} has no CLIP features for {key!r}"
         if isinstance(record, dict) and "image_id" in record:
@@ -166,15 +162,24 @@ class ImageEmbeddingStore:
 
 
 class ImageEmbeddingWriter:
-    """Writes a feature store that is complete or not there; interrupted work can go on.
+    """Writes a store that is complete or absent; a context manager that can resume its work.
 
-    Features are collected in a folder ``<path>.parts`` beside the store, in files that are complete
-    themselves. What that folder or an existing store holds is kept. Used as a context manager: the
-    store is written when the block ends without an exception. Several processes may write one store
-    together; all of them have to make a writer, and to leave its block.
+    Embeddings are collected in a folder ``<path>.parts`` beside the store, in files that are
+    complete themselves. The writer keeps the rows of that folder and of an existing store, and
+    writes the store when the block ends without an exception. Several processes may write one store
+    together; each of them has to make a writer and to leave its block.
+
+    Args:
+        path: the ``.safetensors`` file.
+        info: the model that makes the embeddings: "clip" and "pretrained".
+        dtype: float32 or float16, as stored.
+        rows_per_part: most images that are lost when the process is killed.
 
     Attributes:
-        done: the keys that were there, and those added by this process.
+        done: the keys that exist already, and those added by this process.
+
+    Raises:
+        ValueError: the existing rows were made in another way, or the suffix is wrong.
     """
 
     def __init__(
@@ -184,17 +189,6 @@ class ImageEmbeddingWriter:
         dtype: torch.dtype = torch.float32,
         rows_per_part: int = 4096,
     ):
-        """Open for writing.
-
-        Args:
-            path: the ``.safetensors`` file.
-            info: how the features are made: "clip" and "pretrained".
-            dtype: float32 or float16, as stored.
-            rows_per_part: no more than this many images are lost when the process is killed.
-
-        Raises:
-            ValueError: what is already there was made in another way, or the suffix is wrong.
-        """
         if path.suffix != ".safetensors":
             raise ValueError(f"{path}: the name of a feature store has to end with .safetensors.")
         self.path = path
@@ -214,7 +208,7 @@ class ImageEmbeddingWriter:
                     f"output, or remove {path} and {self._folder}."
                 )
             self.done.update(store.keys)
-        comm.synchronize()  # all know what is done before one goes on
+        comm.synchronize()  # every process has read the parts before one adds another
 
     def __enter__(self) -> "ImageEmbeddingWriter":
         return self
@@ -222,7 +216,7 @@ class ImageEmbeddingWriter:
     def __exit__(self, exc_type: type | None, *_: object) -> None:
         self._flush()
         if exc_type is None:
-            comm.synchronize()  # all are done
+            comm.synchronize()  # every process has written its last part
             if comm.is_main_process():
                 self._finish()
             comm.synchronize()
@@ -250,7 +244,7 @@ class ImageEmbeddingWriter:
 
     def _flush(self) -> None:
         if self._keys:
-            # Parts of one process are in order, and follow those of the process before.
+            # The names sort by process, then by time.
             rank = comm.get_rank()
             own = self._folder.glob(f"{rank}-*.safetensors")
             number = 1 + max((int(part.stem.split("-")[1]) for part in own), default=0)

@@ -1,4 +1,4 @@
-"""The image files of a data set, whether it is one of images or of videos."""
+"""Lists and checks the image files of a data set of images or of videos."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from ovformer.d2 import CfgNode
 from ovformer.data.files.image_embeddings import make_image_key
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# What Pillow raises where a file is no image, is broken, or is far too large.
+# The errors that Pillow raises for a file that is not an image, is broken, or is far too large.
 IMAGE_ERRORS = (
     Image.DecompressionBombError,
     ArithmeticError,
@@ -37,11 +37,13 @@ def natural_sort_key(name: str) -> list:
 
 
 def iterate_images(records: Iterable[dict]) -> Iterator[dict]:
-    """Yield "file_name" and "clip_key" of each image of a data set: of videos, each frame.
+    """Yield the images of a data set, and the frames of its videos.
 
     Args:
-        records: dataset dicts. Of an image its own is yielded; of a frame also "video_id" and its
-            number "frame".
+        records: dataset dicts.
+
+    Yields:
+        The dict of an image; of a frame "file_name", "clip_key", "video_id" and its number "frame".
     """
     for record in records:
         if "file_names" not in record:
@@ -58,17 +60,17 @@ def iterate_images(records: Iterable[dict]) -> Iterator[dict]:
 
 
 def read_missing_limit(cfg: CfgNode) -> float:
-    """Return the share of a data set's images that may be missing, by ``DATALOADER``'s keys."""
+    """Return the share of a data set's images that ``DATALOADER`` allows to be missing."""
     return cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else 0.0
 
 
 def check_images_exist(name: str, records: Iterable[dict], max_missing: float = 0.0) -> None:
-    """Check that all images or frames of a data set are there, by listing each folder once.
+    """Check that all images or frames of a data set exist, by listing each folder once.
 
     Args:
         name: the data set, for the error message.
-        records: its dataset dicts; those whose file is a URL are not checked.
-        max_missing: the share of them that may be missing, with a warning.
+        records: its dataset dicts; URLs are not checked.
+        max_missing: the share of missing images up to which a warning replaces the error.
 
     Raises:
         FileNotFoundError: images are missing.
@@ -94,4 +96,4 @@ def check_images_exist(name: str, records: Iterable[dict], max_missing: float = 
             raise FileNotFoundError(
                 f"{message}datasets/README.md says how the folders are laid out."
             )
-        logger.warning("%sThey are left out: DATALOADER.SKIP_BROKEN.", message)
+        logger.warning("%sThey are skipped: DATALOADER.SKIP_BROKEN.", message)

@@ -1,4 +1,4 @@
-"""Reading and writing annotation files, and checks of what is in them."""
+"""Reads and writes JSON files, and checks their entries."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 from ovformer.data.files.untrusted_masks import is_frame_size
 from ovformer.files import replacing
 
-# Ids and other numbers are stored in 64 bits, and other programs read JSON's numbers as floats.
+# Numbers have to fit 64 bits, and other programs read JSON's numbers as floats of 53 bits.
 _LARGEST = 1 << 53
 
 
 class Kind(NamedTuple):
-    """What a value has to be.
+    """A kind of value that a field may require.
 
     Attributes:
-        text: in words.
-        fits: tells whether a value is that.
+        text: its name in messages.
+        fits: returns whether a value is of this kind.
     """
 
     text: str
@@ -36,7 +36,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    # JSON can hold halves of characters, which can't be written again.
+    # JSON can hold a half of a surrogate pair, which UTF-8 can't write.
     return isinstance(value, str) and (
         value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
     )
@@ -67,16 +67,16 @@ def read_json(
 
     Args:
         path: the file.
-        keys: what the file, an object, has to hold.
-        object_hook: called with every object as soon as it is read; its result takes the place of
-            the object. Compact results keep the memory of a large file low.
+        keys: keys that the file, an object, must have.
+        object_hook: called with every object as soon as it is read; its result replaces the object.
+            Compact results keep the memory of a large file low.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no valid JSON, for instance because its download was cut off, is
-            nested too deeply, or a key is missing.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not valid JSON, for instance because its download was cut off, is
+            nested too deeply, or lacks a key.
     """
-    if not os.path.isfile(path):  # unlike path.is_file(), of names of any length
+    if not os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
         raise FileNotFoundError(f"{path}: no such file. datasets/README.md says how to get it.")
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -101,7 +101,7 @@ def read_json(
 
 
 def write_json(path: Path, content: dict | list) -> None:
-    """Write a JSON file. A file of that name stays as it was until the new one is complete."""
+    """Write a JSON file. An existing file is replaced when the new one is complete."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(content, file)
 
@@ -115,17 +115,17 @@ def check_entries(
     """Check a list of objects from a file: videos, annotations, ...
 
     Args:
-        kind: what messages call one of them.
-        entries: should be the list.
-        required: field -> what its value has to be.
-        optional: likewise, of fields that an entry may lack.
+        kind: name of an entry in messages.
+        entries: the list.
+        required: field -> kind of its value.
+        optional: the same for fields that an entry may lack.
 
     Returns:
         The entries.
 
     Raises:
-        ValueError: it is none; the message names the entry, by its id where it has one, the field,
-            what was expected and what is there. See :func:`name_file_in_errors` for the file.
+        ValueError: an entry is wrong. The message names the entry, by its id where it has one, the
+            field, the expected kind and the value; :func:`name_file_in_errors` adds the file.
     """
     if not isinstance(entries, list):
         raise ValueError(f"expected a list of {kind} entries, got {shorten(entries)}.")
@@ -133,13 +133,13 @@ def check_entries(
         if not isinstance(entry, dict):
             raise ValueError(f"{kind} number {number}: expected an object, got {shorten(entry)}.")
         if missing := [key for key in required if key not in entry]:
-            raise ValueError(f"{_name(kind, number, entry)} has no {missing}.")
+            raise ValueError(f"{_name_entry(kind, number, entry)} has no {missing}.")
         for key, expected in required.items():
             if not expected.fits(entry[key]):
-                raise ValueError(_mismatch(kind, number, entry, key, expected))
+                raise ValueError(_describe_mismatch(kind, number, entry, key, expected))
         for key, expected in (optional or {}).items():
             if key in entry and not expected.fits(entry[key]):
-                raise ValueError(_mismatch(kind, number, entry, key, expected))
+                raise ValueError(_describe_mismatch(kind, number, entry, key, expected))
     return entries
 
 
@@ -152,7 +152,7 @@ def index_by_id(
     """Return entries by their "id", after :func:`check_entries`.
 
     Raises:
-        ValueError: an entry is not as it should be, or two have the same id.
+        ValueError: an entry is wrong, or two entries have the same id.
     """
     index = {}
     for entry in check_entries(kind, entries, {"id": WHOLE, **required}, optional):
@@ -163,13 +163,13 @@ def index_by_id(
 
 
 def shorten(value: object) -> str:
-    """Return the beginning of a value of any size, for a message."""
+    """Return the beginning of a value's text, for a message."""
     return f"{reprlib.repr(value):.80}"
 
 
 @contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Put the name of a file in front of the message of a ValueError that lacks it."""
+    """Put the name of a file in front of the message of a ValueError, unless it has it."""
     try:
         yield
     except ValueError as error:
@@ -178,10 +178,10 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _name(kind: str, number: int, entry: dict) -> str:
+def _name_entry(kind: str, number: int, entry: dict) -> str:
     return f"{kind} {shorten(entry['id']) if 'id' in entry else f'number {number}'}"
 
 
-def _mismatch(kind: str, number: int, entry: dict, key: str, expected: Kind) -> str:
-    name = f"{kind} number {number}" if key == "id" else _name(kind, number, entry)
+def _describe_mismatch(kind: str, number: int, entry: dict, key: str, expected: Kind) -> str:
+    name = f"{kind} number {number}" if key == "id" else _name_entry(kind, number, entry)
     return f"{name}: {key}: expected {expected.text}, got {shorten(entry[key])}."

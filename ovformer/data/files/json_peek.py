@@ -1,4 +1,4 @@
-"""A look at an annotation file without reading it whole, which takes long for a large one."""
+"""Finds an image of an annotation file without reading all of it, which takes long."""
 
 import codecs
 import json
@@ -10,7 +10,7 @@ from ovformer.data.files.json_file import name_file_in_errors
 from ovformer.data.files.lvis_json import parse_image_name
 from ovformer.data.files.vis_json import parse_frame_name
 
-# Bytes at the start and at the end that are looked at.
+# Bytes that are read at the start and at the end.
 PEEK = 1 << 22
 
 _STRING = r'"((?:[^"\\]|\\.)+)"'
@@ -19,18 +19,18 @@ _IMAGE = {key: re.compile(rf'"{key}"\s*:\s*{_STRING}') for key in ("file_name", 
 
 
 def peek(path: Path, image_folder: str | os.PathLike) -> str | None:
-    """Return the path of one image of an annotation file, the first that is seen.
+    """Return the path of the first image in the two ends of an annotation file.
 
     Args:
         path: in the format of LVIS, COCO or YouTube-VIS.
         image_folder: the folder that its file names are relative to.
 
     Returns:
-        The path, which is not checked; None if none is seen in either end of the file.
+        The path, which is not checked; None if neither end of the file has one.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is empty, begins or ends as no JSON file does, or the name is no JSON text.
+        ValueError: the file is empty, does not begin and end like JSON, or the name is not valid.
     """
     with path.open("rb") as file:
         start = file.read(PEEK)
@@ -46,12 +46,12 @@ def peek(path: Path, image_folder: str | os.PathLike) -> str | None:
     with name_file_in_errors(path):
         for text in (start.decode("utf-8", "replace"), end.decode("utf-8", "replace")):
             if match := _FRAMES.search(text):
-                return os.path.join(image_folder, parse_frame_name(_unquoted(match)))
+                return os.path.join(image_folder, parse_frame_name(_parse_string(match)))
             for key, pattern in _IMAGE.items():
                 if match := pattern.search(text):
-                    return os.path.join(image_folder, parse_image_name({key: _unquoted(match)}))
+                    return os.path.join(image_folder, parse_image_name({key: _parse_string(match)}))
     return None
 
 
-def _unquoted(match: re.Match) -> str:
+def _parse_string(match: re.Match) -> str:
     return json.loads(f'"{match[1]}"')

@@ -1,4 +1,4 @@
-"""Reads annotation files in LVIS v1 format (also COCO's, which has the same fields but two)."""
+"""Reads annotation files in the format of LVIS v1, or COCO, which lacks two of its fields."""
 
 import logging
 import os
@@ -63,17 +63,17 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
         arrays, uncompressed RLEs are compressed.
 
     Raises:
-        ValueError: the file is not valid; the message names it, the faulty entry and what is wrong.
+        ValueError: the file is not valid; the message names the file, the entry and the error.
     """
     content = read_json(path, ("images", "annotations"), object_hook=_compact)
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
     with name_file_in_errors(path):
         _check_categories(content.get("categories", []), categories)
-        records = _image_records(content["images"], image_folder)
+        records = _make_records(content["images"], image_folder)
         annotations = _group_by_image(content.pop("annotations"), records)
         for image_id, record in records.items():
             record["annotations"] = [
-                _instance(annotation, record, contiguous_ids)
+                _make_instance(annotation, record, contiguous_ids)
                 for annotation in annotations.pop(image_id, ())
             ]
     logger.info("%s: %d images", path, len(records))
@@ -86,13 +86,13 @@ def parse_image_name(image: Mapping) -> str:
 
 
 def _compact(entry: dict) -> dict:
-    """Turn the polygons of an annotation into arrays: an eighth of the memory of float lists."""
+    """Turn the polygons of an annotation into arrays, with an eighth of the memory of lists."""
     segmentation = entry.get("segmentation")
     if isinstance(segmentation, list):
         try:
             entry["segmentation"] = [np.asarray(p, dtype=np.float64) for p in segmentation]
         except (OverflowError, TypeError, ValueError):
-            pass  # not numbers: check_polygons says so
+            pass  # check_polygons reports that these are not numbers
     return entry
 
 
@@ -108,7 +108,7 @@ def _check_categories(found: object, table: Sequence[dict]) -> None:
             )
 
 
-def _image_records(images: object, image_folder: Path) -> dict[int, dict]:
+def _make_records(images: object, image_folder: Path) -> dict[int, dict]:
     records = {}
     for number, image in index_by_id("image", images, _IMAGE, _IMAGE_OPTIONS).items():
         if not (image.get("file_name") or image.get("coco_url")):
@@ -140,7 +140,7 @@ def _group_by_image(annotations: object, records: dict[int, dict]) -> dict[int, 
     return groups
 
 
-def _instance(annotation: dict, record: dict, contiguous_ids: dict[int, int]) -> dict:
+def _make_instance(annotation: dict, record: dict, contiguous_ids: dict[int, int]) -> dict:
     place = f"annotation {annotation['id']}"
     category = annotation["category_id"]
     if category not in contiguous_ids:
@@ -151,7 +151,7 @@ def _instance(annotation: dict, record: dict, contiguous_ids: dict[int, int]) ->
     segmentation, size = annotation["segmentation"], (record["height"], record["width"])
     try:
         if isinstance(segmentation, dict):
-            segmentation = _checked_rle(segmentation, size)
+            segmentation = _check_rle(segmentation, size)
         else:
             check_polygons(segmentation, *size)
     except ValueError as error:
@@ -165,8 +165,8 @@ def _instance(annotation: dict, record: dict, contiguous_ids: dict[int, int]) ->
     }
 
 
-def _checked_rle(rle: dict, size: tuple[int, int]) -> dict:
-    """Return a compressed RLE, after checking that it covers the image exactly."""
+def _check_rle(rle: dict, size: tuple[int, int]) -> dict:
+    """Check that an RLE covers the image exactly, and return it compressed."""
     if rle.get("size") != list(size):
         raise ValueError(
             f"an RLE of size {rle.get('size')!r:.60}; expected [height, width] of its image, "

@@ -1,8 +1,8 @@
-"""Masks from files, checked before pycocotools gets them.
+"""Checks masks from files before pycocotools gets them.
 
-Its C code trusts what it is given: a run-length code (RLE) that does not cover its frame makes it
-read foreign memory or never end, and a point far away makes it write there. A run of no pixels
-after the first one ends its comparisons of masks too early. So all masks from files come through
+Its C code trusts its input: a run-length code (RLE) that does not cover its frame makes it read
+foreign memory or never end, and a distant point makes it write outside its memory. An empty run
+after the first one ends its comparisons of masks too early. So all masks from files are checked
 here: compressed and uncompressed RLEs, and polygons.
 """
 
@@ -12,29 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# Pixels of a frame, 8192 x 8192. Of larger ones, pycocotools 2.0.11 can write beyond the memory
-# that it has for a compressed text: where four runs need six digits each.
+# Pixels of a frame, 8192 x 8192. For larger ones, pycocotools 2.0.11 can write beyond its memory
+# for a compressed text, when four runs need six digits each.
 MAX_PIXELS = 1 << 26
-# Points of polygons may be so many times the longer side of the frame away from its corner, and
-# their outlines be so many times as long.
+# Largest distance of a polygon's point from the corner of the frame, and largest length of its
+# outline, as multiples of the frame's longer side.
 _MAX_REACH = 16
 _MAX_LENGTH = 4096
-# Pixels that any outline may have, also that of an enlarged picture: each takes 40 bytes or more.
+# Most pixels of any outline, also after an image is enlarged: each takes 40 bytes or more.
 _MAX_OUTLINE = 1 << 24
-# Digits of a run in a compressed RLE, of 5 bits each: more than MAX_PIXELS needs, and no more than
-# the C code can read.
+# Most digits of a run in a compressed RLE, of 5 bits each: more than MAX_PIXELS needs, and as many
+# as the C code can read.
 _MAX_DIGITS = 6
 
 
 class Fault(NamedTuple):
-    """What is wrong with one of several masks."""
+    """The error of a mask: its place among the masks, and the reason."""
 
     index: int
     reason: str
 
 
 def is_frame_size(size: object) -> bool:
-    """Tell whether a value is [height, width] in whole pixels, of a frame that can be held."""
+    """Return whether a value is [height, width] in whole pixels, of at most MAX_PIXELS."""
     return (
         isinstance(size, list | tuple)
         and len(size) == 2
@@ -44,25 +44,25 @@ def is_frame_size(size: object) -> bool:
 
 
 def check_num_pixels(what: str, height: int, width: int) -> None:
-    """Raise ValueError, which begins with ``what``, if no mask of so many pixels can be held."""
+    """Raise ValueError, which begins with ``what``, if a frame has more than MAX_PIXELS."""
     if not is_frame_size([height, width]):
         raise ValueError(f"{what} has {height} x {width} pixels; at most {MAX_PIXELS} are allowed.")
 
 
 def find_fault(rles: Iterable[object]) -> Fault | None:
-    """Look for a value that is no compressed RLE, or does not cover its frame exactly.
+    """Look for a value that is not a compressed RLE, or does not cover its frame exactly.
 
-    Nor may a run but the first have no pixels. pycocotools writes none of that kind.
+    Only the first run may be empty; pycocotools writes no other empty run.
 
-    COCO's code writes a number as digits of 5 bits, lowest first, of which bit 5 says that another
-    one follows and bit 4 of the last one is the sign; from the fourth run on it is the difference
-    to the run before last.
+    COCO's code writes a number as digits of 5 bits, lowest first. Bit 5 of a digit says that
+    another one follows, and bit 4 of the last digit is the sign. From the fourth run on, the number
+    is the difference to the run before last.
 
     Args:
-        rles: any values; what occurs several times is cheap.
+        rles: any values; repeated ones are checked once.
 
     Returns:
-        The place of a faulty one, counted from 0, and what is wrong; None if there is none.
+        The place of a wrong value, counted from 0, and the reason; None if all are valid.
     """
     places: dict[tuple, int] = {}
     known = None
@@ -89,23 +89,25 @@ def find_fault(rles: Iterable[object]) -> Fault | None:
 def _find_faulty_counts(
     texts: Sequence[str | bytes], heights: np.ndarray, widths: np.ndarray
 ) -> Fault | None:
-    """Do the work of :func:`find_fault` for N texts that are not empty.
+    """Check the counts of N RLEs for :func:`find_fault`.
 
-    All are read at once: an array has an element for each character, or for each run.
+    All texts are read at once: arrays have an element for each character, or for each run.
 
     Args:
-        texts: the counts.
+        texts: the counts, none of them empty.
         heights: of their frames, (N,).
-        widths: likewise.
+        widths: of their frames, (N,).
     """
     raw = b"".join(text.encode("ascii") if isinstance(text, str) else text for text in texts)
     lengths = np.array([len(text) for text in texts])
     ends = np.cumsum(lengths)
-    codes = np.frombuffer(raw, np.uint8) - np.uint8(48)  # what is below "0" becomes large
+    # A character below "0" wraps around to a code that is too large.
+    codes = np.frombuffer(raw, np.uint8) - np.uint8(48)
     last = np.flatnonzero(codes < 32)  # the last digit of each number
     first_run = np.searchsorted(last, ends - lengths)
 
-    def text_of(runs: np.ndarray) -> int:
+    def find_text(runs: np.ndarray) -> int:
+        """Return the text of the first run that is marked."""
         return int(np.searchsorted(first_run, runs.argmax(), side="right")) - 1
 
     foreign, cut_off = codes > 63, codes[ends - 1] > 31
@@ -114,15 +116,15 @@ def _find_faulty_counts(
         index = int(place if foreign.any() else cut_off.argmax())
         return Fault(index, "its counts are cut off, or hold a character that no RLE has")
     if (too_long := np.diff(last, prepend=-1) > _MAX_DIGITS).any():
-        return Fault(text_of(too_long), "it has a run that is longer than any frame")
-    runs = _runs(_numbers(codes, last), first_run)
+        return Fault(find_text(too_long), "it has a run that is longer than any frame")
+    runs = _decode_runs(_decode_numbers(codes, last), first_run)
     if (negative := runs < 0).any():
-        return Fault(text_of(negative), "it has a run of negative length")
+        return Fault(find_text(negative), "it has a run of negative length")
     empty = runs == 0
     empty[first_run] = False
     if empty.any():
         reason = "it has a run of no pixels: pycocotools.mask.encode writes the mask without it"
-        return Fault(text_of(empty), reason)
+        return Fault(find_text(empty), reason)
     totals = np.add.reduceat(runs, first_run, dtype=np.int64)
     if (wrong := totals != heights * widths).any():
         index = int(wrong.argmax())
@@ -131,11 +133,11 @@ def _find_faulty_counts(
     return None
 
 
-def _numbers(codes: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Return the numbers that digits, uint8 from 0 to 63, stand for, (R,) int32.
+def _decode_numbers(codes: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Decode digits, uint8 from 0 to 63, into numbers, (R,) int32.
 
     Args:
-        codes: the digits, the last of which ends a number.
+        codes: the digits; the last one ends a number.
         last: the places of the last digits of the R numbers.
     """
     numbers = (codes[last].astype(np.int32) ^ 16) - 16  # with its sign
@@ -150,15 +152,16 @@ def _numbers(codes: np.ndarray, last: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _runs(values: np.ndarray, first_run: np.ndarray) -> np.ndarray:
-    """Return the lengths of all runs, int32. As in the C code, what is too large wraps around.
+def _decode_runs(values: np.ndarray, first_run: np.ndarray) -> np.ndarray:
+    """Return the lengths of all runs, int32. Overflows wrap around, as in the C code.
 
     Args:
         values: the numbers that the texts hold, int32; changed in place.
         first_run: the place of the first one of each text.
     """
-    # Every second run adds up to the one before, but for the very first of a text, which is set
-    # aside. Sums go on from text to text, so what was there before a text is taken off again.
+    # A number is the difference to the run before last, so runs are sums over every second number.
+    # The first run of a text is no such sum, and is set aside. The sums do not stop between texts,
+    # so the sum before each text is subtracted again.
     very_first = values[first_run]
     values[first_run] = 0
     runs = np.zeros(len(values) + 2, np.int32)
@@ -168,7 +171,7 @@ def _runs(values: np.ndarray, first_run: np.ndarray) -> np.ndarray:
     runs = runs[2:]
     past_end = np.append(first_run[1:], len(values))
     for start in (0, 1):
-        # Of each text, one of its two sums belongs to the runs with this parity.
+        # One of the two sums of each text belongs to the runs of this parity.
         own = np.where(first_run % 2 == start, *before)
         runs[start::2] -= np.repeat(own, (past_end + 1 - start) // 2 - (first_run + 1 - start) // 2)
     runs[first_run] = very_first
@@ -176,10 +179,10 @@ def _runs(values: np.ndarray, first_run: np.ndarray) -> np.ndarray:
 
 
 def runs_to_rle(size: object, counts: list) -> dict[str, Any]:
-    """Compress an RLE whose counts are a list. Runs of no pixels are left out.
+    """Compress an RLE whose counts are a list. Empty runs are dropped.
 
     Raises:
-        ValueError: the counts are no whole numbers, or do not cover the frame of that size.
+        ValueError: the counts are not whole numbers, or do not cover a frame of that size.
     """
     if not is_frame_size(size):
         raise ValueError(f"expected an RLE with size [height, width], got {size!r:.60}")
@@ -199,9 +202,9 @@ def runs_to_rle(size: object, counts: list) -> dict[str, Any]:
 
 
 def _without_empty_runs(counts: list[int]) -> list[int]:
-    """Return the runs of the same mask, of which at most the first has no pixels."""
+    """Return the runs of the same mask, where only the first one may be empty."""
     runs = counts[:1]
-    joins = False  # whether the next run goes on with the last one of these
+    joins = False  # whether the next run extends the last one
     for count in counts[1:]:
         if joins:
             runs[-1] += count
@@ -217,10 +220,10 @@ def check_polygons(polygons: object, height: int, width: int) -> None:
     Args:
         polygons: a list with a flat list or array of x and y for each.
         height: of the frame, in pixels.
-        width: likewise.
+        width: of the frame, in pixels.
 
     Raises:
-        ValueError: there is none, or one is no polygon, or lies far away from the frame.
+        ValueError: there is no polygon, or one is not valid or far away from the frame.
     """
     if not isinstance(polygons, list) or not polygons:
         raise ValueError(f"expected a list of polygons or an RLE, got {polygons!r:.60}")
@@ -239,15 +242,16 @@ def check_polygons(polygons: object, height: int, width: int) -> None:
 
 
 def polygons_to_rle(polygons: Sequence, height: int, width: int) -> dict[str, Any]:
-    """Draw polygons that :func:`check_polygons` knows, perhaps after a transform, as one mask.
+    """Draw polygons as one mask.
 
     Args:
-        polygons: N flat sequences of x and y.
+        polygons: N flat sequences of x and y, which :func:`check_polygons` accepts. They may have
+            been transformed since.
         height: of the frame, in pixels.
-        width: likewise.
+        width: of the frame, in pixels.
 
     Raises:
-        ValueError: one is too long or too far away to be drawn.
+        ValueError: a polygon is too long or too far away to be drawn.
     """
     for polygon in polygons:
         _check_outline(_as_points(polygon), _MAX_OUTLINE, _MAX_OUTLINE)
@@ -267,11 +271,11 @@ def _as_points(polygon: Sequence) -> np.ndarray:
 def _check_outline(points: np.ndarray, reach: float, length: float) -> None:
     """Check that no coordinate is beyond ``reach``, and the outline no longer than ``length``."""
     farthest = np.abs(points).max()
-    if not farthest <= reach:  # NaN is not, either
+    if not farthest <= reach:  # this way round NaN is an error as well
         raise ValueError(
             f"a polygon has the coordinate {farthest}, which is not finite or far out of the frame"
         )
-    if points.size * farthest > length:  # mostly it is much less
+    if points.size * farthest > length:  # an upper bound that spares most polygons the exact sum
         steps = np.abs(np.diff(points.reshape(-1, 2), axis=0))
         if (found := steps.max(axis=1).sum()) > length:
             raise ValueError(f"a polygon has an outline of {found:.0f} pixels, too long to be real")

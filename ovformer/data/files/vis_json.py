@@ -1,4 +1,4 @@
-"""Annotations of videos in the YouTube-VIS format: OVIS, LV-VIS and (converted) BURST use it too.
+"""Reads annotations of videos in the format of YouTube-VIS, which OVIS, LV-VIS and BURST share.
 
 The file is one JSON object with "videos" {id, height, width, length, file_names}, "categories" {id,
 name} and "annotations" {id, video_id, category_id, segmentations, ...}; "segmentations" holds one
@@ -50,7 +50,7 @@ _AREAS = Kind(
         or (isinstance(areas, list) and all(a is None or NUMBER.fits(a) for a in areas))
     ),
 )
-# RLEs that are checked at a time.
+# RLEs that are checked in one call.
 _BLOCK = 2048
 
 logger = logging.getLogger(__name__)
@@ -69,15 +69,15 @@ def load_vis_json(path: Path) -> dict:
         all instances annotated) hold ids of "categories".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not valid JSON, lacks a field, lists an id twice, refers to a video or a
-            category that it lacks, or holds a mask that is none.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not valid JSON, lacks a field, has an id twice, refers to a video or
+            a category that it lacks, or holds a mask that is not valid.
     """
     content = read_json(path)
     if not (isinstance(content, dict) and content.get("videos") and content.get("categories")):
         raise ValueError(
-            f'{path} is no video annotation file: an object with non-empty "videos" and '
-            '"categories" was expected. A results.json is given elsewhere (mAP.py: --dt).'
+            f"{path} is not a video annotation file: expected an object with non-empty "
+            '"videos" and "categories". mAP.py takes a results.json with --dt.'
         )
     with name_file_in_errors(path):
         _check(content)
@@ -100,7 +100,7 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
         has them ``neg_category_ids`` and ``not_exhaustive_category_ids`` (the file's own ids).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not valid, or has a category that the table lacks.
     """
     content = load_vis_json(path)
@@ -117,7 +117,7 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
         tracks[annotation["video_id"]].append(annotation)
     logger.info("%s: %d videos", path, len(content["videos"]))
     return [
-        _video_record(video, tracks[video["id"]], image_folder, contiguous_ids)
+        _make_record(video, tracks[video["id"]], image_folder, contiguous_ids)
         for video in sorted(content["videos"], key=lambda video: video["id"])
     ]
 
@@ -125,7 +125,7 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
 def parse_frame_name(name: str) -> str:
     """Return the path of a frame below the folder of frames.
 
-    Some released files were written on Windows, with a foreign folder in front.
+    Some released files were written on Windows, and start with a folder of that machine.
     """
     return "/".join(name.split("\\")[-2:])
 
@@ -136,19 +136,19 @@ def to_rle(segmentation: dict | list | None, height: int, width: int) -> dict | 
     Args:
         segmentation: polygons, an RLE with "counts" as list, str or bytes, or ``None``.
         height: of the frame in pixels, used for polygons (an RLE knows its own size).
-        width: likewise.
+        width: of the frame in pixels.
 
     Returns:
-        A COCO RLE whose "counts" are a str, or ``None`` where there is no mask. One that was
+        A COCO RLE whose "counts" are a str, or ``None`` where the mask is absent. An RLE that is
         compressed already is not checked here: see :func:`find_fault`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the mask has none of these formats.
     """
     if not segmentation:
         return None
     if isinstance(segmentation, list):
-        # A polygon needs three points.
+        # A polygon of one or two points has no area.
         polygons = [
             p for p in segmentation if not isinstance(p, list) or (len(p) >= 6 and len(p) % 2 == 0)
         ]
@@ -174,8 +174,8 @@ def group_categories(
     Args:
         categories: "categories" of the file.
         groups: group -> (field, values of that field which belong to it), of a ``DatasetSpec``.
-        table: the category table of the data set, for categories of the same id and name that do
-            not have the field in the file.
+        table: the category table of the data set. Its categories of the same id and name provide
+            the fields that the file lacks.
 
     Returns:
         group -> ids of its categories.
@@ -189,7 +189,7 @@ def group_categories(
 
 
 def _check(content: dict) -> None:
-    """Check the parts of a file, and turn its masks into compressed RLEs, in place."""
+    """Check the parts of a file, and compress its masks in place."""
     videos = index_by_id("video", content["videos"], _VIDEO, dict.fromkeys(_LISTS, IDS))
     categories = index_by_id("category", content["categories"], {"name": TEXT})
     for number, video in videos.items():
@@ -218,12 +218,12 @@ def _check(content: dict) -> None:
                 f"{place} has category id {annotation['category_id']}, which is not among the "
                 f"file's {len(categories)} categories."
             )
-        _encode(place, annotation, videos[annotation["video_id"]])
+        _compress_masks(place, annotation, videos[annotation["video_id"]])
     _check_rles(annotations.values())
 
 
 def _check_rles(annotations: Iterable[dict]) -> None:
-    """Check compressed RLEs, many at a time, which is faster."""
+    """Check compressed RLEs in large blocks, which is faster than one by one."""
     places = [
         (annotation["id"], frame, rle)
         for annotation in annotations
@@ -240,7 +240,7 @@ def _check_rles(annotations: Iterable[dict]) -> None:
 
 
 def _renumber_lists(content: dict) -> None:
-    """Turn TAO's category ids, which files made from BURST keep in these lists, into the file's."""
+    """Replace TAO's category ids by the file's own, in the two lists of files made from BURST."""
     originals = list(index_by_id("cate_ori", content["cate_ori"], {}))
     if len(originals) != len(content["categories"]):
         raise ValueError(
@@ -254,7 +254,7 @@ def _renumber_lists(content: dict) -> None:
                 video[key] = [own[number] for number in video[key] if number in own]
 
 
-def _encode(place: str, annotation: dict, video: dict) -> None:
+def _compress_masks(place: str, annotation: dict, video: dict) -> None:
     """Turn the masks of an annotation into compressed RLEs, in place."""
     masks = annotation["segmentations"]
     if len(masks) != video["length"]:
@@ -273,7 +273,7 @@ def _encode(place: str, annotation: dict, video: dict) -> None:
     annotation["segmentations"] = rles
 
 
-def _video_record(video: dict, tracks: list[dict], folder: Path, contiguous_ids: dict) -> dict:
+def _make_record(video: dict, tracks: list[dict], folder: Path, contiguous_ids: dict) -> dict:
     names = list(map(parse_frame_name, video["file_names"]))
     prefix = make_image_key(folder)
     annotations = [[] for _ in names]

@@ -86,7 +86,7 @@ def test_parts_of_an_object_are_one_mask_and_crowds_stay_crowds(
         ({"segmentation": [[1, 2, 3, 4]]}, "annotation 1: its segmentation .*three or more"),
         ({"segmentation": {"size": [48, 64]}}, "annotation 1: its segmentation .*counts"),
         ({"segmentation": [], "bbox": None}, "annotation 1: its segmentation or bbox"),
-        ({"attributes": {}}, "annotation 1: nothing says which object"),
+        ({"attributes": {}}, "annotation 1: .*--track-by"),
         ({"category_id": 15}, "annotation 2 is 'square', but .*track_id.* is 'disc'"),
     ],
 )

@@ -1,6 +1,6 @@
-"""The data sets, one file each. A file here is found by itself: it only has to define ``SPECS``.
+"""The data sets, one file each. A new file is registered without further edits.
 
-``SPECS`` is a sequence of :class:`ovformer.data.catalog.dataset_spec.DatasetSpec`.
+A file defines ``SPECS``, a sequence of :class:`ovformer.data.catalog.dataset_spec.DatasetSpec`.
 """
 
 import importlib

@@ -118,10 +118,8 @@ def convert(args: argparse.Namespace) -> None:
     if args.val:
         ids = [video["id"] for video in content["videos"]]
         train_ids, val_ids = split_videos(ids, args.val, args.seed)
-        parts["train"], parts["val"] = (
-            select_videos(content, train_ids),
-            select_videos(content, val_ids),
-        )
+        parts["train"] = select_videos(content, train_ids)
+        parts["val"] = select_videos(content, val_ids)
     # The parts share these records of videos, so file names that are set here stand in all of them.
     for record, (video, _), positions in tqdm(
         list(zip(content["videos"], pairs, chosen, strict=True)), desc="frames", unit="video"

@@ -25,9 +25,9 @@ from ovformer.predictor.predictions import categories
 from ovformer_tools.shape_scenes import (
     CATEGORY_NAMES,
     NOVEL_NAMES,
-    Film,
+    MovingScene,
     ShapeObject,
-    draw_film,
+    draw_moving_scene,
 )
 
 WIDTH, HEIGHT = 384, 288
@@ -53,22 +53,24 @@ def make_film(args: argparse.Namespace) -> None:
     # The last novel category of each colour: objects of one colour would not overlap.
     by_colour = {CATEGORY_NAMES[index].split()[0]: index for index in novel}
     chosen = list(by_colour.values())
-    square = draw_film(rng, chosen, args.frames, WIDTH, RADII, background=stripes(rng), move=sway)
-    film = crop(square)
+    square = draw_moving_scene(
+        rng, chosen, args.frames, WIDTH, RADII, background=stripes(rng), move=sway
+    )
+    scene = crop(square)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(args.output, RATE) as writer:
-        for t, image in enumerate(film.images):
+        for t, image in enumerate(scene.images):
             writer.write(image, t / RATE)
     video = {"id": 1, "width": WIDTH, "height": HEIGHT, "length": args.frames}
     video["file_names"] = [f"frame{t:06d}" for t in range(args.frames)]
     tracks = [
         {"id": number, "video_id": 1, **annotation}
-        for number, annotation in enumerate(track_annotations(film), start=1)
+        for number, annotation in enumerate(track_annotations(scene), start=1)
     ]
     content = {"videos": [video], "annotations": tracks, "categories": categories(CATEGORY_NAMES)}
     write_json(args.output.with_suffix(".json"), content)
     write_text(args.output.with_suffix(".txt"), "".join(f"{n}\n" for n in sorted(NOVEL_NAMES)))
-    print(f"{args.output}: {', '.join(CATEGORY_NAMES[c] for c in film.categories)}")
+    print(f"{args.output}: {', '.join(CATEGORY_NAMES[c] for c in scene.categories)}")
 
 
 def stripes(rng: np.random.Generator) -> np.ndarray:
@@ -101,11 +103,11 @@ def sway(rng: np.random.Generator, item: ShapeObject, num_frames: int) -> list[S
     return poses
 
 
-def crop(film: Film) -> Film:
+def crop(scene: MovingScene) -> MovingScene:
     """Return the middle HEIGHT rows of a square video."""
     rows = slice((WIDTH - HEIGHT) // 2, (WIDTH + HEIGHT) // 2)
-    images = [image[rows] for image in film.images]
-    return Film(images, film.categories, film.masks[:, :, rows])
+    images = [image[rows] for image in scene.images]
+    return MovingScene(images, scene.categories, scene.masks[:, :, rows])
 
 
 if __name__ == "__main__":

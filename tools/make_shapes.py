@@ -24,9 +24,9 @@ from ovformer_tools.shape_scenes import (
     BASE_INDICES,
     CATEGORY_NAMES,
     NOVEL_NAMES,
-    Film,
+    MovingScene,
     Scene,
-    draw_film,
+    draw_moving_scene,
     draw_scene,
 )
 
@@ -166,22 +166,23 @@ def draw_videos(
     videos, annotations = [], []
     for video_id in tqdm(range(1, count + 1), desc=f"drawing {folder.name}", mininterval=2):
         rng = np.random.default_rng([*seeds, video_id])
-        film = draw_film(rng, rng.choice(shown, rng.integers(1, MAX_OBJECTS + 1)), frames, size)
+        categories = rng.choice(shown, rng.integers(1, MAX_OBJECTS + 1))
+        scene = draw_moving_scene(rng, categories, frames, size)
         names = [f"{video_id:06d}/{t:05d}.png" for t in range(frames)]
         (folder / names[0]).parent.mkdir(parents=True, exist_ok=True)
-        for name, image in zip(names, film.images, strict=True):
+        for name, image in zip(names, scene.images, strict=True):
             write_image(folder / name, image)
         videos.append(
             {"id": video_id, "width": size, "height": size, "length": frames, "file_names": names}
         )
-        for annotation in track_annotations(film):
+        for annotation in track_annotations(scene):
             annotation.update(id=len(annotations) + 1, video_id=video_id)
             annotations.append(annotation)
     return {"videos": videos, "annotations": annotations}
 
 
-def track_annotations(film: Film) -> list[dict]:
-    """Return an annotation for each object of a video, its visible parts as RLE."""
+def track_annotations(scene: MovingScene) -> list[dict]:
+    """Return an annotation for each object of a moving scene, its visible parts as RLE."""
     return [
         {
             "category_id": int(category) + 1,
@@ -189,7 +190,7 @@ def track_annotations(film: Film) -> list[dict]:
             "areas": [float(mask.sum()) or None for mask in tube],
             "segmentations": [encode(mask) if mask.any() else None for mask in tube],
         }
-        for category, tube in zip(film.categories, film.masks, strict=True)
+        for category, tube in zip(scene.categories, scene.masks, strict=True)
     ]
 
 

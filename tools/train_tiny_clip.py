@@ -104,17 +104,17 @@ def draw_batches(
 ) -> Iterator[tuple[Tensor, list[frozenset[int]], list[str]]]:
     """Yield batches of one picture of each name and some scenes with several objects.
 
-    One picture of each name in each batch makes every name compete with all others of its colour.
+    Each batch has a picture of each name, so every name competes with all others of its colour.
 
     Args:
         seed: of the pictures and of their order.
         scenes_per_batch: number of scenes.
-        crops_per_name: pictures of each name, and half as many scenes for each, that are drawn in
-            advance; batches draw from them and turn them.
+        crops_per_name: pictures of each name that are drawn in advance, and half as many scenes;
+            batches choose from them and turn them.
         size: S, side of CLIP's images in pixels.
 
     Yields:
-        uint8 images (N, 3, S, S), the set of categories in each, and the caption of each.
+        uint8 images (N, 3, S, S), the set of categories in each, and their captions.
     """
     rng = np.random.default_rng([seed, 0])
     all_names = range(len(CATEGORY_NAMES))
@@ -128,9 +128,9 @@ def draw_batches(
     while True:
         pairs = [(crops[i][rng.integers(crops_per_name)], frozenset([i])) for i in all_names]
         pairs += [scenes[rng.integers(len(scenes))] for _ in range(scenes_per_batch)]
-        images = [turned(image, rng.integers(8)) for image, _ in pairs]
+        images = [reorient(image, rng.integers(8)) for image, _ in pairs]
         names = [content for _, content in pairs]
-        yield torch.stack(images), names, [caption(rng, content) for content in names]
+        yield torch.stack(images), names, [make_caption(rng, content) for content in names]
 
 
 def draw_crops(rng: np.random.Generator, category: int, count: int, size: int) -> Tensor:
@@ -140,13 +140,13 @@ def draw_crops(rng: np.random.Generator, category: int, count: int, size: int) -
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def turned(image: Tensor, way: int) -> Tensor:
-    """Return the image (3, S, S) in one of its eight orientations."""
+def reorient(image: Tensor, way: int) -> Tensor:
+    """Rotate and mirror an image (3, S, S) in one of eight ways, 0 to 7."""
     image = torch.rot90(image, int(way) % 4, (1, 2))
     return image.flip(2) if way >= 4 else image
 
 
-def caption(rng: np.random.Generator, categories: frozenset[int]) -> str:
+def make_caption(rng: np.random.Generator, categories: frozenset[int]) -> str:
     """Return a caption: a template for one name, a list in random order for several."""
     names = [CATEGORY_NAMES[i] for i in rng.permutation(sorted(categories))]
     if len(names) == 1:
@@ -155,14 +155,14 @@ def caption(rng: np.random.Generator, categories: frozenset[int]) -> str:
 
 
 def contrastive_loss(logits: Tensor, names: Sequence[frozenset[int]]) -> Tensor:
-    """Return CLIP's loss and some of SigLIP's; captions that name the same things are positives.
+    """Return CLIP's loss plus a part of SigLIP's; captions with the same names are positives.
 
-    The second one, without a bias, makes the cosine of pictures and wrong captions negative. A
-    segmenter that scores a name by the sigmoid of a multiple of the cosine needs that.
+    SigLIP's loss (Zhai et al., 2023), here without a bias, makes the cosine of pictures and wrong
+    captions negative. OVFormer needs that: it scores a name by the sigmoid of a scaled cosine.
 
     Args:
         logits: (N, N), images by texts.
-        names: what each of the N pairs shows.
+        names: the categories that each of the N pairs shows.
     """
     positive = torch.tensor([[a == b for b in names] for a in names], dtype=logits.dtype)
     target = positive / positive.sum(1, keepdim=True)
@@ -172,7 +172,7 @@ def contrastive_loss(logits: Tensor, names: Sequence[frozenset[int]]) -> Tensor:
 
 
 def evaluate(folder: Path, seed: int, count: int = 20) -> None:
-    """Print the zero-shot accuracy of the stored model on new pictures of one object."""
+    """Print the stored model's zero-shot accuracy on new pictures of one object each."""
     encoder = CLIPEncoder.from_pretrained(f"{LOCAL_PREFIX}{folder}")
     classifier = encoder.embed_names(CATEGORY_NAMES, TEMPLATES)
     rng = np.random.default_rng([seed, 1])

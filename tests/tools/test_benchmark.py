@@ -184,10 +184,10 @@ def test_ops_compares_each_kernel_with_the_pytorch_one(benchmark, tmp_path) -> N
 def test_ops_refuses_a_kernel_that_is_wrong(benchmark, monkeypatch) -> None:
     ops = benchmark.attention_ops
     monkeypatch.setattr(ops, "KERNELS", {"torch": None, "wrong": None})
-    monkeypatch.setattr(ops, "_why_not", lambda name, device: None)
+    monkeypatch.setattr(ops, "_unavailable_reason", lambda name, device: None)
     monkeypatch.setattr(
         ops,
-        "_way",
+        "_bind",
         lambda function, inputs, name: (
             lambda: [torch.ones(2) if name == "torch" else torch.zeros(2)]
         ),
@@ -202,7 +202,7 @@ def test_a_forced_kernel_is_put_back(benchmark, monkeypatch, before) -> None:
     monkeypatch.delenv(measure.KERNEL_VARIABLE, raising=False)
     if before:
         monkeypatch.setenv(measure.KERNEL_VARIABLE, before)
-    with pytest.raises(ZeroDivisionError), measure.kernel("cpu"):
+    with pytest.raises(ZeroDivisionError), measure.force_kernel("cpu"):
         assert measure.os.environ[measure.KERNEL_VARIABLE] == "cpu"
         raise ZeroDivisionError
     assert measure.os.environ.get(measure.KERNEL_VARIABLE) == before

@@ -13,7 +13,7 @@ from ovformer_tools.shape_scenes import (
     BASE_INDICES,
     CATEGORY_NAMES,
     NOVEL_NAMES,
-    draw_film,
+    draw_moving_scene,
     draw_scene,
 )
 
@@ -170,12 +170,12 @@ def test_masks_of_videos_are_those_of_the_frames(
         # Each video is drawn from the seed, the number of the split and its own number.
         rng = np.random.default_rng([0, 3, record["video_id"]])
         shown = rng.choice(range(36), rng.integers(1, tool.MAX_OBJECTS + 1))
-        film = draw_film(rng, shown, 5, 64)
+        scene = draw_moving_scene(rng, shown, 5, 64)
         frames = [cv2.imread(name)[..., ::-1] for name in record["file_names"]]
-        assert np.array_equal(frames, film.images)
+        assert np.array_equal(frames, scene.images)
         tracks = [a for a in content["annotations"] if a["video_id"] == record["video_id"]]
-        assert [track["category_id"] - 1 for track in tracks] == film.categories
-        for track, tube in zip(tracks, film.masks, strict=True):
+        assert [track["category_id"] - 1 for track in tracks] == scene.categories
+        for track, tube in zip(tracks, scene.masks, strict=True):
             for rle, area, mask in zip(track["segmentations"], track["areas"], tube, strict=True):
                 assert (rle is None) == (area is None) == (not mask.any())
                 if rle is not None:

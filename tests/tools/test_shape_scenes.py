@@ -16,7 +16,7 @@ from ovformer_tools.shape_scenes import (
     SHAPES,
     ShapeObject,
     draw_background,
-    draw_film,
+    draw_moving_scene,
     draw_scene,
     object_alpha,
     random_motion,
@@ -135,35 +135,35 @@ def test_motion_is_even_and_passes_the_given_pose() -> None:
     assert np.allclose(steps, steps[0]) and np.any(steps[0])
 
 
-def test_objects_of_a_film_move_leave_and_are_hidden() -> None:
+def test_objects_of_a_moving_scene_move_leave_and_are_hidden() -> None:
     absent = moved = 0
     for seed in range(10):
-        film = draw_film(np.random.default_rng(seed), MANY, 6, SIZE)
-        assert film.masks.shape == (len(film.categories), 6, SIZE, SIZE)
-        assert [image.shape for image in film.images] == [(SIZE, SIZE, 3)] * 6
-        assert film.masks.sum(0).max() == 1
-        seen = film.masks.any((2, 3))
+        scene = draw_moving_scene(np.random.default_rng(seed), MANY, 6, SIZE)
+        assert scene.masks.shape == (len(scene.categories), 6, SIZE, SIZE)
+        assert [image.shape for image in scene.images] == [(SIZE, SIZE, 3)] * 6
+        assert scene.masks.sum(0).max() == 1
+        seen = scene.masks.any((2, 3))
         assert seen.any(1).all()
         absent += (~seen).sum()
-        moved += (film.masks[:, 0] != film.masks[:, -1]).any((1, 2)).sum()
+        moved += (scene.masks[:, 0] != scene.masks[:, -1]).any((1, 2)).sum()
     assert absent and moved > 30
 
 
-def test_a_film_of_one_frame_has_the_rules_of_a_scene() -> None:
+def test_a_moving_scene_of_one_frame_has_the_rules_of_a_scene() -> None:
     reds = list(range(6))
     for seed in range(10):
-        film = draw_film(np.random.default_rng(seed), reds, 1, SIZE)
-        for mask in film.masks[:, 0]:
+        scene = draw_moving_scene(np.random.default_rng(seed), reds, 1, SIZE)
+        for mask in scene.masks[:, 0]:
             parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
             assert parts == 2
 
 
-def test_masks_of_a_film_have_the_colours_of_their_objects() -> None:
+def test_masks_of_a_moving_scene_have_the_colours_of_their_objects() -> None:
     for seed in range(4):
-        film = draw_film(np.random.default_rng(seed), MANY, 4, SIZE, (20.0, 40.0))
-        for category, tube in zip(film.categories, film.masks, strict=True):
+        scene = draw_moving_scene(np.random.default_rng(seed), MANY, 4, SIZE, (20.0, 40.0))
+        for category, tube in zip(scene.categories, scene.masks, strict=True):
             colour = CATEGORY_NAMES[category].split()[0]
-            for image, mask in zip(film.images, tube, strict=True):
+            for image, mask in zip(scene.images, tube, strict=True):
                 inside = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
                 if inside.any():
                     hue, _, _ = colorsys.rgb_to_hsv(*np.median(image[inside], axis=0) / 255)

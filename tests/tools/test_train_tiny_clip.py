@@ -66,7 +66,7 @@ def test_a_batch_has_every_name_once_and_scenes(tool) -> None:
 
 def test_the_eight_orientations_differ(tool) -> None:
     image = torch.arange(12).view(3, 2, 2)
-    turned = [tool.turned(image, way) for way in range(8)]
+    turned = [tool.reorient(image, way) for way in range(8)]
     assert len({tuple(t.flatten().tolist()) for t in turned}) == 8
     assert all(torch.equal(t.flatten(1).sort(1).values, image.flatten(1)) for t in turned)
 

@@ -1,8 +1,9 @@
-"""Drawn scenes of coloured shapes, still and moving: the pictures of the ``shapes`` benchmark.
+"""Drawn scenes of coloured shapes, still and moving: the data of the ``shapes`` benchmark.
 
-A category is a colour and a shape, "red circle". The novel categories are combinations that no
-training image shows, while each of their colours and each of their shapes occurs in others.
-NumPy and OpenCV only. H W pixels, N objects, T frames.
+A category is a colour and a shape: "red circle". Novel categories are combinations that no training
+image shows, while each of their colours and each of their shapes occurs in a base category.
+
+Legend: T frames, N objects, H W pixels.
 """
 
 import colorsys
@@ -32,12 +33,12 @@ NOVEL_NAMES = frozenset(
 )
 BASE_INDICES = tuple(i for i, name in enumerate(CATEGORY_NAMES) if name not in NOVEL_NAMES)
 
-# An object of which less than this part of its own area can be seen is placed elsewhere.
+# At least this part of the area of each object has to be visible.
 MIN_VISIBLE = 0.4
-_HUE_JITTER = 6
-_SUPERSAMPLING = 4
+_HUE_JITTER = 6  # degrees
+_SUPERSAMPLING = 4  # samples per pixel in each direction
 _PLACEMENT_ATTEMPTS = 20
-# Motion from one frame to the next: pixels, radians, logarithm of the size.
+# Largest motion from one frame to the next: pixels, radians, logarithm of the size.
 _MAX_SPEED = 12.0
 _MAX_TURN = 0.2
 _MAX_GROWTH = 0.04
@@ -64,7 +65,7 @@ class ShapeObject:
 
 @dataclass
 class Scene:
-    """A picture with what can be seen in it.
+    """An image with its ground truth.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -78,8 +79,8 @@ class Scene:
 
 
 @dataclass
-class Film:
-    """A moving scene with what can be seen in each frame.
+class MovingScene:
+    """The frames of a video with their ground truth.
 
     Attributes:
         images: T of uint8 (H, W, 3), RGB.
@@ -98,10 +99,10 @@ def draw_scene(
     size: int,
     radius_range: tuple[float, float] = (12.0, 32.0),
 ) -> Scene:
-    """Draw a scene with one object of each given category, repetitions allowed.
+    """Draw a scene with one object of each given category, which may repeat.
 
-    Objects of one colour do not overlap: nobody could tell them apart. An object for which no place
-    is found where it and those behind it stay visible is left out.
+    Objects of one colour do not overlap: nobody could tell them apart. An object is skipped if no
+    place is found where the objects behind it stay visible.
 
     Args:
         rng: source of all randomness.
@@ -117,7 +118,7 @@ def draw_scene(
     return Scene(image, [poses[0].category for poses in placed], masks[:, 0])
 
 
-def draw_film(
+def draw_moving_scene(
     rng: np.random.Generator,
     categories: Sequence[int],
     num_frames: int,
@@ -126,21 +127,20 @@ def draw_film(
     *,
     background: np.ndarray | None = None,
     move: Callable[..., list[ShapeObject]] | None = None,
-) -> Film:
+) -> MovingScene:
     """Draw a scene whose objects move, turn and change their size.
 
-    Each is wholly inside the image in at least one frame. It may leave, enter, and be hidden by
-    others in some of the frames, as long as enough of it is seen over time. Objects of one colour
-    never overlap.
+    Each object is wholly inside the image in at least one frame. It may leave, enter and be hidden
+    in some frames, if enough of it is visible over all frames. Objects of one colour never overlap.
 
     Args:
         rng: source of all randomness.
         categories: indices into ``CATEGORY_NAMES``, from back to front.
         num_frames: T.
         size: side of the square frames in pixels.
-        radius_range: smallest and largest radius in pixels, in the frame that an object is inside.
+        radius_range: smallest and largest radius in pixels, where the object is inside.
         background: float32 (size, size, 3), 0..255; by default :func:`draw_background`.
-        move: from ``rng``, an object and T to its T poses; by default :func:`random_motion`.
+        move: (rng, object, T) -> its T poses; by default :func:`random_motion`.
     """
     background = draw_background(rng, size) if background is None else background
     move = move or random_motion
@@ -153,17 +153,17 @@ def draw_film(
         _draw_frame(rng, background.copy(), [poses[t] for poses in placed])
         for t in range(num_frames)
     ]
-    return Film(images, [poses[0].category for poses in placed], masks)
+    return MovingScene(images, [poses[0].category for poses in placed], masks)
 
 
 def _place(
     categories: Sequence[int], propose: Callable[[int], list[ShapeObject]], size: int
 ) -> tuple[list[list[ShapeObject]], np.ndarray]:
-    """Find a place for an object of each category, one in front of the other.
+    """Find a place for an object of each category, each in front of the ones before.
 
     Args:
         categories: from back to front.
-        propose: draws the T poses of an object of a category.
+        propose: category -> T random poses of an object.
         size: side of the image in pixels.
 
     Returns:
@@ -176,6 +176,7 @@ def _place(
     for category in categories:
         for _ in range(_PLACEMENT_ATTEMPTS):
             poses = propose(category)
+            # The new object is in front of all placed ones and hides parts of them.
             covered = np.stack([object_alpha(pose, size) >= 0.5 for pose in poses])
             visible = masks & ~covered
             hidden = (masks & covered).any((1, 2, 3))
@@ -192,7 +193,7 @@ def _place(
 def _draw_frame(
     rng: np.random.Generator, canvas: np.ndarray, objects: Sequence[ShapeObject]
 ) -> np.ndarray:
-    """Paint objects, from back to front, on a canvas that is used up: uint8 (H, W, 3)."""
+    """Paint objects from back to front; return uint8 (H, W, 3). The canvas is overwritten."""
     for item in objects:
         paint(canvas, object_alpha(item, len(canvas)), item.rgb)
     return finish(rng, canvas)
@@ -201,7 +202,7 @@ def _draw_frame(
 def random_motion(
     rng: np.random.Generator, item: ShapeObject, num_frames: int
 ) -> list[ShapeObject]:
-    """Move an object evenly; in one of its T poses, drawn too, it is as given."""
+    """Move an object evenly; a random one of its T poses is the given one."""
     speed, direction = rng.uniform(0, _MAX_SPEED), rng.uniform(0, 2 * np.pi)
     velocity = speed * np.array([np.cos(direction), np.sin(direction)])
     turn, growth = rng.uniform(-_MAX_TURN, _MAX_TURN), rng.uniform(-_MAX_GROWTH, _MAX_GROWTH)
@@ -218,9 +219,10 @@ def random_motion(
 
 
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Return a softly textured background of little colour: float32 (size, size, 3), 0..255."""
+    """Return a background of soft texture and little colour: float32 (size, size, 3), 0..255."""
     tint = rng.uniform(70, 190) + rng.uniform(-14, 14, 3)
     canvas = np.broadcast_to(tint.astype(np.float32), (size, size, 3)).copy()
+    # Coarse and fine blotches of brightness.
     for cells, contrast in ((4, 22), (size // 8, 12)):
         noise = rng.normal(0, contrast, (cells, cells)).astype(np.float32)
         canvas += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)[..., None]
@@ -240,7 +242,7 @@ def random_object(
 
 
 def object_alpha(item: ShapeObject, size: int) -> np.ndarray:
-    """Return how much of each pixel an object covers: float32 (size, size), 0..1.
+    """Return the part of each pixel that an object covers: float32 (size, size), 0..1.
 
     The object may be partly or wholly outside.
     """
@@ -248,6 +250,7 @@ def object_alpha(item: ShapeObject, size: int) -> np.ndarray:
     reach = int(np.ceil(1.2 * item.radius)) + 1
     left, top = int(x) - reach, int(y) - reach
     side = 2 * reach + 1
+    # The object is drawn on a patch around it, at a higher resolution, and then copied.
     cos, sin = np.cos(item.angle), np.sin(item.angle)
     rotation = item.radius * np.array([[cos, sin], [-sin, cos]])
     # fillPoly takes pixel centres in 1/16 pixel; a point p in pixels is at p * scale - 0.5 there.
@@ -260,7 +263,8 @@ def object_alpha(item: ShapeObject, size: int) -> np.ndarray:
     cv2.fillPoly(fine, rings, 255, shift=4)
     patch = cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA)
     alpha = np.zeros((size, size), np.float32)
-    rows, columns = (slice(*np.clip((start, start + side), 0, size)) for start in (top, left))
+    rows = slice(*np.clip((top, top + side), 0, size))
+    columns = slice(*np.clip((left, left + side), 0, size))
     inner = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     alpha[rows, columns] = inner / np.float32(255)
     return alpha
@@ -282,7 +286,7 @@ def _colour(category: int) -> str:
 
 
 def _outline(shape: str) -> list[np.ndarray]:
-    """Return the closed polygons, (points, 2) around the origin, of a shape of radius about 1."""
+    """Return the closed polygons of a shape, (points, 2) around the origin, radius about 1."""
     if shape == "circle":
         return [_regular(36, 0.88)]
     if shape == "ring":

@@ -1,8 +1,8 @@
 """Each kernel of the deformable attention that can run here, against the PyTorch one.
 
 Sizes are those of the encoder: every pixel of three levels (strides 32, 16, 8) is a query, with 8
-heads of 32 channels and 4 points. Half types are compared with the float32 PyTorch kernel. That is
-differentiated by PyTorch itself here: the operator's way, which keeps less, is slower.
+heads of 32 channels and 4 points. Half types are compared with the float32 PyTorch kernel, whose
+gradient PyTorch's autograd computes here: the operator's own gradient keeps less, and is slower.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ovformer.ops.ms_deform_attn import KERNELS, load_kernel, ms_deform_attn
-from ovformer_tools.benchmarks.measure import default_device, kernel, measure, table
+from ovformer_tools.benchmarks.measure import default_device, force_kernel, make_rows, measure
 
 BASELINE = "torch"
 STRIDES = (32, 16, 8)
@@ -56,21 +56,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
     sizes = args.size or [[360, 640], *([[480, 853], [800, 1333]] if on_gpu else [])]
-    unavailable = {name: _why_not(name, device) for name in args.kernel or KERNELS}
+    unavailable = {name: _unavailable_reason(name, device) for name in args.kernel or KERNELS}
     names = [name for name, reason in unavailable.items() if reason is None]
     rows = []
     for size in sizes:
         for dtype in args.dtype or (DTYPES if on_gpu else ["float32"]):
             inputs = make_inputs(size, args.batch, DTYPES[dtype], device, args.seed)
             for what, function in (("forward", forward), ("forward+backward", forward_backward)):
-                differences = _differences(function, inputs, names, dtype)
+                differences = _measure_differences(function, inputs, names, dtype)
+                # The baseline comes first, and only once.
                 ways = {
-                    name: _way(function, inputs, name)
-                    for name in {BASELINE: 0, **dict.fromkeys(names)}
+                    name: _bind(function, inputs, name)
+                    for name in dict.fromkeys([BASELINE, *names])
                 }
                 constants = {"queries": inputs[0].shape[1], "type": dtype, "what": what}
-                found = table(measure(ways, device, args.repeats), BASELINE, **constants)
-                rows += [{**row, "difference": differences.get(row["way"], 0.0)} for row in found]
+                measured = make_rows(measure(ways, device, args.repeats), BASELINE, **constants)
+                rows += [
+                    {**row, "difference": differences.get(row["way"], 0.0)} for row in measured
+                ]
     return {
         "batch": args.batch,
         **{f"not {name}": reason for name, reason in unavailable.items() if reason is not None},
@@ -81,14 +84,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def make_inputs(
     size: Sequence[int], batch: int, dtype: torch.dtype, device: torch.device, seed: int
 ) -> tuple[Tensor, ...]:
-    """Return the operator's arguments for an image: places are near each pixel, a few go outside.
+    """Return the operator's arguments; sampling locations are near each pixel, a few outside.
 
     Args:
         size: height and width in pixels; padded to a multiple of 32.
-        batch: images.
+        batch: number of images.
         dtype: of the values; the rest is float32.
-        device: of everything but sizes.
-        seed: of the random numbers.
+        device: of all but the sizes.
+        seed: seed of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     padded = [-(-side // STRIDES[0]) * STRIDES[0] for side in size]
@@ -113,8 +116,8 @@ def make_inputs(
         (centres[:, None, None, None] + offsets).to(device),
         weights.to(device),
     )
-    value, places, weights = (x.requires_grad_() for x in differentiable)
-    return value, shapes, starts, places, weights
+    value, locations, weights = (x.requires_grad_() for x in differentiable)
+    return value, shapes, starts, locations, weights
 
 
 def forward(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -129,25 +132,25 @@ def forward_backward(attend: Callable[..., Tensor], inputs: Sequence[Tensor]) ->
     return list(torch.autograd.grad(output.float().square().sum(), (inputs[0], *inputs[3:])))
 
 
-def _way(function: Callable, inputs: Sequence[Tensor], name: str) -> Callable[[], list[Tensor]]:
+def _bind(function: Callable, inputs: Sequence[Tensor], name: str) -> Callable[[], list[Tensor]]:
     attend = load_kernel(BASELINE).forward if name == BASELINE else ms_deform_attn
 
-    def way() -> list[Tensor]:
-        with kernel(name):
+    def run_kernel() -> list[Tensor]:
+        with force_kernel(name):
             return function(attend, inputs)
 
-    return way
+    return run_kernel
 
 
-def _differences(
+def _measure_differences(
     function: Callable, inputs: Sequence[Tensor], names: Sequence[str], dtype: str
 ) -> dict[str, float]:
     """Return each kernel's largest difference from the PyTorch one in float32, or raise."""
     exact = (inputs[0].detach().float().requires_grad_(), *inputs[1:])
-    expected = _way(function, exact, BASELINE)()
+    expected = _bind(function, exact, BASELINE)()
     differences = {}
     for name in names:
-        got = _way(function, inputs, name)()
+        got = _bind(function, inputs, name)()
         differences[name] = max(
             ((x.float() - y).abs().max() / y.abs().max()).item()
             for x, y in zip(got, expected, strict=True)
@@ -160,7 +163,7 @@ def _differences(
     return differences
 
 
-def _why_not(name: str, device: torch.device) -> str | None:
+def _unavailable_reason(name: str, device: torch.device) -> str | None:
     if KERNELS[name] not in (None, device.type):
         return f"for {KERNELS[name]} only"
     return load_kernel(name).why_unavailable(device)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine, times of several ways in turn, peak memory, tables."""
+"""Shared by all benchmarks: facts of the machine, times and peak memory, tables."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return what a figure depends on: processor, cores, threads, GPU, versions."""
+    """Return the facts that figures depend on: processor, cores, threads, GPU, versions."""
     facts = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -33,18 +33,18 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def measure(
     ways: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Run several ways in turn, ``repeats`` times.
+    """Run several ways of computing the same in turn, ``repeats`` times.
 
     Args:
-        ways: what is measured, by name. Each ran before, when its result was checked: what is done
-            once only (compilation, caches) is not measured.
-        device: where they compute.
-        repeats: how often; the best time counts, as it is the least disturbed.
+        ways: name -> function to measure. Each ran before, when its result was checked, so that
+            compilation and other work that happens once is not measured.
+        device: the device that they compute on.
+        repeats: number of runs of each; the best time counts, as the least disturbed one.
 
     Returns:
-        For each way ``seconds``, ``processor seconds`` (of all threads), and ``peak MB``: the most
-        memory that a run took more than there was before it, on the device. The last is missing
-        where neither CUDA nor Linux can tell it.
+        For each way ``seconds``, ``processor seconds`` (of all threads), and ``peak MB``: the
+        largest growth of memory on the device during a run. It is missing where neither CUDA nor
+        Linux can tell it.
     """
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -59,10 +59,10 @@ def measure(
     }
 
 
-def table(
+def make_rows(
     measured: Mapping[str, Mapping[str, float]], baseline: str, **constants: Any
 ) -> list[dict[str, Any]]:
-    """Return one row per way, with times as ratios against one of them.
+    """Return one row per way, with its time relative to that of one of them.
 
     Args:
         measured: of :func:`measure`.
@@ -83,8 +83,8 @@ def table(
 
 
 @contextmanager
-def kernel(name: str) -> Iterator[None]:
-    """Force a kernel of the deformable attention, see ``python -m ovformer.ops``."""
+def force_kernel(name: str) -> Iterator[None]:
+    """Force a kernel of the deformable attention; ``python -m ovformer.ops`` lists them."""
     before = os.environ.get(KERNEL_VARIABLE)
     os.environ[KERNEL_VARIABLE] = name
     try:
@@ -96,7 +96,7 @@ def kernel(name: str) -> Iterator[None]:
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows with the same keys as lines of text, under a line of their names."""
+    """Return rows as lines of text, under a line of the names of their columns."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns, *([format_value(row.get(key, "")) for key in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -124,8 +124,10 @@ def _run_once(way: Callable[[], Any], device: torch.device) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     elif _STATUS.exists():
-        ctypes.CDLL(None).malloc_trim(0)  # else freed memory of the way before would be reused
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # or freed memory of the previous run would be reused unseen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status_bytes("VmRSS")
     start, processor_start = time.perf_counter(), time.process_time()
     result = way()

@@ -1,7 +1,7 @@
-"""The training objective as one would write it down at first, for comparison: same losses.
+"""The training objective in its plainest form, for comparison: the same losses.
 
-Matching and losses take masks of all queries at full resolution, which the plain network gives for
-every layer. Random numbers are drawn in the same order as ours, so that a seed gives the same loss.
+Matching and losses take the masks of all queries and layers from the plain network. Random numbers
+are drawn in the same order as ours, so that a seed gives the same loss.
 
 Legend: B batch, T frames of a clip (1 for an image), Q queries, N instances, K classes, P points,
 H W pixels.
@@ -32,11 +32,11 @@ from ovformer.modeling.objective.matcher import class_cost
 def total_loss(
     criterion: nn.Module, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
 ) -> Tensor:
-    """Return the weighted sum of all losses of a batch that is one micro-batch of one process.
+    """Return the weighted sum of all losses of a batch of one process, without accumulation.
 
     Args:
-        criterion: ``SetCriterion``, whose settings are used.
-        outputs: of the plain network.
+        criterion: a ``SetCriterion``; its settings are used.
+        outputs: outputs of the plain network.
         targets: for each image ``labels`` (N,) and ``masks`` (N, H, W), or (N, T, H, W).
     """
     layers = {"": outputs}
@@ -62,6 +62,7 @@ def _layer_losses(
     labels = torch.full(logits.shape[:2], num_classes, device=logits.device)
     for row, target, (queries, instances) in zip(labels, targets, matches, strict=True):
         row[queries] = target["labels"][instances]
+    # Queries without an instance have the label num_classes.
     is_object = labels < num_classes
     chosen = sample_federated_classes(
         labels.unique(), criterion.freq_weight, criterion.fed_loss_num_classes

@@ -1,10 +1,10 @@
-"""The network as one would write it down at first, for comparison: same weights, same output.
+"""The network in its plainest form, for comparison: the same weights and the same output.
 
-What ours leaves out or does once is done each time here: class and objectness logits of every
-layer, the masks of all queries at full resolution in every layer and resized to make the attention
-mask, attention to a single image token in full, position encodings and reference points of every
-batch, masks for each head. Deformable attention is the PyTorch kernel (choose it with
-``benchmarks.measure.kernel("torch")``). Attention itself is PyTorch's function.
+Here each layer computes class and objectness logits and the masks of all queries, which are resized
+to make the attention mask; attention to a single image token is computed in full; each batch
+computes position encodings and reference points anew, each head its own mask. Our network skips
+these or computes them once. Callers choose the PyTorch kernel of deformable attention with
+:func:`.measure.force_kernel`. All other attention is PyTorch's function.
 
 Legend: B batch (images or clips), T frames of a clip (1 for an image), Q queries, C channels, Cm
 mask channels, M CLIP tokens, D CLIP width, L levels, S tokens, H W pixels.
@@ -23,17 +23,20 @@ from ovformer.ops.ms_deform_attn import ms_deform_attn
 
 
 class PlainNetwork(nn.Module):
-    """Backbone, pixel decoder and query decoder of a model, computed plainly with its weights."""
+    """Backbone, pixel decoder and query decoder of a model, computed plainly with its weights.
+
+    Args:
+        model: a model of images, of frames or of clips; its weights are shared.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        """Share the weights of a model of images, of frames or of clips."""
         super().__init__()
         self.backbone = stop_folding(model.backbone)
         self.pixel_decoder = model.sem_seg_head.pixel_decoder
         self.predictor = model.sem_seg_head.predictor
 
     def forward(self, images: Tensor, clip_features: Tensor) -> dict[str, Any]:
-        """Predict.
+        """Compute the outputs of all layers.
 
         Args:
             images: (B * T, 3, H, W), normalised and padded.
@@ -186,7 +189,7 @@ def query_decoder(
         )
     ):
         level = index % decoder.num_levels
-        hidden = hidden_places(
+        hidden = make_attention_mask(
             outputs[-1]["pred_masks"], sizes[level], cross.multihead_attn.num_heads
         )
         keys = tokens[level] + positions[level]
@@ -219,12 +222,13 @@ def predict(
     }
 
 
-def hidden_places(masks: Tensor, size: tuple[int, int], heads: int) -> Tensor:
-    """Return where each head of each query may not look: (B * heads, Q, S) bool."""
+def make_attention_mask(masks: Tensor, size: tuple[int, int], heads: int) -> Tensor:
+    """Return the tokens that each query must not attend to: (B * heads, Q, S) bool."""
     resized = F.interpolate(masks.flatten(1, 2), size=size, mode="bilinear", align_corners=False)
     resized = resized.unflatten(1, masks.shape[1:3])
     hidden = (resized.sigmoid() < 0.5).flatten(2)[:, None].repeat(1, heads, 1, 1).flatten(0, 1)
     hidden = hidden.detach()
+    # A query whose mask is empty attends to all tokens; the softmax would be NaN without any.
     hidden[hidden.all(dim=2)] = False
     return hidden
 

@@ -1,8 +1,11 @@
-"""A plain scorer of video results, for comparison: slow, and it holds all results in memory.
+"""A plain scorer of video results, for comparison: slow, with all results in memory.
 
-It computes what the metric defines in the way the published scorers do: the whole file is loaded,
-every mask measured on its own, the masks of each pair of tubes merged frame by frame, each class,
-area range and video matched on its own, and each class, area range and limit averaged.
+It computes the metric in the way of the published scorers: it loads the whole file, measures each
+mask, merges the masks of each pair of tubes frame by frame, matches each class, area range and
+video on its own, and averages over classes, area ranges and limits.
+
+Legend: i IoU threshold, r recall, k class, a area range, m limit of predictions, d prediction, g
+ground truth.
 """
 
 import json
@@ -36,7 +39,9 @@ def score(truth_file: Path, results_file: Path) -> list[float]:
         tubes.append(index)
     videos = sorted(video["id"] for video in truth["videos"])
     classes = sorted(category["id"] for category in truth["categories"])
-    overlaps = {(v, c): _overlaps(*(t[v, c] for t in tubes)) for v in videos for c in classes}
+    overlaps = {
+        (v, c): _compute_overlaps(*(t[v, c] for t in tubes)) for v in videos for c in classes
+    }
     precision = -np.ones((len(IOUS), len(RECALLS), len(classes), len(AREAS), len(LIMITS)))
     recall = -np.ones((len(IOUS), len(classes), len(AREAS), len(LIMITS)))
     for k, c in enumerate(classes):
@@ -67,7 +72,7 @@ def tube_iou(first: list[dict | None], second: list[dict | None]) -> float:
     return intersection / union if union else 0.0
 
 
-def _overlaps(targets: list[dict], predictions: list[dict]) -> np.ndarray | list:
+def _compute_overlaps(targets: list[dict], predictions: list[dict]) -> np.ndarray | list:
     if not targets and not predictions:
         return []
     overlaps = np.zeros((len(predictions), len(targets)))
@@ -95,6 +100,7 @@ def _match(
             for g in columns:
                 if taken[i, g]:
                     continue
+                # Columns outside the area range come last; one inside is preferred.
                 if best is not None and outside[g] and not outside[best]:
                     break
                 if overlaps[d, g] >= overlap:
@@ -120,6 +126,7 @@ def _accumulate(matches: list[tuple], most: int, precision: np.ndarray, recall: 
     right = np.cumsum(matched & ~ignored, axis=1).astype(np.float64)
     wrong = np.cumsum(~matched & ~ignored, axis=1).astype(np.float64)
     for i in range(len(IOUS)):
+        # Precision at each recall: the best precision at this or a higher recall.
         found = right[i] / count
         recall[i] = found[-1] if len(found) else 0
         values = (right[i] / (right[i] + wrong[i] + np.spacing(1))).tolist()

@@ -1,8 +1,8 @@
-"""Videos as one would write it down at first, for comparison: same predictions.
+"""Video inference in its plainest form, for comparison: the same predictions.
 
-All frames are read before the network starts, what it says of all queries is kept, each frame or
-clip waits for its assignment, and each prediction of each frame is encoded by itself. The clip
-model's masks are brought to full size before predictions are chosen, as published.
+All frames are read before the network starts, the outputs of all queries are kept, each frame or
+clip waits for its assignment, and each mask is encoded on its own. As published, the clip model's
+masks are resized to full size before predictions are chosen.
 
 Legend: B frames or clips, T frames of the video, Q queries, K classes, N predictions, H W pixels.
 """
@@ -27,7 +27,7 @@ def predict_video(model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]
     """Return the prediction dict of a video; see ``VideoInference``.
 
     Args:
-        model: the model whose weights and settings are used, of frames or of clips.
+        model: a model of frames or of clips, whose weights and settings are used.
         record: of a video, with ``clip_features``.
     """
     network = PlainNetwork(model)
@@ -61,7 +61,7 @@ def predict_video(model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _track(parts: Sequence[Mapping[str, Tensor]], momentum: float) -> list[dict[str, Tensor]]:
-    """Permute the queries of each frame or clip so that query i is the same object."""
+    """Permute the queries of each frame or clip, so that query i is the same object in all."""
     memory = parts[0]["pred_embds"]
     tracked = [dict(parts[0])]
     for part in parts[1:]:
@@ -81,7 +81,9 @@ def _stack(parts: Sequence[Mapping[str, Tensor]], key: str) -> Tensor:
     return torch.stack([part[key] for part in parts], dim=1)  # (Q, B, ...)
 
 
-def _best(parts: Sequence[Mapping[str, Tensor]], limit: int) -> tuple[Tensor, Tensor, Tensor]:
+def _select_best(
+    parts: Sequence[Mapping[str, Tensor]], limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores, queries and labels of the best pairs, by the mean logits: (N,) each."""
     logits, object_logits = (_stack(parts, f"pred_{kind}logits") for kind in ("", "object_"))
     scores = _score(logits.mean(1), object_logits.mean(1))
@@ -93,9 +95,10 @@ def _select_frames(
     parts: Sequence[Mapping[str, Tensor]], limit: int, ratio: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores (N,), labels (N,) and mask logits (N, T, H / 4, W / 4)."""
-    scores, queries, labels = _best(parts, limit)
+    scores, queries, labels = _select_best(parts, limit)
     of_frames = _score(_stack(parts, "pred_logits"), _stack(parts, "pred_object_logits"))
     masks = _stack(parts, "pred_masks").flatten(1, 2)[queries]
+    # An object is absent from frames where its score is low; -1 is a logit outside the mask.
     masks[of_frames[queries, :, labels] < ratio * scores[:, None]] = -1
     inside = (masks > 0).float()
     probability = (masks.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
@@ -110,23 +113,23 @@ def _select_clips(
         [torch.stack([_resize(mask, *sizes) for mask in part["pred_masks"]]) for part in parts],
         dim=1,
     )
-    scores, queries, labels = _best(parts, limit)
+    scores, queries, labels = _select_best(parts, limit)
     return scores, labels, masks[queries]
 
 
 def _resize(
     logits: Tensor, padded: tuple[int, int], image: tuple[int, int], output: tuple[int, int]
 ) -> Tensor:
-    """Bring masks (N, H / 4, W / 4) to the size of the original frames."""
+    """Resize masks (N, H / 4, W / 4) to the size of the original frames."""
     logits = F.interpolate(logits[None], size=padded, mode="bilinear", align_corners=False)
     logits = logits[..., : image[0], : image[1]]
     return F.interpolate(logits, size=output, mode="bilinear", align_corners=False)[0]
 
 
 def _encode(masks: Tensor) -> list[dict]:
-    """Return the codes of one prediction's masks (T, H, W)."""
-    codes = []
+    """Return the RLEs of one prediction's masks (T, H, W)."""
+    rles = []
     for frame in masks:
-        code = coco_mask.encode(np.asfortranarray((frame > 0).numpy(), dtype=np.uint8))
-        codes.append({"size": list(frame.shape), "counts": code["counts"].decode()})
-    return codes
+        rle = coco_mask.encode(np.asfortranarray((frame > 0).numpy(), dtype=np.uint8))
+        rles.append({"size": list(frame.shape), "counts": rle["counts"].decode()})
+    return rles

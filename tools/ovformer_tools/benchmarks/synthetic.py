@@ -1,4 +1,4 @@
-"""Models with random weights, and input for them: no data set and no download is needed.
+"""Models with random weights, and input for them, without a data set or a download.
 
 Legend: T frames, N instances, D CLIP width, H W pixels.
 """
@@ -25,7 +25,7 @@ STORE = "clip_features.safetensors"
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, config_file: str) -> None:
-    """Add the options that say which network is measured, and on what."""
+    """Add the options that describe the network and its input."""
     parser.add_argument("--config-file", default=str(ROOT / config_file))
     parser.add_argument(
         "--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)"
@@ -51,11 +51,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, config_file: str) -> No
 
 
 def load_config(args: argparse.Namespace, folder: Path, changes: Sequence[str] = ()) -> CfgNode:
-    """Return the config to measure, with files of random numbers in place of those it names.
+    """Return the config to measure; the files that it names are replaced by random ones.
 
     Args:
         args: of :func:`add_model_arguments`.
-        folder: where these files are written.
+        folder: folder for these files.
         changes: more keys and values.
     """
     opts = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts, *changes]
@@ -75,7 +75,7 @@ def load_config(args: argparse.Namespace, folder: Path, changes: Sequence[str] =
 def build_networks(args: argparse.Namespace, folder: Path) -> dict[str, nn.Module]:
     """Return models with the same random weights: "plain", "ours", and one per variant.
 
-    They are all alike but for the changes of a variant. What is plain is how the first one is used.
+    The first two are equal; the caller computes "plain" with :class:`.plain_network.PlainNetwork`.
     """
     models: dict[str, nn.Module] = {}
     for name, *changes in (["plain"], ["ours"], *args.variant):
@@ -85,7 +85,7 @@ def build_networks(args: argparse.Namespace, folder: Path) -> dict[str, nn.Modul
 
 
 def draw_frames(length: int, size: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Return frames of a video, uint8 (H, W, 3): a texture that moves, so that frames are alike."""
+    """Return T similar frames of a video, uint8 (H, W, 3): a texture that moves."""
     height, width = size
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (12, 20, 3)).astype(np.uint8)
@@ -131,7 +131,7 @@ def training_batch(
         sides = rng.uniform(0.1, 0.4, (objects, 2)) * size
         for t, frame in enumerate(draw_frames(max(1, frames), size, seed + index)):
             images.append(torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))))
-            instances.append(_boxes(corners + 2 * t, sides, labels, size))
+            instances.append(_make_boxes(corners + 2 * t, sides, labels, size))
         features = torch.randn(max(1, frames), cfg.MODEL.CLIP.EMBED_DIM, generator=generator)
         record = {"height": size[0], "width": size[1], "clip_features": features}
         if frames:
@@ -142,8 +142,8 @@ def training_batch(
     return batch
 
 
-def images_of(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the frames of a training batch as records of images, those of images as they are."""
+def split_into_images(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a training batch as records of single images, with clips split into frames."""
     images = []
     for record in batch:
         if isinstance(record["image"], list):
@@ -157,7 +157,7 @@ def images_of(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return images
 
 
-def _boxes(
+def _make_boxes(
     corners: np.ndarray, sides: np.ndarray, labels: torch.Tensor, size: Sequence[int]
 ) -> Instances:
     """Return rectangles as instances of a frame."""

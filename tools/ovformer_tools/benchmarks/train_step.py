@@ -1,7 +1,7 @@
 """A training step of a config (image or clip), against the same network computed plainly.
 
-A step is the losses of a batch of synthetic frames with rectangles as objects, and their gradient;
-the optimizer's part is the same in all ways and left out.
+A step computes the losses of a batch of synthetic frames with rectangles as objects, and their
+gradient. The optimizer's part, the same in all ways, is not measured.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ovformer.engine.trainer import AMP_TYPES
 from ovformer_tools.benchmarks import plain_criterion, synthetic
-from ovformer_tools.benchmarks.measure import kernel, measure, table
+from ovformer_tools.benchmarks.measure import force_kernel, make_rows, measure
 from ovformer_tools.benchmarks.plain_network import PlainNetwork
 
 BASELINE = "plain"
@@ -51,21 +51,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     batch = synthetic.training_batch(args.batch, frames, args.size, args.objects, cfg, args.seed)
     plain, ours = models.pop(BASELINE), models["ours"]
     ways = {
-        BASELINE: _step(args, plain, lambda: plain_loss(plain, batch), "torch"),
-        "ours, PyTorch kernel": _step(args, ours, lambda: _loss(ours, batch), "torch"),
+        BASELINE: _make_step(args, plain, lambda: plain_loss(plain, batch), "torch"),
+        "ours, PyTorch kernel": _make_step(args, ours, lambda: _sum_losses(ours, batch), "torch"),
     }
     for key, model in models.items():
-        ways[key] = _step(args, model, lambda model=model: _loss(model, batch), "auto")
+        ways[key] = _make_step(args, model, lambda model=model: _sum_losses(model, batch), "auto")
     device = torch.device(args.device)
     expected = ways[BASELINE]()
     agreement = {key: agree(expected, way()) for key, way in ways.items() if key != BASELINE}
     del expected
     check(agreement["ours"], args.precision)
-    rows = table(measure(ways, device, args.repeats), BASELINE)
+    rows = make_rows(measure(ways, device, args.repeats), BASELINE)
     return {
         "config": args.config_file,
         "changes": " ".join(args.opts),
-        "frames": len(synthetic.images_of(batch)),
+        "frames": len(synthetic.split_into_images(batch)),
         "size": args.size,
         "precision": args.precision,
         "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain_loss(model: nn.Module, batch: Sequence[dict]) -> Tensor:
-    """Return the loss of a batch of images, or of clips that the model sees as clips or frames."""
-    clips = batch if model.SEES_CLIPS else synthetic.images_of(batch)
-    images = synthetic.images_of(batch)
+    """Return the loss of a batch of images or clips, computed plainly."""
+    clips = batch if model.SEES_CLIPS else synthetic.split_into_images(batch)
+    images = synthetic.split_into_images(batch)
     normalized = model.normalize_images([image["image"] for image in images]).tensor
     features = torch.stack([clip["clip_features"] for clip in clips]).to(model.device)
     outputs = PlainNetwork(model)(normalized, features)
@@ -103,28 +103,29 @@ def agree(
 
 
 def check(agreement: dict[str, float], precision: str) -> None:
-    """Raise RuntimeError unless two steps are the same but for rounding."""
+    """Raise RuntimeError unless two steps differ by rounding only."""
     loss, gradient = (1e-4, 2e-2) if precision == "float32" else (2e-2, 1.0)
     if not (agreement["loss difference"] < loss and agreement["gradient difference"] < gradient):
         raise RuntimeError(f"The plain network and ours do not agree: {agreement}")
 
 
-def _loss(model: nn.Module, batch: Sequence[dict]) -> Tensor:
+def _sum_losses(model: nn.Module, batch: Sequence[dict]) -> Tensor:
     return sum(model(batch).values())
 
 
-def _step(
+def _make_step(
     args: argparse.Namespace, model: nn.Module, loss: Callable[[], Tensor], name: str
 ) -> Callable[[], tuple[float, dict[str, Tensor]]]:
-    """Return a function that does a step, and returns the loss and the gradients."""
+    """Return a function that does a step and returns the loss and the gradients."""
     amp_type = AMP_TYPES.get(args.precision, torch.float32)
+    # Small gradients would vanish in float16.
     scale = 1024.0 if args.precision == "float16" else 1.0
 
     def step() -> tuple[float, dict[str, Tensor]]:
         model.zero_grad()
         torch.manual_seed(args.seed)
         device = torch.device(args.device).type
-        with kernel(name):
+        with force_kernel(name):
             with torch.autocast(device, amp_type, enabled=args.precision != "float32"):
                 value = loss()
             (value * scale).backward()

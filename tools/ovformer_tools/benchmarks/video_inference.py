@@ -1,7 +1,7 @@
 """Frames per second of a config's video model, against the same network computed plainly.
 
-Frames of JPEG files go in, prediction dicts with run-length codes come out. CLIP's features are
-given, as stored ones would be.
+The input are JPEG frames, the output is a prediction dict with RLEs. CLIP's image embeddings are
+read from a file.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from torch import nn
 
 from ovformer.data.samples.video_reader import VideoReader
 from ovformer_tools.benchmarks import plain_video, synthetic
-from ovformer_tools.benchmarks.measure import kernel, measure, table
+from ovformer_tools.benchmarks.measure import force_kernel, make_rows, measure
 
 BASELINE = "plain"
-THREADS = 4  # that read frames, as many as the published DATALOADER.NUM_WORKERS
+THREADS = 4  # that read frames: the published DATALOADER.NUM_WORKERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,15 +48,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         reader = VideoReader(cfg)
         ways = {
-            BASELINE: _plain(models.pop(BASELINE), record, reader),
-            "ours, PyTorch kernel": _ours(models["ours"], record, reader, "torch"),
-            **{key: _ours(model, record, reader) for key, model in models.items()},
+            BASELINE: _bind_plain(models.pop(BASELINE), record, reader),
+            "ours, PyTorch kernel": _bind_ours(models["ours"], record, reader, "torch"),
+            **{key: _bind_ours(model, record, reader) for key, model in models.items()},
         }
         device = torch.device(args.device)
         expected = ways[BASELINE]()
         agreement = {key: agree(expected, way()) for key, way in ways.items() if key != BASELINE}
         check(agreement["ours"])
-        rows = table(measure(ways, device, args.repeats), BASELINE)
+        rows = make_rows(measure(ways, device, args.repeats), BASELINE)
     for row in rows:
         row["frames per second"] = args.frames / row["seconds"]
         row |= agreement.get(row["way"], {})
@@ -75,14 +75,14 @@ def agree(expected: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, floa
 
     Returns:
         ``score difference``: the largest one between scores in their order, relative to the
-        largest score. ``same masks``: the mean, over predictions, of how much of the union of
-        both tubes is in both; a pair of query and class that only one of them has counts 0.
+        largest score. ``same masks``: the mean IoU of both tubes over all predictions, 0 for a
+        prediction that has no counterpart of its class.
     """
     scores, others = (np.array(one["pred_scores"]) for one in (expected, got))
-    tubes, other_tubes = _by_label(expected), _by_label(got)
+    tubes, other_tubes = _pair_with_labels(expected), _pair_with_labels(got)
     overlaps = []
     for label, tube in tubes:
-        candidates = [_overlap(tube, other) for name, other in other_tubes if name == label]
+        candidates = [_tube_iou(tube, other) for name, other in other_tubes if name == label]
         overlaps.append(max(candidates, default=0.0))
     return {
         "score difference": float(np.abs(scores - others).max() / scores.max()),
@@ -91,7 +91,7 @@ def agree(expected: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, floa
 
 
 def check(agreement: Mapping[str, float]) -> None:
-    """Raise RuntimeError unless two prediction dicts are the same but for rounding.
+    """Raise RuntimeError unless two prediction dicts differ by rounding only.
 
     Rounding can move a pixel over a mask's boundary, and with it the attention to that pixel.
     """
@@ -99,35 +99,31 @@ def check(agreement: Mapping[str, float]) -> None:
         raise RuntimeError(f"The plain network and ours do not agree: {agreement}")
 
 
-def _plain(model: nn.Module, record: dict, reader: VideoReader) -> Callable[[], dict]:
-    def way() -> dict:
-        with kernel("torch"), ThreadPoolExecutor(1) as executor:
+def _bind_plain(model: nn.Module, record: dict, reader: VideoReader) -> Callable[[], dict]:
+    def predict() -> dict:
+        with force_kernel("torch"), ThreadPoolExecutor(1) as executor:
             return plain_video.predict_video(model, reader.open(record, executor))
 
-    return way
+    return predict
 
 
-def _ours(
+def _bind_ours(
     model: nn.Module, record: dict, reader: VideoReader, name: str = "auto"
 ) -> Callable[[], dict]:
-    def way() -> dict:
-        with kernel(name), ThreadPoolExecutor(THREADS) as executor, torch.no_grad():
+    def predict() -> dict:
+        with force_kernel(name), ThreadPoolExecutor(THREADS) as executor, torch.no_grad():
             return model([reader.open(record, executor)])[0]
 
-    return way
+    return predict
 
 
-def _by_label(predictions: Mapping[str, Any]) -> list[tuple[int, list[dict]]]:
+def _pair_with_labels(predictions: Mapping[str, Any]) -> list[tuple[int, list[dict]]]:
     return list(zip(predictions["pred_labels"], predictions["segmentations"], strict=True))
 
 
-def _overlap(tube: list[dict], other: list[dict]) -> float:
-    pairs = [
-        (
-            coco_mask.area(coco_mask.merge(pair, intersect=True)),
-            coco_mask.area(coco_mask.merge(pair)),
-        )
-        for pair in (list(pair) for pair in zip(tube, other, strict=True))
-    ]
-    intersection, union = np.sum(pairs, axis=0)
+def _tube_iou(tube: list[dict], other: list[dict]) -> float:
+    intersection = union = 0
+    for pair in zip(tube, other, strict=True):
+        intersection += coco_mask.area(coco_mask.merge(list(pair), intersect=True))
+        union += coco_mask.area(coco_mask.merge(list(pair)))
     return float(intersection / union) if union else 1.0

@@ -1,9 +1,9 @@
 """Score results.json of a video data set: time and memory, against a plain scorer.
 
-Generates a ground truth and results of the size of LV-VIS's, scores them with mAP.py's metric and
-with ``plain_scorer`` (the published way of computing, a merge per frame of each pair of tubes),
-each in processes of their own, and fails if the twelve numbers differ. Memory is read from Linux's
-/proc: the peak while scoring, less what was there after the imports.
+Generates a ground truth and results of the size of LV-VIS's and scores them with mAP.py's metric
+and with ``plain_scorer`` (the published way, which merges each pair of tubes frame by frame), each
+in its own process. Fails if the twelve numbers differ. Memory is read from Linux's /proc: the peak
+while scoring minus the memory after the imports.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from ovformer_tools.benchmarks import plain_scorer
 
 HEIGHT, WIDTH = 360, 640
 OBJECTS = 4  # true tubes in a video
-HITS = 4  # predictions of each with the right class
-STRAYS = (
-    4  # further predicted tubes; all other predictions are one of these tubes, of another class
-)
-TEMPLATES = 24  # different objects; each is drawn once and once more for each hit, with other edges
+HITS = 4  # predictions of each true tube with the right class
+# More predicted tubes. All other predictions have one of these tubes or of the hits, and another
+# class.
+STRAYS = 4
+TEMPLATES = 24  # objects; each has a true tube, and one with other edges for each hit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,7 @@ def _measure_in_process(name: str, truth: Path, results: Path) -> dict:
 def measure(name: str, truth: str, results: str) -> None:
     """Score once and print seconds, megabytes and scores as JSON; called in a new process."""
     scorer = {"ours": score_with_ours, "plain": plain_scorer.score}[name]
-    # Peaks are of this process from here on; getrusage would count those of its parent.
+    # Resets the peak of this process; getrusage would count the parent's memory.
     Path("/proc/self/clear_refs").write_text("5")
     before = _memory_mb("VmRSS")
     start, processor_start = time.perf_counter(), time.process_time()
@@ -149,7 +149,7 @@ def _memory_mb(name: str) -> float:
 
 def _generate(args: argparse.Namespace, truth: Path, results: Path) -> None:
     rng = np.random.default_rng(args.seed)
-    templates = [_object(rng, args.frames) for _ in range(TEMPLATES)]
+    templates = [_draw_object(rng, args.frames) for _ in range(TEMPLATES)]
     content = {"videos": [], "annotations": [], "categories": []}
     content["categories"] = [{"id": k + 1, "name": f"class {k}"} for k in range(args.classes)]
     predictions = []
@@ -175,7 +175,7 @@ def _generate(args: argparse.Namespace, truth: Path, results: Path) -> None:
                 }
             )
             tubes += [(label, templates[number][1 + hit]) for hit in range(HITS)]
-        # The best pairs of query and class: queries come up again with other classes.
+        # As in real results, a query occurs again with other classes.
         queries = [tube for _, tube in tubes]
         queries += [templates[number][1] for number in rng.integers(TEMPLATES, size=STRAYS)]
         while len(tubes) < args.predictions:
@@ -193,19 +193,21 @@ def _generate(args: argparse.Namespace, truth: Path, results: Path) -> None:
     results.write_text(json.dumps(predictions))
 
 
-def _object(rng: np.random.Generator, frames: int) -> list[list[dict]]:
-    """Draw a moving blob: the true tube and variants of it, shifted and with other edges."""
+def _draw_object(rng: np.random.Generator, frames: int) -> list[list[dict]]:
+    """Draw a moving blob: the true tube, and variants that are shifted and have other edges."""
     centre = rng.uniform([0.2, 0.2], [0.8, 0.8]) * (WIDTH, HEIGHT)
     radius = rng.uniform(0.06, 0.3) * HEIGHT * rng.uniform(0.7, 1.4, 2)
     speed = rng.normal(0, 3, 2)
     tubes = []
     for variant in range(1 + HITS):
         shift = rng.normal(0, 0.05, 2) * radius * variant
-        tubes.append([_blob(rng, centre + shift + t * speed, radius, 0.15) for t in range(frames)])
+        tubes.append(
+            [_draw_blob(rng, centre + shift + t * speed, radius, 0.15) for t in range(frames)]
+        )
     return tubes
 
 
-def _blob(
+def _draw_blob(
     rng: np.random.Generator, centre: np.ndarray, radius: np.ndarray, roughness: float
 ) -> dict:
     y, x = np.ogrid[:HEIGHT, :WIDTH]

@@ -37,7 +37,7 @@ TOOLS = ROOT / "tools"
 # Modules of fixtures.
 pytest_plugins = [
     f"support.{name}"
-    for name in ("lvis_fixture", "mini_videos", "predictor_fixture", "tiny_shapes", "video_fixture")
+    for name in ("mini_lvis", "mini_videos", "predictor_fixture", "random_videos", "tiny_runs")
 ]
 
 

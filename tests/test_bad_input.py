@@ -10,7 +10,7 @@ import yaml
 
 from ovformer import run as training_script
 from ovformer.engine.stages import IMAGE
-from support.tiny_shapes import TinyRun, run_here
+from support.tiny_runs import TinyRun
 
 
 def test_all_errors_at_once(refused) -> None:
@@ -32,7 +32,7 @@ def test_a_command_without_a_traceback(tiny_run: TinyRun) -> None:
     config = yaml.safe_load(tiny_run.config.read_text())
     config["SOLVER"]["BASELR"] = 1
     tiny_run.config.write_text(yaml.safe_dump(config))
-    process = tiny_run("MODEL.WEIGHTS", "none.pth")
+    process = tiny_run.script("MODEL.WEIGHTS", "none.pth")
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr.startswith("train_net.py: error: ")
@@ -52,7 +52,7 @@ def test_missing_training_image(tiny_run: TinyRun) -> None:
     """Training images are looked for when the training reads its data set, not before."""
     (tiny_run.root / "shapes" / "train" / "002.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"shapes_train: 1 of 8 images.*002\.png"):
-        run_here(tiny_run)
+        tiny_run.here()
 
 
 @pytest.mark.parametrize(("split", "option"), [("train", []), ("val", ["--eval-only"])])
@@ -60,7 +60,7 @@ def test_damaged_images(tiny_run: TinyRun, split: str, option: list[str]) -> Non
     for path in (tiny_run.root / "shapes" / split).glob("*.png"):
         path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(Exception, match=rf"{split}.00\d\.png"):
-        run_here(tiny_run, *option)
+        tiny_run.here(*option)
 
 
 def test_an_evaluation_needs_no_file_of_the_training(tiny_run: TinyRun) -> None:
@@ -68,6 +68,6 @@ def test_an_evaluation_needs_no_file_of_the_training(tiny_run: TinyRun) -> None:
     (tiny_run.root / "shapes" / "clip_train.safetensors").unlink()
     opts = ["DATASETS.TRAIN", "('lvis_v1_train',)", "MODEL.MASK_FORMER.CAT_INFO_PATH", "none.json"]
     opts += ["SOLVER.IMS_PER_BATCH", "3", "SOLVER.ACCUMULATION_STEPS", "2"]
-    run_here(tiny_run, "--eval-only", *opts)
+    tiny_run.here("--eval-only", *opts)
     results = tiny_run.output / "inference" / "shapes_val" / "results.json"
     assert json.loads(results.read_text())

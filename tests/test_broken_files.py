@@ -9,9 +9,7 @@ import torch
 
 from ovformer.data.samples.broken_samples import SampleError
 from ovformer.engine.stages import CLIPS
-from support import tiny_videos
-from support.tiny_shapes import TinyRun, run_here
-from support.tiny_videos import DETECTIONS, VideoRun
+from support.tiny_runs import DETECTIONS, TinyRun, make_run
 
 SKIP = ["DATALOADER.SKIP_BROKEN", "True"]
 # A share of the few draws of these trainings says little.
@@ -23,7 +21,7 @@ def break_files(folder: Path, *names: str) -> None:
         (folder / name).write_bytes((folder / name).read_bytes()[:60])
 
 
-def lines(run: TinyRun | VideoRun) -> list[dict]:
+def lines(run: TinyRun) -> list[dict]:
     return list(map(json.loads, (run.output / "metrics.json").read_text().splitlines()))
 
 
@@ -33,7 +31,7 @@ def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> N
     opts = ["DATASETS.TEST", "()", *MANY]
     folder = tiny_run.root / "shapes" / "train"
     break_files(folder, "001.png", "002.png")
-    run_here(tiny_run, *opts)
+    tiny_run.here(*opts)
     log = (tiny_run.output / "log.txt").read_text()
     left_out = [line.split("Left out, ")[1] for line in log.splitlines() if "Left out, " in line]
     assert left_out and len(set(left_out)) == len(left_out)
@@ -44,7 +42,7 @@ def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> N
     whole = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
     assert whole["trainer"]["broken_samples"] == counts[-1]
     (tiny_run.output / "last_checkpoint").write_text("model_0000001.pth")
-    run_here(tiny_run, "--resume", *opts)
+    tiny_run.here("--resume", *opts)
     again = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
     assert [line["broken_samples"] for line in lines(tiny_run)] == counts
     for name, value in whole["model"].items():
@@ -54,40 +52,40 @@ def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> N
 def test_without_the_key_the_first_one_ends_a_training(tiny_run: TinyRun) -> None:
     break_files(tiny_run.root / "shapes" / "train", *(f"00{n}.png" for n in range(1, 9)))
     with pytest.raises(SampleError, match=r"shapes_train, image id \d: .*train.00\d\.png: the im"):
-        run_here(tiny_run, "DATASETS.TEST", "()")
+        tiny_run.here("DATASETS.TEST", "()")
     assert "broken_samples" not in (tiny_run.output / "metrics.json").read_text()
 
 
 def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None:
     results = tiny_run.output / "inference" / "shapes_val" / "results.json"
-    run_here(tiny_run, "--eval-only", *SKIP)
+    tiny_run.here("--eval-only", *SKIP)
     whole = json.loads(results.read_text())
     assert not results.with_name("broken.json").exists()
     image = tiny_run.root / "shapes" / "val" / "002.png"
     content = image.read_bytes()
     break_files(image.parent, image.name)
     with pytest.raises(SampleError, match=r"shapes_val, image id 2: .*002\.png"):
-        run_here(tiny_run, "--eval-only")
-    run_here(tiny_run, "--eval-only", *SKIP)
+        tiny_run.here("--eval-only")
+    tiny_run.here("--eval-only", *SKIP)
     assert json.loads(results.read_text()) == [r for r in whole if r["image_id"] != 2]
     (message,) = json.loads(results.with_name("broken.json").read_text())
     assert "shapes_val, image id 2: " in message and "002.png" in message
     log = (tiny_run.output / "log.txt").read_text()
     assert "1 image(s) or video(s) could not be loaded and have no predictions" in log
     image.write_bytes(content)
-    run_here(tiny_run, "--eval-only")
+    tiny_run.here("--eval-only")
     assert json.loads(results.read_text()) == whole
     assert not results.with_name("broken.json").exists()
 
 
 @pytest.fixture
-def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
+def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
-    return tiny_videos.make_run(tmp_path, CLIPS)
+    return make_run(tmp_path, CLIPS)
 
 
 @pytest.mark.slow
-def test_clips_and_videos(videos: VideoRun) -> None:
+def test_clips_and_videos(videos: TinyRun) -> None:
     for split in ("train", "val"):
         break_files(videos.data.frames_of(split), *list_frames(videos, split, "video3"))
     videos.here(*MANY)
@@ -106,6 +104,6 @@ def test_clips_and_videos(videos: VideoRun) -> None:
     assert {r["video_id"] for r in videos.results()} == {3, 8, 11}
 
 
-def list_frames(run: VideoRun, split: str, video: str) -> list[str]:
+def list_frames(run: TinyRun, split: str, video: str) -> list[str]:
     folder = run.data.frames_of(split)
     return [str(path.relative_to(folder)) for path in sorted((folder / video).iterdir())]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from support.tiny_shapes import TinyRun, run_here
+from support.tiny_runs import TinyRun
 
 
 def test_evaluation_of_images(tiny_run: TinyRun, capfd: pytest.CaptureFixture) -> None:
@@ -23,7 +23,7 @@ def test_evaluation_of_images(tiny_run: TinyRun, capfd: pytest.CaptureFixture) -
     }
     words = ["DATASETS.CUSTOM", str([described]), "DATASETS.TEST", "('mine_coco',)"]
     try:
-        run_here(tiny_run, "--eval-only", *words)
+        tiny_run.here("--eval-only", *words)
     finally:
         for catalog in (DatasetCatalog, MetadataCatalog):
             catalog.remove("mine_coco")

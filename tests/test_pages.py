@@ -22,7 +22,8 @@ from ovformer.data.catalog.dataset_spec import load_categories
 from ovformer.data.files.video_writer import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from support.annotation_exports import cvat_video, draw, write_video, zip_of
-from support.lvis_fixture import make_lvis
+from support.masks import compressed_rle
+from support.mini_lvis import make_lvis
 from support.mini_videos import draw_frames, make_videos
 from support.page_commands import (
     ROOT,
@@ -35,7 +36,6 @@ from support.page_commands import (
 )
 from support.script_server import run_script
 from support.tiny_clip import make_clip
-from support.video_fixture import encode
 
 CLIP_DIM = 512  # as the published text classifiers have it
 MODEL = {
@@ -178,7 +178,7 @@ def make_burst(folder: Path) -> None:
         "neg_category_ids": [],
         "not_exhaustive_category_ids": [],
         "track_category_ids": {"1": label},
-        "segmentations": [{"1": {"rle": encode(mask)["counts"], "is_gt": True}}] * 2,
+        "segmentations": [{"1": {"rle": compressed_rle(mask)["counts"], "is_gt": True}}] * 2,
     }
     content = {"sequences": [sequence], "categories": categories, "split": "val"}
     (folder / "val" / "all_classes.json").write_text(json.dumps(content))
@@ -195,7 +195,7 @@ def make_birds(folder: Path) -> None:
     mask = np.zeros((36, 64), bool)
     mask[5:20, 5:30] = True
     annotation = {"id": 1, "video_id": 1, "category_id": 4, "iscrowd": 0}
-    annotation["segmentations"] = [encode(mask), None]
+    annotation["segmentations"] = [compressed_rle(mask), None]
     names = ("blackbird", "robin", "wren")
     categories = [{"id": i, "name": name} for i, name in zip((1, 4, 7), names, strict=True)]
     content = {"videos": [video], "annotations": [annotation], "categories": categories}

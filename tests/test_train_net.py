@@ -14,14 +14,14 @@ from ovformer.data.catalog.dataset_spec import register_dataset
 from ovformer.data.catalog.datasets import shapes
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore, ImageEmbeddingWriter
 from ovformer.predictor.pretrained import load_pretrained
-from support.tiny_shapes import CLIP_DIM, FILES, ROOT, TinyRun, make_run, run_here
+from support.tiny_runs import CLIP_DIM, FILES, ROOT, TinyRun, make_run
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A finished training, by the command of the README."""
     run = make_run(tmp_path_factory.mktemp("trained"))
-    process = run("DATALOADER.NUM_WORKERS", "1")
+    process = run.script("DATALOADER.NUM_WORKERS", "1")
     assert process.returncode == 0, process.stderr
     (run.output / "stdout").write_text(process.stdout)
     return run
@@ -32,7 +32,7 @@ def second(trained: TinyRun, tmp_path: Path, monkeypatch) -> TinyRun:
     """A copy of the finished training's output to go on from."""
     shutil.copytree(trained.output, tmp_path / "output")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.root))
-    return TinyRun(trained.root, trained.config, tmp_path / "output", trained.env)
+    return replace(trained, output=tmp_path / "output")
 
 
 def metrics(run: TinyRun) -> list[dict]:
@@ -100,7 +100,7 @@ def test_resume_ends_with_the_same_weights(second: TinyRun) -> None:
     expected = weights(second)
     (second.output / "model_final.pth").unlink()
     (second.output / "last_checkpoint").write_text("model_0000001.pth")
-    run_here(second, "--resume", "DATALOADER.NUM_WORKERS", "1")
+    second.here("--resume", "DATALOADER.NUM_WORKERS", "1")
     for name, value in weights(second).items():
         assert torch.equal(value, expected[name]), name
     assert [line["iteration"] for line in metrics(second)] == [1, 3, 4]
@@ -130,7 +130,7 @@ def test_resume_with_another_vocabulary(second: TinyRun) -> None:
     torch.save(checkpoint, second.output / "model_0000001.pth")
     (second.output / "last_checkpoint").write_text("model_0000001.pth")
     with pytest.raises(ValueError, match=r"class 1 is 'red box' instead of 'red square'"):
-        run_here(second, "--resume")
+        second.here("--resume")
 
 
 def test_eval_only_gives_the_same_results(trained: TinyRun, second: TinyRun) -> None:
@@ -138,7 +138,7 @@ def test_eval_only_gives_the_same_results(trained: TinyRun, second: TinyRun) -> 
     shutil.rmtree(folder)
     config = (second.output / "config.yaml").read_text()
     model = str(trained.output / "model_final.pth")
-    run_here(second, "--eval-only", "MODEL.WEIGHTS", model, "SEED", "99")
+    second.here("--eval-only", "MODEL.WEIGHTS", model, "SEED", "99")
     for name in ("results.json", "scores.json"):
         expected = trained.output / "inference" / "shapes_val" / name
         assert (folder / "shapes_val" / name).read_bytes() == expected.read_bytes()
@@ -148,15 +148,15 @@ def test_eval_only_gives_the_same_results(trained: TinyRun, second: TinyRun) -> 
 
 
 def test_evaluating_random_weights_is_said(tiny_run: TinyRun) -> None:
-    run_here(tiny_run, "--eval-only")
+    tiny_run.here("--eval-only")
     assert "has random weights. Name a checkpoint" in (tiny_run.output / "log.txt").read_text()
 
 
 @pytest.mark.gpu
 def test_on_a_gpu(tiny_run: TinyRun) -> None:
-    run_here(tiny_run, "MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True")
+    tiny_run.here("MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", "True")
     assert metrics(tiny_run)[0]["total_loss"] > 0
-    process = tiny_run("--resume", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "6", processes=1)
+    process = tiny_run.script("--resume", "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", "6")
     assert process.returncode == 0, process.stderr
     assert metrics(tiny_run)[-2]["iteration"] == 5
 
@@ -172,7 +172,7 @@ def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:
     opts = ["DATASETS.TEST", "('shapes_val', 'shapes_other')"]
     opts += ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/shapes/clip_all.safetensors"]
     try:
-        run_here(tiny_run, "SOLVER.MAX_ITER", "1", *opts)
+        tiny_run.here("SOLVER.MAX_ITER", "1", *opts)
     finally:
         DatasetCatalog.remove("shapes_other")
         MetadataCatalog.remove("shapes_other")
@@ -185,8 +185,8 @@ def test_two_test_sets_each_have_their_results(tiny_run: TinyRun) -> None:
 @pytest.mark.slow
 def test_two_processes(trained: TinyRun, tmp_path: Path) -> None:
     """torchrun on the CPU: the same stream of images, merged results, one set of files."""
-    run = TinyRun(trained.root, trained.config, tmp_path / "output", trained.env)
-    process = run(processes=2)
+    run = replace(trained, output=tmp_path / "output")
+    process = run.script(processes=2)
     assert process.returncode == 0, process.stderr
     assert "process 0 of 2" in (run.output / "log.txt").read_text().splitlines()[0]
     assert "process 1 of 2" in (run.output / "log.txt.rank1").read_text().splitlines()[0]
@@ -199,8 +199,7 @@ def test_two_processes(trained: TinyRun, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_mixed_precision(tiny_run: TinyRun, precision: str) -> None:
-    run_here(
-        tiny_run,
+    tiny_run.here(
         "SOLVER.AMP.ENABLED",
         "True",
         "SOLVER.AMP.PRECISION",
@@ -214,16 +213,14 @@ def test_mixed_precision(tiny_run: TinyRun, precision: str) -> None:
 
 
 def test_workers_give_the_same_images(tiny_run: TinyRun, trained: TinyRun) -> None:
-    run_here(tiny_run, "DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "()")
+    tiny_run.here("DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "()")
     expected = weights(trained)
     for name, value in weights(tiny_run).items():
         assert torch.equal(value, expected[name]), name
 
 
 def test_scaling_is_logged(tiny_run: TinyRun) -> None:
-    run_here(
-        tiny_run, "SOLVER.REFERENCE_WORLD_SIZE", "2", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"
-    )
+    tiny_run.here("SOLVER.REFERENCE_WORLD_SIZE", "2", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
     log = (tiny_run.output / "log.txt").read_text()
     assert "SOLVER.IMS_PER_BATCH 2 -> 1" in log
     assert "SOLVER.MAX_ITER 1 -> 2" in log
@@ -231,13 +228,13 @@ def test_scaling_is_logged(tiny_run: TinyRun) -> None:
 
 
 def test_a_drawn_seed_is_logged_and_resumed(tiny_run: TinyRun) -> None:
-    run_here(tiny_run, "SEED", "-1", "DATASETS.TEST", "()")
+    tiny_run.here("SEED", "-1", "DATASETS.TEST", "()")
     log = (tiny_run.output / "log.txt").read_text()
     seed = int(log.split("SEED: drew ")[1].split()[0])
     expected = weights(tiny_run)
     (tiny_run.output / "last_checkpoint").write_text("model_0000001.pth")
     assert torch.load(tiny_run.output / "model_final.pth")["trainer"]["seed"] == seed
-    run_here(tiny_run, "--resume", "SEED", "-1", "DATASETS.TEST", "()")
+    tiny_run.here("--resume", "SEED", "-1", "DATASETS.TEST", "()")
     for name, value in weights(tiny_run).items():
         assert torch.equal(value, expected[name]), name
 

@@ -13,19 +13,17 @@ import torch
 from ovformer.data.catalog.dataset_spec import load_categories, load_dataset
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.engine.stages import CLIPS, IMAGE
-from support import tiny_shapes
-from support.lvis_fixture import MiniLvis
+from support.mini_lvis import MiniLvis
 from support.mini_videos import CATEGORIES, VIDEOS
 from support.tiny_clip import make_clip
-from support.tiny_shapes import CLIP_DIM, ROOT
-from support.tiny_videos import DETECTIONS, VideoRun, make_run
+from support.tiny_runs import CLIP_DIM, DETECTIONS, ROOT, TinyRun, make_run
 
 TRAIN_ONLY = ("DATASETS.TEST", "()")
 VOCABULARY = ("class_embed.zs_weight", "criterion.")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> VideoRun:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A finished training with evaluations in between, by the command of the README."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
@@ -38,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> VideoRun:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     """A fresh data set and output folder."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
     return make_run(tmp_path, CLIPS)
@@ -48,15 +46,15 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
 
-def log(run: VideoRun) -> str:
+def log(run: TinyRun) -> str:
     return (run.output / "log.txt").read_text()
 
 
-def losses(run: VideoRun) -> list[float]:
+def losses(run: TinyRun) -> list[float]:
     return [line["total_loss"] for line in run.metrics() if "total_loss" in line]
 
 
-def test_training(trained: VideoRun) -> None:
+def test_training(trained: TinyRun) -> None:
     names = {path.name for path in trained.output.iterdir() if "tfevents" not in path.name}
     expected = {"config.yaml", "inference", "last_checkpoint", "log.txt", "metrics.json", "runs"}
     checkpoints = {"model_0000001.pth", "model_0000003.pth", "model_final.pth"}
@@ -68,7 +66,7 @@ def test_training(trained: VideoRun) -> None:
         assert any(key.startswith(part) for key in moved), part
 
 
-def test_scores_of_base_and_novel(trained: VideoRun) -> None:
+def test_scores_of_base_and_novel(trained: TinyRun) -> None:
     results = trained.results()
     assert len(results) == DETECTIONS * len(VIDEOS)
     own_ids = {category["id"] for category in load_categories("lvvis")}
@@ -88,7 +86,7 @@ def test_scores_of_base_and_novel(trained: VideoRun) -> None:
 
 
 @pytest.mark.slow
-def test_mAP_scores_it_again(trained: VideoRun, tmp_path: Path) -> None:
+def test_mAP_scores_it_again(trained: TinyRun, tmp_path: Path) -> None:
     command = [str(ROOT / "mAP.py"), "--dt", str(trained.output), "--et", "lvvis_val"]
     process = trained.python(*command, "--out", str(tmp_path))
     assert process.returncode == 0, process.stderr
@@ -96,9 +94,7 @@ def test_mAP_scores_it_again(trained: VideoRun, tmp_path: Path) -> None:
     assert again["groups"] == trained.scores()["groups"]
 
 
-def test_a_training_goes_on_where_it_stopped(
-    trained: VideoRun, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_training_goes_on_where_it_stopped(trained: TinyRun, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
     stopped = replace(trained, output=tmp_path / "output")
     stopped.output.mkdir()
@@ -113,7 +109,7 @@ def test_a_training_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate(trained: VideoRun, tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate(trained: TinyRun, tmp_path: Path) -> None:
     two = replace(trained, output=tmp_path / "two")
     process = two.script(processes=2)
     assert process.returncode == 0, process.stderr
@@ -123,7 +119,7 @@ def test_two_processes_train_and_evaluate(trained: VideoRun, tmp_path: Path) -> 
 
 
 def test_the_submission_of_the_test_set(
-    trained: VideoRun, tmp_path: Path, monkeypatch, load_tool: Callable
+    trained: TinyRun, tmp_path: Path, monkeypatch, load_tool: Callable
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
     other = replace(trained, output=tmp_path / "output")
@@ -141,7 +137,7 @@ def test_the_submission_of_the_test_set(
 
 
 @pytest.mark.slow
-def test_from_the_files_of_the_data_set(run: VideoRun) -> None:
+def test_from_the_files_of_the_data_set(run: TinyRun) -> None:
     """The commands of the README, from LV-VIS's own annotations on."""
     content = {**run.data.content, "categories": load_categories("lvvis")}
     folder = run.data.root / "LVVIS"
@@ -168,7 +164,7 @@ def test_from_the_files_of_the_data_set(run: VideoRun) -> None:
     assert {entry["video_id"] for entry in run.results("lvvis_test")} == {0, 1, 2}
 
 
-def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:
+def test_images_among_the_clips(run: TinyRun, mini_lvis: MiniLvis) -> None:
     store = run.data.root / "metadata" / "both.safetensors"
     with ImageEmbeddingWriter(store, {}) as writer:
         for record in (*load_dataset("lvvis_train"), *load_dataset("lvis_v1_train")):
@@ -189,7 +185,7 @@ def test_images_among_the_clips(run: VideoRun, mini_lvis: MiniLvis) -> None:
 
 
 def test_features_stored_and_computed_are_the_same(
-    run: VideoRun,
+    run: TinyRun,
     mini_lvis: MiniLvis,
     tmp_path: Path,
     load_tool: Callable,
@@ -217,7 +213,7 @@ def test_features_stored_and_computed_are_the_same(
     assert scores == pytest.approx(expected, rel=1e-3)
 
 
-def test_videos_of_one_frame(run: VideoRun) -> None:
+def test_videos_of_one_frame(run: TinyRun) -> None:
     one = [video for video in run.data.content["videos"] if video["id"] == 8]
     tracks = [a for a in run.data.content["annotations"] if a["video_id"] == 8]
     run.data.write("train", videos=one, annotations=tracks)
@@ -225,7 +221,7 @@ def test_videos_of_one_frame(run: VideoRun) -> None:
     assert losses(run)[-1] > 0
 
 
-def test_videos_without_objects(run: VideoRun) -> None:
+def test_videos_without_objects(run: TinyRun) -> None:
     run.data.write("train", annotations=[])
     options = [*TRAIN_ONLY, "SOLVER.MAX_ITER", "1"]
     with pytest.raises(ValueError, match="DATASETS.TRAIN: nothing in lvvis_train has an annotat"):
@@ -235,12 +231,12 @@ def test_videos_without_objects(run: VideoRun) -> None:
     assert line["loss_object_ce"] > 0 and line["loss_mask"] == line["loss_dice"] == 0
 
 
-def test_from_the_weights_of_stage_1(run: VideoRun, tmp_path: Path, monkeypatch) -> None:
+def test_from_the_weights_of_stage_1(run: TinyRun, tmp_path: Path, monkeypatch) -> None:
     """Of another vocabulary: 36 classes there, 1,196 here."""
     with monkeypatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tmp_path / "images" / "data sets"))
-        images = tiny_shapes.make_run(tmp_path / "images")
-        tiny_shapes.run_here(images, "SOLVER.MAX_ITER", "1", *TRAIN_ONLY)
+        images = make_run(tmp_path / "images")
+        images.here("SOLVER.MAX_ITER", "1", *TRAIN_ONLY)
     stage_1 = weights(images.output / "model_final.pth")
     start = ["MODEL.WEIGHTS", str(images.output / "model_final.pth")]
     # A learning rate that is zero in float32.
@@ -258,7 +254,7 @@ def test_from_the_weights_of_stage_1(run: VideoRun, tmp_path: Path, monkeypatch)
     assert set(evaluated.scores()["groups"]) == {"all", "base", "novel"}
 
 
-def test_the_recipe_for_a_small_gpu(run: VideoRun) -> None:
+def test_the_recipe_for_a_small_gpu(run: TinyRun) -> None:
     """Recomputed activations change nothing, micro-batches what is drawn, bfloat16 the rounding."""
     options = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", *TRAIN_ONLY]
     run.here(*options)
@@ -275,11 +271,11 @@ def test_the_recipe_for_a_small_gpu(run: VideoRun) -> None:
     assert losses(small) == pytest.approx(losses(run), rel=0.15)
 
 
-def remove_frame(run: VideoRun, split: str) -> None:
+def remove_frame(run: TinyRun, split: str) -> None:
     (run.data.frames_of(split) / "video3" / "00002.png").unlink()
 
 
-def damage_frames(run: VideoRun) -> None:
+def damage_frames(run: TinyRun) -> None:
     for path in run.data.frames_of("train").rglob("*.png"):
         path.write_bytes(b"?")
 
@@ -294,13 +290,13 @@ def damage_frames(run: VideoRun) -> None:
     ],
     ids=["test frame", "training frame", "no videos", "damaged"],
 )
-def test_bad_files(run: VideoRun, spoil: Callable, options: list[str], message: str) -> None:
+def test_bad_files(run: TinyRun, spoil: Callable, options: list[str], message: str) -> None:
     spoil(run)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         run.here(*options)
 
 
-def refused(run: VideoRun, capsys: pytest.CaptureFixture, *words: str) -> str:
+def refused(run: TinyRun, capsys: pytest.CaptureFixture, *words: str) -> str:
     """Return the message with which the script stops before any work."""
     with pytest.raises(SystemExit) as stop:
         run.here(*words)
@@ -308,7 +304,7 @@ def refused(run: VideoRun, capsys: pytest.CaptureFixture, *words: str) -> str:
     return capsys.readouterr().err
 
 
-def test_all_errors_of_a_config_at_once(run: VideoRun, capsys) -> None:
+def test_all_errors_of_a_config_at_once(run: TinyRun, capsys) -> None:
     annotations = run.data.annotations("val")
     annotations.write_text(annotations.read_text()[:-100])
     run.data.annotations("train").unlink()
@@ -345,12 +341,12 @@ def test_all_errors_of_a_config_at_once(run: VideoRun, capsys) -> None:
         ),
     ],
 )
-def test_bad_configs(run: VideoRun, capsys, options: list[str], words: list[str]) -> None:
+def test_bad_configs(run: TinyRun, capsys, options: list[str], words: list[str]) -> None:
     message = refused(run, capsys, *options)
     assert all(word in message for word in words)
 
 
-def test_videos_in_the_script_of_images(run: VideoRun, capsys) -> None:
+def test_videos_in_the_script_of_images(run: TinyRun, capsys) -> None:
     options = ["MODEL.META_ARCHITECTURE", "OVFormer"]
     decoder = "MultiScaleMaskedTransformerDecoder"
     options += ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", decoder]

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
+from ovformer.engine.stages import FRAMES
 from ovformer.evaluation import video_evaluator
 from support.mini_videos import VIDEOS
-from support.tiny_shapes import ROOT
-from support.tiny_videos import DETECTIONS, VideoRun, make_run
+from support.tiny_runs import DETECTIONS, ROOT, TinyRun, make_run
 
 spec = importlib.util.spec_from_file_location("mAP", ROOT / "mAP.py")
 mAP = importlib.util.module_from_spec(spec)
@@ -22,10 +22,10 @@ spec.loader.exec_module(mAP)
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoRun:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     """A fresh data set and output folder."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
-    return make_run(tmp_path)
+    return make_run(tmp_path, FRAMES)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.slow
-def test_evaluation_by_the_command_of_the_readme(run: VideoRun) -> None:
+def test_evaluation_by_the_command_of_the_readme(run: TinyRun) -> None:
     process = run.script("--eval-only")
     assert process.returncode == 0, process.stderr
     results = run.results()
@@ -67,7 +67,7 @@ def test_evaluation_by_the_command_of_the_readme(run: VideoRun) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same(run: VideoRun) -> None:
+def test_two_processes_give_the_same(run: TinyRun) -> None:
     run.here("--eval-only")
     expected, scores = run.results(), run.scores()
     process = run.script("--eval-only", "OUTPUT_DIR", str(run.output / "two"), processes=2)
@@ -81,7 +81,7 @@ def test_two_processes_give_the_same(run: VideoRun) -> None:
     assert two.scores()["groups"] == scores["groups"]
 
 
-def test_a_crash_in_the_last_video_loses_nothing(run: VideoRun, predicted: list[int]) -> None:
+def test_a_crash_in_the_last_video_loses_nothing(run: TinyRun, predicted: list[int]) -> None:
     run.here("--eval-only")
     expected = run.results()
     frame = run.data.frames / "video11" / "00001.png"
@@ -104,7 +104,7 @@ def test_a_crash_in_the_last_video_loses_nothing(run: VideoRun, predicted: list[
 
 
 def test_a_plain_run_forgets_what_a_crashed_one_finished(
-    run: VideoRun, predicted: list[int]
+    run: TinyRun, predicted: list[int]
 ) -> None:
     frame = run.data.frames / "video11" / "00001.png"
     whole = frame.read_bytes()
@@ -120,7 +120,7 @@ def test_a_plain_run_forgets_what_a_crashed_one_finished(
 
 @pytest.mark.parametrize("step", ["merge_results", "VideoMetric"])
 def test_all_videos_finished_but_not_scored(
-    run: VideoRun, predicted: list[int], monkeypatch: pytest.MonkeyPatch, step: str
+    run: TinyRun, predicted: list[int], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     run.here("--eval-only")
     expected, scores = run.results(), run.scores()
@@ -134,7 +134,7 @@ def test_all_videos_finished_but_not_scored(
 
 
 def test_a_data_set_without_labels_says_where_results_go(
-    run: VideoRun, capfd: pytest.CaptureFixture
+    run: TinyRun, capfd: pytest.CaptureFixture
 ) -> None:
     run.here("--eval-only", "DATASETS.TEST", "('ytvis_2019_test', 'ytvis_2019_val')")
     assert len(run.results("ytvis_2019_test")) == DETECTIONS * 3
@@ -144,7 +144,7 @@ def test_a_data_set_without_labels_says_where_results_go(
     assert run.scores()["dataset"] == "ytvis_2019_val"
 
 
-def test_a_data_set_of_ones_own(run: VideoRun, capfd: pytest.CaptureFixture) -> None:
+def test_a_data_set_of_ones_own(run: TinyRun, capfd: pytest.CaptureFixture) -> None:
     described = {
         "name": "mine_val",
         "annotations": "ytvis_2019/valid.json",
@@ -172,7 +172,7 @@ def test_a_data_set_of_ones_own(run: VideoRun, capfd: pytest.CaptureFixture) -> 
             MetadataCatalog.remove("mine_val")
 
 
-def test_training(run: VideoRun) -> None:
+def test_training(run: TinyRun) -> None:
     words = [
         "DATASETS.TRAIN",
         "('ytvis_2019_train',)",
@@ -209,7 +209,7 @@ def test_training(run: VideoRun) -> None:
     ],
     ids=["missing frame", "no videos"],
 )
-def test_bad_input(run: VideoRun, spoil: Callable, message: str) -> None:
+def test_bad_input(run: TinyRun, spoil: Callable, message: str) -> None:
     spoil(run)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         run.here("--eval-only")

@@ -17,7 +17,7 @@ from ovformer.data.loading.training_sets import load_training_sets
 from ovformer.data.loading.video_loaders import build_video_train_loader
 from ovformer.data.samples.clip_mapper import ClipMapper
 from ovformer.data.samples.image_mapper import read_rgb
-from support.lvis_fixture import MiniLvis
+from support.mini_lvis import MiniLvis
 from support.mini_videos import make_videos
 
 

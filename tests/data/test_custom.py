@@ -12,7 +12,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import DatasetCatalog, MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_class_count
-from support.lvis_fixture import compressed_rle, rectangle
+from support.masks import compressed_rle, rectangle
 from support.mini_videos import MiniVideos
 
 ROOT = Path(__file__).parents[2]

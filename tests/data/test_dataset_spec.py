@@ -19,7 +19,7 @@ from ovformer.data.catalog.dataset_spec import (
 )
 from ovformer.data.catalog.datasets import register_all
 from ovformer_tools.shape_scenes import CATEGORY_NAMES, NOVEL_NAMES
-from support.lvis_fixture import MiniLvis
+from support.mini_lvis import MiniLvis
 
 README = Path(__file__).parents[2] / "datasets" / "README.md"
 OURS = ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val", "shapes_train", "shapes_val")

@@ -19,7 +19,7 @@ from ovformer.data.files.image_embeddings import (
     crop_for_embedding,
     make_image_key,
 )
-from support.lvis_fixture import MiniLvis
+from support.mini_lvis import MiniLvis
 
 INFO = {"clip": "ViT-B-32-quickgelu", "pretrained": "openai"}
 

@@ -17,7 +17,8 @@ from ovformer.d2 import transforms as T
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, crop_for_embedding
 from ovformer.data.samples.augmentation import EXTRA_AUGMENTATIONS, build_train_augmentations
 from ovformer.data.samples.image_mapper import ImageMapper, read_rgb, transform_mask
-from support.lvis_fixture import MiniLvis, compressed_rle, corners, rectangle
+from support.masks import compressed_rle, corners, rectangle
+from support.mini_lvis import MiniLvis
 
 
 def mapper(**changes: object) -> ImageMapper:

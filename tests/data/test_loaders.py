@@ -26,7 +26,8 @@ from ovformer.data.loading import loaders
 from ovformer.data.loading.loaders import StreamSampler, build_test_loader, build_train_loader
 from ovformer.data.loading.training_sets import TRAIN_SAMPLERS
 from ovformer.data.samples.broken_samples import SampleError
-from support.lvis_fixture import MiniLvis, corners
+from support.masks import corners
+from support.mini_lvis import MiniLvis
 
 
 def config(*opts: object) -> CfgNode:

@@ -10,7 +10,8 @@ from pycocotools import mask as coco_mask
 
 from ovformer.d2 import BoxMode, DatasetCatalog
 from ovformer.data.files.lvis_json import read_lvis_json
-from support.lvis_fixture import CATEGORIES, MiniLvis, compressed_rle
+from support.masks import compressed_rle
+from support.mini_lvis import CATEGORIES, MiniLvis
 
 
 def mask_of(annotation: dict, record: dict) -> np.ndarray:

@@ -16,7 +16,7 @@ from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import load_categories
 from ovformer.data.loading.loaders import build_train_loader
 from ovformer.data.loading.training_sets import RatioSampler, build_sampler, load_training_sets
-from support.lvis_fixture import MiniLvis
+from support.mini_lvis import MiniLvis
 from support.mini_videos import MiniVideos
 
 

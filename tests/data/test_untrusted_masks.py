@@ -18,7 +18,7 @@ from ovformer.data.files.untrusted_masks import (
     polygons_to_rle,
     runs_to_rle,
 )
-from support.lvis_fixture import compressed_rle, uncompressed_rle
+from support.masks import compressed_rle, uncompressed_rle
 
 RUNS = [9, 2, 2, 2, 2, 2, 5]
 GOOD = coco_mask.frPyObjects({"size": [4, 6], "counts": RUNS}, 4, 6)

@@ -5,7 +5,7 @@ import pytest
 
 from ovformer.demo.result_page import Thumbnails, render_result_page
 from ovformer.predictor.predictions import VideoObject, VideoResult, make_object_in_frame
-from support.video_fixture import encode
+from support.masks import compressed_rle
 
 pytest.importorskip("supervision", reason="needs the extra [demo]")
 
@@ -15,7 +15,7 @@ from ovformer.demo.painter import COLOURS, OPACITY, Painter, choose_scale, find_
 def square(size: tuple[int, int] = (100, 120)) -> dict:
     mask = np.zeros(size, bool)
     mask[40:80, 30:90] = True
-    return encode(mask)
+    return compressed_rle(mask)
 
 
 def test_a_track_keeps_its_colour() -> None:
@@ -25,7 +25,7 @@ def test_a_track_keeps_its_colour() -> None:
     corner[90:, 100:] = True
     drawn = {}
     for track in (0, 1, len(COLOURS)):
-        for others in ([], [make_object_in_frame(5, 0, "other", 0.9, encode(corner))]):
+        for others in ([], [make_object_in_frame(5, 0, "other", 0.9, compressed_rle(corner))]):
             item = make_object_in_frame(track, 0, "dog", 0.5, square())
             image = painter(frame, [*others, item])
             drawn.setdefault(track, []).append(image[60, 60].tolist())
@@ -71,7 +71,7 @@ def test_result_page_and_thumbnails() -> None:
     small, large, empty = np.zeros((3, 100, 120), bool)
     small[:10, :10] = True
     large[20:60, 20:80] = True
-    tube = [encode(m) for m in (small, empty, large, large, empty)]
+    tube = [compressed_rle(m) for m in (small, empty, large, large, empty)]
     result = VideoResult(
         ["dog & <cat>"],
         (100, 120),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ovformer.data.samples.image_mapper import ImageMapper
-from support.tiny_shapes import TinyRun, run_here
+from support.tiny_runs import TinyRun
 
 
 @pytest.fixture
@@ -33,5 +33,5 @@ def test_a_killed_worker(
     opts = ["DATALOADER.NUM_WORKERS", "2", "DATASETS.TEST", "('shapes_val',)"]
     begin = time.monotonic()
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*(killed by signal|exited)"):
-        run_here(tiny_run, *option, *opts)
+        tiny_run.here(*option, *opts)
     assert time.monotonic() - begin < 60

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from support import failing_work
-from support.tiny_shapes import ROOT
+from support.tiny_runs import ROOT
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -13,7 +13,7 @@ from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
 from ovformer.engine.trainer import Trainer
 from support.small_training import noisy_trainer
-from support.tiny_shapes import TinyRun, run_here
+from support.tiny_runs import TinyRun
 
 LAST = "model_0000005.pth"
 
@@ -182,9 +182,9 @@ def test_no_name_of_a_checkpoint(tmp_path: Path, content: bytes) -> None:
 
 def test_a_script_goes_on_from_the_newest_when_the_name_is_damaged(tiny_run: TinyRun) -> None:
     opts = ["DATASETS.TEST", "()", "SOLVER.STEPS", "()"]
-    run_here(tiny_run, *opts, "SOLVER.MAX_ITER", "2")
+    tiny_run.here(*opts, "SOLVER.MAX_ITER", "2")
     (tiny_run.output / "last_checkpoint").write_bytes(b"\xff\xfe")
-    run_here(tiny_run, "--resume", "--allow-older", *opts, "SOLVER.MAX_ITER", "4")
+    tiny_run.here("--resume", "--allow-older", *opts, "SOLVER.MAX_ITER", "4")
     assert (tiny_run.output / "last_checkpoint").read_text() == "model_final.pth"
     assert "2 iterations are done" in (tiny_run.output / "log.txt").read_text()
 
@@ -214,7 +214,7 @@ def test_weights_are_read_with_their_checksums(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [[], ["--resume", "--eval-only"]])
 def test_the_option_needs_a_training_to_resume(tiny_run: TinyRun, capsys, words: list[str]) -> None:
     with pytest.raises(SystemExit):
-        run_here(tiny_run, "--allow-older", *words)
+        tiny_run.here("--allow-older", *words)
     message = capsys.readouterr().err
     assert "--allow-older needs --resume" in message and "MODEL.WEIGHTS" in message
 

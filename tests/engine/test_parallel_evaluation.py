@@ -9,12 +9,12 @@ import torch
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.engine.stages import CLIPS, FRAMES, Stage
-from support import tiny_shapes, tiny_videos
 from support.mini_videos import VIDEOS
 from support.started_script import Script
+from support.tiny_runs import FILES, make_run
 
 pytestmark = pytest.mark.slow
-FILES = ("results.json", "scores.json")
+RESULTS = ("results.json", "scores.json")
 
 
 def evaluate(script: Script, folder: Path, name: str, *options: str) -> dict[int, list[bytes]]:
@@ -25,7 +25,7 @@ def evaluate(script: Script, folder: Path, name: str, *options: str) -> dict[int
         status = script.here(output, "--eval-only", *options, processes=processes)
         assert status == 0, (folder / "log").read_text()
         results = output / "inference" / name
-        found[processes] = [(results / file).read_bytes() for file in FILES]
+        found[processes] = [(results / file).read_bytes() for file in RESULTS]
         found[processes][1] = found[processes][1].replace(str(output).encode(), b"")
         assert not list(results.glob("*.part*"))
     return found
@@ -33,11 +33,11 @@ def evaluate(script: Script, folder: Path, name: str, *options: str) -> dict[int
 
 def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three images: of two processes one has two of them, of four one has none."""
-    run = tiny_shapes.make_run(tmp_path)
+    run = make_run(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(run.root))
     weights = tmp_path / "untrained.pth"  # random ones would differ between processes
     torch.save({"model": build_model(get_ovformer_cfg(str(run.config))).state_dict()}, weights)
-    path = run.root / "shapes" / tiny_shapes.FILES["val"]
+    path = run.root / "shapes" / FILES["val"]
     content = json.loads(path.read_text())
     content["images"].pop()
     kept = {image["id"] for image in content["images"]}
@@ -55,7 +55,7 @@ def test_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage) -
     """Three videos: of two processes one has two of them, of four one has none."""
     assert len(VIDEOS) == 3
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
-    run = tiny_videos.make_run(tmp_path, stage)
+    run = make_run(tmp_path, stage)
     words = [stage.script, "--config-file", str(run.config)]
     found = evaluate(Script(words, run.data.root, []), tmp_path, f"{run.data.family}_val")
     assert found[2] == found[1] and found[4] == found[1]

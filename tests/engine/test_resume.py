@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ovformer.engine.stages import CLIPS
-from support import tiny_shapes, tiny_videos
 from support.started_script import Script
+from support.tiny_runs import make_run
 
 pytestmark = pytest.mark.slow
 OPTS = ["SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
@@ -24,11 +24,11 @@ OPTS += ["DATALOADER.NUM_WORKERS", "1", "SOLVER.DETERMINISTIC", "True", "SOLVER.
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Script]:
     """The image stage and the clip stage."""
-    image = tiny_shapes.make_run(tmp_path_factory.mktemp("image"))
+    image = make_run(tmp_path_factory.mktemp("image"))
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("clip")
         patch.setenv("DETECTRON2_DATASETS", str(folder / "data sets"))
-        clip = tiny_videos.make_run(folder, CLIPS)
+        clip = make_run(folder, CLIPS)
     words = ["train_net.py", "--config-file", str(image.config)]
     return {
         "image": Script(words, image.root, OPTS),

@@ -18,7 +18,7 @@ from ovformer.engine.run_record import list_packages, read_code_state
 from ovformer.engine.stages import IMAGE
 from ovformer.files import sha256
 from ovformer.run import main
-from support.tiny_shapes import TinyRun, run_here
+from support.tiny_runs import TinyRun
 
 SHORT = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "DATASETS.TEST", "()"]
 
@@ -34,7 +34,7 @@ def test_a_training_is_repeated_from_its_record(tiny_run: TinyRun, monkeypatch) 
     """With a seed that was drawn, to the bit."""
     monkeypatch.setenv("OVFORMER_ANYTHING", "recorded")
     monkeypatch.setenv("SECRET_TOKEN", "not recorded")
-    run_here(tiny_run, *SHORT, "SEED", "-1")
+    tiny_run.here(*SHORT, "SEED", "-1")
     (record,) = records(tiny_run)
     first = tiny_run.output / "runs" / "001"
     assert record["outcome"] == "finished" and record["started"] <= record["ended"]
@@ -63,14 +63,14 @@ def test_a_training_is_repeated_from_its_record(tiny_run: TinyRun, monkeypatch) 
 
 @pytest.mark.slow
 def test_each_start_has_one(tiny_run: TinyRun, monkeypatch) -> None:
-    run_here(tiny_run, *SHORT)
-    run_here(tiny_run, *SHORT, "--resume", "SOLVER.MAX_ITER", "4")
+    tiny_run.here(*SHORT)
+    tiny_run.here(*SHORT, "--resume", "SOLVER.MAX_ITER", "4")
     weights = str(tiny_run.output / "model_final.pth")
-    run_here(tiny_run, "--eval-only", "--resume")
+    tiny_run.here("--eval-only", "--resume")
     image = tiny_run.root / "shapes" / "val" / "002.png"
     image.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"002\.png"):
-        run_here(tiny_run, "--eval-only", "MODEL.WEIGHTS", weights)
+        tiny_run.here("--eval-only", "MODEL.WEIGHTS", weights)
     first, second, third, fourth = records(tiny_run)
     assert first["repeat"] and second["repeat"] is None
     assert second["weights"]["path"] == third["weights"]["path"] == weights
@@ -93,7 +93,7 @@ def test_the_weights_of_a_training_that_is_not_named(tmp_path: Path) -> None:
 def test_what_can_not_be_written_stops_no_run(tiny_run: TinyRun, caplog) -> None:
     tiny_run.output.mkdir()
     (tiny_run.output / "runs").write_text("in the way")
-    run_here(replace(tiny_run), *SHORT)
+    replace(tiny_run).here(*SHORT)
     assert (tiny_run.output / "model_final.pth").is_file()
     log = (tiny_run.output / "log.txt").read_text()
     assert "The record of this run is not written" in log

@@ -3,14 +3,11 @@
 With the real models and losses; images and clips have different numbers of instances.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from support import one_step
-from support.tiny_shapes import TinyRun, make_run
+from support.tiny_runs import TinyRun, make_run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Stage and norm of the class loss, and how many instances the targets of the whole batch have:
@@ -57,7 +54,7 @@ def one_process(run: TinyRun) -> dict[str, dict]:
 def two_processes(run: TinyRun, one_process: dict) -> dict[str, dict]:
     cases = [*CASES, "clip:queries:2r"]
     command = [*TORCHRUN, one_step.__file__, str(run.config), str(run.output), *cases]
-    subprocess.run([sys.executable, *command], env=run.environment(), check=True, timeout=120)
+    run.python(*command).check_returncode()
     return results(run)
 
 

@@ -14,7 +14,7 @@ import torch
 from ovformer.d2 import JSONWriter
 from ovformer.engine.write_errors import WriteError, explain_write_errors
 from ovformer.files import write_atomically, write_text
-from support.tiny_shapes import TinyRun, run_here
+from support.tiny_runs import TinyRun
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -59,12 +59,12 @@ def test_a_disk_that_gets_full(tiny_run: TinyRun, small_disk: Path) -> None:
     tiny_run.output = small_disk / "output"
     ballast = small_disk / "ballast"
     opts = ["DATASETS.TEST", "()"]
-    run_here(tiny_run, *opts, "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()")
+    tiny_run.here(*opts, "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()")
     size = (tiny_run.output / "model_final.pth").stat().st_size
     subprocess.run(["rm", "-r", str(tiny_run.output)], check=True)
     ballast.write_bytes(bytes(2 * 2**20 - int(1.6 * size)))
     with pytest.raises(WriteError) as error:
-        run_here(tiny_run, *opts)
+        tiny_run.here(*opts)
     message = str(error.value)
     assert f"Could not write {tiny_run.output}/model_0000003.pth: No space left" in message
     assert f"Saved: {tiny_run.output}/model_0000001.pth, the last whole checkpoint" in message
@@ -73,7 +73,7 @@ def test_a_disk_that_gets_full(tiny_run: TinyRun, small_disk: Path) -> None:
     assert not list(tiny_run.output.glob("*.tmp"))
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    run_here(tiny_run, *opts, "--resume")
+    tiny_run.here(*opts, "--resume")
     lines = map(json.loads, (tiny_run.output / "metrics.json").read_text().splitlines())
     assert [line["iteration"] for line in lines] == [3]
 
@@ -84,7 +84,7 @@ def test_curves_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:
 
     monkeypatch.setattr(JSONWriter, "write", write)
     with pytest.raises(WriteError, match=r"a file, probably in OUTPUT_DIR .*: No space left") as e:
-        run_here(tiny_run, "DATASETS.TEST", "()")
+        tiny_run.here("DATASETS.TEST", "()")
     assert "model_final.pth, the last whole checkpoint" in str(e.value)
 
 
@@ -94,14 +94,14 @@ def test_results_that_do_not_fit(tiny_run: TinyRun, monkeypatch) -> None:
 
     monkeypatch.setattr("ovformer.evaluation.lvis_evaluator.write_json", write)
     with pytest.raises(WriteError, match=r"results.json: Read-only file system. No checkpoint"):
-        run_here(tiny_run, "--eval-only")
+        tiny_run.here("--eval-only")
 
 
 def test_something_is_in_the_way(tiny_run: TinyRun) -> None:
     """Rights do not stop root, but a folder in the place of a file does."""
     (tiny_run.output / "model_0000003.pth").mkdir(parents=True)
     with pytest.raises(WriteError, match=r"model_0000003.pth: Is a directory. Saved: .*000001.pth"):
-        run_here(tiny_run, "DATASETS.TEST", "()")
+        tiny_run.here("DATASETS.TEST", "()")
 
 
 def test_a_file_that_can_not_be_read_is_not_one_to_write(tmp_path: Path) -> None:

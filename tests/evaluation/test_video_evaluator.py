@@ -10,8 +10,8 @@ import pytest
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.evaluation.video_evaluator import VideoEvaluator
+from support.masks import compressed_rle
 from support.mini_videos import MiniVideos
-from support.video_fixture import encode
 
 
 def prediction(video_id: int, tubes: list[list[dict]], label: int = 0) -> dict:
@@ -36,7 +36,7 @@ def truth(data: MiniVideos, number: int) -> list[dict]:
     """The tube of an annotation, never null."""
     annotation = next(a for a in data.content["annotations"] if a["id"] == number)
     size = next(mask["size"] for mask in annotation["segmentations"] if mask)
-    nothing = encode(np.zeros(size, bool))
+    nothing = compressed_rle(np.zeros(size, bool))
     return [mask or nothing for mask in annotation["segmentations"]]
 
 

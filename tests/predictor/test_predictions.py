@@ -13,7 +13,7 @@ from ovformer.predictor.predictions import (
     to_annotations,
     to_evaluation_results,
 )
-from support.video_fixture import encode
+from support.masks import compressed_rle
 
 
 def tube(*boxes: tuple[int, int, int, int] | None) -> list[dict]:
@@ -22,7 +22,7 @@ def tube(*boxes: tuple[int, int, int, int] | None) -> list[dict]:
     for mask, box in zip(masks, boxes, strict=True):
         if box:
             mask[box[0] : box[0] + box[2], box[1] : box[1] + box[3]] = True
-    return [encode(mask) for mask in masks]
+    return [compressed_rle(mask) for mask in masks]
 
 
 @pytest.fixture

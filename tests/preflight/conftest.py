@@ -8,7 +8,7 @@ import pytest
 from ovformer.engine.stages import IMAGE, Stage
 from ovformer.preflight.check_config import read_checked_config
 from ovformer.preflight.report import ConfigError
-from support.tiny_shapes import TinyRun
+from support.tiny_runs import TinyRun
 
 OPTIONS = {
     "eval_only": False,

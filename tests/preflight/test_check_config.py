@@ -15,7 +15,7 @@ from ovformer.data.catalog.dataset_spec import load_categories
 from ovformer.engine.stages import CLIPS, FRAMES, IMAGE, STAGES, Stage
 from ovformer.modeling.language.text_classifier import load_text_classifier, save_text_classifier
 from support.tiny_clip import make_clip
-from support.tiny_shapes import CLIP_DIM, TinyRun
+from support.tiny_runs import CLIP_DIM, TinyRun
 
 FORMER = "MODEL.MASK_FORMER."
 Find = Callable[..., list[str]]

@@ -18,7 +18,7 @@ from ovformer.preflight.machine import (
     process_errors,
 )
 from ovformer.preflight.model import build_without_memory
-from support.tiny_shapes import TinyRun
+from support.tiny_runs import TinyRun
 
 
 @pytest.mark.parametrize("optimizer", ["ADAMW", "SGD"])

@@ -10,7 +10,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec, build_model
 from ovformer.engine.checkpoint import Checkpointer, metadata_of, read_weights
 from ovformer.preflight.model import DryRun, build_without_memory, weights_errors
-from support.tiny_shapes import TinyRun
+from support.tiny_runs import TinyRun
 
 LEVELS = ("layer2", "layer3", "layer4", "layer5")
 

@@ -13,6 +13,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ovformer.data.files.video_writer import VideoWriter
+from support.masks import bounding_box, compressed_rle, run_lengths, uncompressed_rle
 
 HEIGHT, WIDTH = 48, 64
 COLOURS = {"square": (230, 60, 40), "disc": (40, 90, 230)}
@@ -78,30 +79,17 @@ def write_frames(folder: Path, video: DrawnVideo, pattern: str = "{:05d}.png") -
         (folder / video.name / pattern.format(t)).write_bytes(png(image))
 
 
-def corners(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a mask; the last two are the first pixels outside."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def runs(mask: np.ndarray) -> list[int]:
-    """Lengths of runs, row by row, the first one outside."""
-    flat = np.concatenate([[False], mask.ravel(), [False]])
-    ends = np.flatnonzero(np.diff(flat.astype(np.int8)))
-    return np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
-
-
 def cvat_mask(mask: np.ndarray) -> dict[str, str]:
     """Attributes of a <mask>."""
-    left, top, right, bottom = corners(mask)
+    left, top, right, bottom = bounding_box(mask)
     places = {"left": left, "top": top, "width": right - left, "height": bottom - top}
-    rle = ", ".join(map(str, runs(mask[top:bottom, left:right])))
+    rle = ", ".join(map(str, run_lengths(mask[top:bottom, left:right])))
     return {"rle": rle, **{key: str(value) for key, value in places.items()}}
 
 
 def cvat_polygon(mask: np.ndarray) -> dict[str, str]:
     """Attributes of a <polygon> that is the rectangle around a mask."""
-    left, top, right, bottom = corners(mask)
+    left, top, right, bottom = bounding_box(mask)
     points = ((left, top), (right, top), (right, bottom), (left, bottom))
     return {"points": ";".join(f"{x:.2f},{y:.2f}" for x, y in points)}
 
@@ -109,7 +97,7 @@ def cvat_polygon(mask: np.ndarray) -> dict[str, str]:
 def cvat_box(mask: np.ndarray) -> dict[str, str]:
     """Attributes of a <box>."""
     keys = ("xtl", "ytl", "xbr", "ybr")
-    return {key: f"{v:.2f}" for key, v in zip(keys, corners(mask), strict=True)}
+    return {key: f"{v:.2f}" for key, v in zip(keys, bounding_box(mask), strict=True)}
 
 
 def cvat_meta(video: DrawnVideo, **changes: str) -> ElementTree.Element:
@@ -201,12 +189,11 @@ def zip_of(members: dict[str, bytes]) -> bytes:
 def coco_segmentation(mask: np.ndarray, kind: str) -> list | dict:
     """A mask as "polygon" (of the rectangle around it), "rle" or "compressed"."""
     if kind == "polygon":
-        left, top, right, bottom = corners(mask)
+        left, top, right, bottom = bounding_box(mask)
         return [[left, top, right, top, right, bottom, left, bottom]]
     if kind == "rle":
-        return {"size": list(mask.shape), "counts": runs(mask.T)}
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+        return uncompressed_rle(mask)
+    return compressed_rle(mask)
 
 
 def coco(videos: list[DrawnVideo], kinds: tuple[str, str] = ("polygon", "rle")) -> dict:
@@ -219,7 +206,7 @@ def coco(videos: list[DrawnVideo], kinds: tuple[str, str] = ("polygon", "rle")) 
             images.append(image)
             for number, item in enumerate(video.objects):
                 if (mask := item.masks[t]) is not None:
-                    left, top, right, bottom = corners(mask)
+                    left, top, right, bottom = bounding_box(mask)
                     annotations.append(
                         {
                             "id": len(annotations) + 1,
@@ -268,7 +255,7 @@ def ls_tracked(sequence: list[dict], count: int, label: str = "square") -> dict:
 
 
 def ls_key(frame: int, mask: np.ndarray, enabled: bool = True) -> dict:
-    left, top, right, bottom = corners(mask)
+    left, top, right, bottom = bounding_box(mask)
     return {
         "frame": frame,
         "enabled": enabled,
@@ -314,6 +301,6 @@ def check_equal(converted: Path, videos: list[DrawnVideo], every: int = 1) -> No
                     assert (rle, box, area) == (None, None, None)
                     continue
                 np.testing.assert_array_equal(coco_mask.decode(rle), mask)
-                left, top, right, bottom = corners(mask)
+                left, top, right, bottom = bounding_box(mask)
                 assert box == [left, top, right - left, bottom - top]
                 assert area == mask.sum()

@@ -1,7 +1,6 @@
 """Small runs of the training scripts, with faults: what they are compared with, what they lost."""
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -15,11 +14,12 @@ import torch
 
 from ovformer.engine.checkpoint import read_weights
 from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
-from ovformer.engine.stages import CLIPS, FRAMES
+from ovformer.engine.stages import CLIPS, FRAMES, IMAGE
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import ResultsWriter, merge_results
-from support import faulty_run, tiny_shapes, tiny_videos
+from support import faulty_run
 from support.script_server import SERVER
+from support.tiny_runs import make_run
 
 OPTS = ["SOLVER.MAX_ITER", "6", "SOLVER.DETERMINISTIC", "True"]
 # Values of metrics.json that differ from run to run.
@@ -64,23 +64,16 @@ class Recipe:
 
 def recipes(folder: Path) -> dict[str, Recipe]:
     """Return the trainings and the evaluation, with the data that they need."""
-    image = tiny_shapes.make_run(folder / "image")
-    os.environ["DETECTRON2_DATASETS"] = str(folder / "clip" / "data sets")
-    clip = tiny_videos.make_run(folder / "clip", CLIPS)
-    os.environ["DETECTRON2_DATASETS"] = str(folder / "video" / "data sets")
-    video = tiny_videos.make_run(folder / "video", FRAMES)
-    words = {
-        "training on images": ["train_net.py", "--config-file", str(image.config)],
-        "training on clips": ["train_net_lvvis.py", "--config-file", str(clip.config)],
-        "evaluation on videos": [
-            *("train_net_video.py", "--config-file", str(video.config), "--eval-only")
-        ],
+    kinds = {
+        "training on images": (IMAGE, []),
+        "training on clips": (CLIPS, []),
+        "evaluation on videos": (FRAMES, ["--eval-only"]),
     }
-    roots = (image.root, clip.data.root, video.data.root)
-    made = {
-        name: Recipe(argv, root, folder / name / "undisturbed")
-        for (name, argv), root in zip(words.items(), roots, strict=True)
-    }
+    made = {}
+    for name, (stage, options) in kinds.items():
+        run = make_run(folder / name, stage)
+        argv = [stage.script, "--config-file", str(run.config), *options]
+        made[name] = Recipe(argv, run.root, folder / name / "undisturbed")
     for recipe in made.values():
         recipe.run_undisturbed()
     return made

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.dataset_spec import DatasetSpec, load_categories
-from support.video_fixture import encode
+from support.masks import compressed_rle, rectangle
 
 SPLITS = ("train", "val", "test")
 # id: frames, height, width
@@ -98,9 +98,8 @@ def make_videos(root: Path, family: str = "ytvis_2019") -> MiniVideos:
         length, height, width = VIDEOS[video_id]
         tube: list[dict | None] = [None] * length
         for t in visible:
-            mask = np.zeros((height, width), bool)
-            mask[8 * number : 8 * number + 10, 5 + 4 * t : 20 + 4 * t] = True
-            tube[t] = encode(mask)
+            x, y = 5 + 4 * t, 8 * number
+            tube[t] = compressed_rle(rectangle((height, width), x, y, x + 15, y + 10))
         annotations.append(
             {
                 "id": number,

@@ -105,14 +105,14 @@ def gradients(cfg: CfgNode, stage: Stage) -> dict:
     features = model.clip_features
     model.clip_features = lambda *arguments: features(*arguments).double()
     counts = []
-    targets = model.targets
+    targets = model.prepare_targets
 
     def counted(*arguments) -> list[dict]:
         found = targets(*arguments)
         counts.extend(len(target["labels"]) for target in found)
         return found
 
-    model.targets = counted
+    model.prepare_targets = counted
     trainer = build_trainer(cfg, stage, model, cfg.SEED, Interruption())
     trainer._hooks.clear()  # neither a checkpoint nor an evaluation
     trainer.train()

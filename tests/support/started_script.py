@@ -1,6 +1,5 @@
 """Starts the real training scripts on tiny data, in several processes, with interrupted_run.py."""
 
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -8,15 +7,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import interrupted_run, tiny_shapes
+from support import interrupted_run
+from support.script_server import SERVER
 
 SCRIPT = interrupted_run.__file__
 TIMEOUT = 400  # seconds, on a machine that is busy
-
-# Processes start fast from one that has imported everything and never runs a model.
-SERVER = multiprocessing.get_context("forkserver")
-# Not modules of the tests: until Python 3.14 it does not look for them where this process does.
-SERVER.set_forkserver_preload(["ovformer.run", "ovformer.engine.stages"])
 
 
 @dataclass
@@ -70,11 +65,9 @@ class Script:
         self, launcher: list[str], output: Path, *options: str, interrupt: str
     ) -> subprocess.CompletedProcess:
         """Run the script as a user does."""
-        path = [str(tiny_shapes.ROOT), str(Path(SCRIPT).parent), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, **self.environment(output, interrupt)}
         return subprocess.run(
             [sys.executable, *launcher, SCRIPT, *self.command(output, *options)],
-            env={**environment, "PYTHONPATH": os.pathsep.join(path)},
+            env={**os.environ, **self.environment(output, interrupt)},
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

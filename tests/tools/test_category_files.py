@@ -8,8 +8,8 @@ import pytest
 
 from ovformer.d2 import DatasetCatalog
 from ovformer_tools import category_files
-from support.lvis_fixture import CATEGORIES, MiniLvis
-from support.video_fixture import encode
+from support.masks import compressed_rle
+from support.mini_lvis import CATEGORIES, MiniLvis
 
 LVVIS = [
     {"id": 1, "name": "accordion", "partition": 3},
@@ -28,7 +28,7 @@ def lvvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         | {"file_names": [f"{number:05d}/{t}.jpg" for t in range(length)]}
         for number, length in lengths.items()
     ]
-    mask = encode(np.eye(8, 10, dtype=bool))
+    mask = compressed_rle(np.eye(8, 10, dtype=bool))
     annotations = [
         {"id": i, "video_id": v, "category_id": c, "segmentations": [mask] * lengths[v]}
         for i, (v, c) in enumerate([(4, 3), (4, 3), (9, 3), (9, 1)], start=1)

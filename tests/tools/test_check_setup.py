@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from PIL import Image
 from ovformer.d2 import BACKEND
 from ovformer.engine.stages import CLIPS
 from support.loggers import own_loggers
-from support.tiny_shapes import ROOT, TinyRun
-from support.tiny_videos import make_run
+from support.tiny_runs import ROOT, TinyRun, make_run
 
 
 @pytest.fixture
@@ -176,13 +174,7 @@ def test_videos(check, tmp_path: Path, monkeypatch) -> None:
 
 def script(tiny_run: TinyRun, *words: str, **env: str) -> subprocess.CompletedProcess:
     """Run the tool as a user does."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "check_setup.py"), *words],
-        env={**tiny_run.environment(), **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return tiny_run.python(str(ROOT / "tools" / "check_setup.py"), *words, **env)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ovformer.d2 import DatasetCatalog
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore, crop_for_embedding
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
-from support.lvis_fixture import MiniLvis
+from support.mini_lvis import MiniLvis
 
 TOOL = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
 MODEL = {

@@ -15,15 +15,15 @@ from ovformer.d2 import DatasetCatalog
 from ovformer.data.files.video_files import VideoSource
 from ovformer.data.files.vis_json import load_vis_json
 from ovformer.demo.painter import Painter
+from support.masks import compressed_rle
 from support.mini_videos import VIDEOS, MiniVideos
-from support.video_fixture import encode
 
 CATEGORIES = [{"id": 1, "name": "accordion"}, {"id": 3, "name": "aerosol_can"}]
 
 
 def burst() -> tuple[dict, dict]:
     """BURST's annotation file and class split: one video of two frames with two tracks."""
-    mask = encode(np.eye(8, 10, dtype=bool))["counts"]
+    mask = compressed_rle(np.eye(8, 10, dtype=bool))["counts"]
     sequence = {
         "id": 12,
         "dataset": "YFCC100M",
@@ -132,7 +132,7 @@ def prediction(video_id: int, category_id: int, score: float = 0.9) -> dict:
     length, height, width = VIDEOS[video_id]
     mask = np.zeros((height, width), bool)
     mask[5:20, 10:30] = True
-    tube = [encode(mask)] * length
+    tube = [compressed_rle(mask)] * length
     return {
         "video_id": video_id,
         "score": score,
@@ -184,7 +184,10 @@ def test_packed_results(
         (lambda e: e.update(category_id=41), ["category_id 41"]),
         (lambda e: e.update(score=float("nan")), ["score nan"]),
         (lambda e: e["segmentations"].pop(), ["5 segmentations", "6 frames"]),
-        (lambda e: e.update(segmentations=[encode(np.ones((60, 40), bool))] * 6), ["[60, 40]"]),
+        (
+            lambda e: e.update(segmentations=[compressed_rle(np.ones((60, 40)))] * 6),
+            ["[60, 40]"],
+        ),
     ],
 )
 def test_results_that_the_server_would_refuse(
@@ -271,7 +274,7 @@ def test_an_object_keeps_its_colour(load_tool: Callable) -> None:
     masks = np.zeros((2, 200, 300), bool)
     masks[0, 100:180, 20:120] = True
     masks[1, 100:180, 160:280] = True
-    one, two = map(encode, masks)
+    one, two = map(compressed_rle, masks)
     tool, painter = load_tool("vis_results"), Painter()
     names = {1: "cat", 6: "dog"}
     predictions = [

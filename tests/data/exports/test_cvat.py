@@ -17,7 +17,6 @@ from support.annotation_exports import (
     HEIGHT,
     WIDTH,
     DrawnVideo,
-    corners,
     cvat_box,
     cvat_images,
     cvat_meta,
@@ -26,6 +25,7 @@ from support.annotation_exports import (
     draw,
     write_frames,
 )
+from support.masks import bounding_box
 
 SIZE = (HEIGHT, WIDTH)
 pytest.importorskip("defusedxml", reason="needs the extra [demo]")
@@ -80,7 +80,7 @@ def test_key_frames_alone_give_the_motion_back(
     make = cvat_box if tag == "box" else cvat_polygon
     (video,), _, export = read(track_of(clip, keys(clip, frames, make), tag), folder)
     (found,) = annotations(video, export)
-    assert found["bboxes"] == [[*corners(mask)[:2], 14, 14] for mask in clip.objects[0].masks]
+    assert found["bboxes"] == [[*bounding_box(mask)[:2], 14, 14] for mask in clip.objects[0].masks]
     assert bool(export.notes) == (len(frames) < 7)
 
 
@@ -111,7 +111,7 @@ def test_frames_that_a_task_skips(clip: DrawnVideo, folder: Path, tmp_path: Path
     (video,), _, export = read(xml, tmp_path)
     (found,) = annotations(video, export)
     masks = clip.objects[0].masks
-    assert found["bboxes"] == [[*corners(masks[t])[:2], 14, 14] for t in (1, 3, 5)]
+    assert found["bboxes"] == [[*bounding_box(masks[t])[:2], 14, 14] for t in (1, 3, 5)]
     # A frame that was deleted in CVAT has no image.
     (tmp_path / "frame_000003.png").unlink()
     (video,), _, export = read(xml, tmp_path)

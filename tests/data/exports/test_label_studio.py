@@ -18,7 +18,6 @@ from support.annotation_exports import (
     DrawnVideo,
     brush,
     brush_of,
-    corners,
     draw,
     ls_key,
     ls_region,
@@ -27,6 +26,7 @@ from support.annotation_exports import (
     write_frames,
     write_video,
 )
+from support.masks import bounding_box
 
 VALUES = st.integers(0, 255)
 RUNS = st.builds(lambda v, n, w: (True, w, [v] * n), VALUES, st.integers(1, 8), st.integers(0, 3))
@@ -80,7 +80,7 @@ def test_boxes_move_between_key_frames_and_stop(video: DrawnVideo, tmp_path: Pat
     assert names == ["square"]
     assert read.frames.probe() == (7, (HEIGHT, WIDTH))
     (found,) = areas(read, 7, export)
-    expected = [[*corners(mask)[:2], 14, 14] for mask in masks[:5]]
+    expected = [[*bounding_box(mask)[:2], 14, 14] for mask in masks[:5]]
     assert found == [*expected, None, None]
     with pytest.raises(
         ValueError, match="task 1: region r1: has a box and no mask.*boxes-as-masks"
@@ -97,7 +97,7 @@ def test_the_last_box_stays_and_other_frame_rates_are_matched_by_time(
     content = [ls_task(data, [ls_tracked([ls_key(1, masks[0]), ls_key(7, masks[3])], 14)])]
     (read,), _ = read_label_studio(content, export)
     (found,) = areas(read, 7, export)
-    assert found == [[*corners(masks[min(t, 3)])[:2], 14, 14] for t in range(7)]
+    assert found == [[*bounding_box(masks[min(t, 3)])[:2], 14, 14] for t in range(7)]
     assert "has 7 frames, but Label Studio counted 14" in export.notes[0]
 
 
@@ -106,7 +106,7 @@ def test_regions_of_images_are_joined_by_a_control(tmp_path: Path) -> None:
     write_frames(tmp_path, drawn)
     tasks = []
     for t, mask in enumerate(drawn.objects[0].masks):
-        left, top, right, bottom = corners(mask)
+        left, top, right, bottom = bounding_box(mask)
         points = [[left, top], [right, top], [right, bottom], [left, bottom]]
         percent = (np.array(points) * (100 / WIDTH, 100 / HEIGHT)).tolist()
         results = ls_region("polygonlabels", {"points": percent}, 1, "p", "square")

@@ -15,7 +15,7 @@ from ovformer.data.exports.shapes import (
     make_polygon,
     merge_shapes,
 )
-from support.annotation_exports import runs
+from support.masks import run_lengths
 
 SIZE = (40, 50)
 COORDINATE = st.floats(-20, 60, allow_nan=False)
@@ -41,7 +41,7 @@ def test_a_box_with_whole_numbers_covers_its_pixels(
 @given(MASKS, st.integers(0, 20), st.integers(0, 20))
 def test_a_cropped_mask_comes_back(mask: np.ndarray, left: int, top: int) -> None:
     height, width = mask.shape
-    shape = CroppedMask(left, top, width, height, np.array(runs(mask)))
+    shape = CroppedMask(left, top, width, height, np.array(run_lengths(mask)))
     expected = np.zeros(SIZE, bool)
     expected[top : top + height, left : left + width] = mask
     np.testing.assert_array_equal(drawn(shape), expected)

@@ -4,21 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
-
-def encode(mask: np.ndarray) -> dict:
-    """Compressed RLE of a boolean mask, as it stands in a results.json."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
-
-
-def uncompressed(mask: np.ndarray) -> dict:
-    """The RLE of a boolean mask as a list of runs."""
-    flat = np.concatenate([[0], mask.flatten(order="F").astype(np.int8), [0]])
-    ends = np.flatnonzero(np.diff(flat))
-    runs = np.diff(np.concatenate([[0], ends, [mask.size]]))
-    return {"size": list(mask.shape), "counts": runs.tolist()}
+from support.masks import compressed_rle, uncompressed_rle
 
 
 def _boxes(rng: np.random.Generator, num_frames: int, size: tuple[int, int]) -> np.ndarray:
@@ -81,7 +68,7 @@ def make_video_set() -> Callable[..., tuple[dict, list[dict]]]:
                             for m, s in zip(masks, visible, strict=True)
                         ],
                         "segmentations": [
-                            uncompressed(m) if s else None
+                            uncompressed_rle(m) if s else None
                             for m, s in zip(masks, visible, strict=True)
                         ],
                     }
@@ -91,7 +78,9 @@ def make_video_set() -> Callable[..., tuple[dict, list[dict]]]:
                     label = category_id if rng.random() < 0.8 else rng.choice(ids)
                     rows.append((label, np.maximum(shifted, 0)))
             for label, boxes in rows:
-                tube = [encode(m) if rng.random() < 0.95 else None for m in _draw(boxes, size)]
+                tube = [
+                    compressed_rle(m) if rng.random() < 0.95 else None for m in _draw(boxes, size)
+                ]
                 predictions.append(
                     {
                         "video_id": video_id,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_mask
+
+from support.masks import bounding_box, compressed_rle, corners, rectangle, uncompressed_rle
 
 # Of LVIS v1's own table: two trained categories and two rare ones.
 CATEGORIES = [
@@ -45,31 +46,6 @@ class MiniLvis:
         path = self.root / "lvis" / name
         path.write_text(json.dumps(self.content) if text is None else text)
         return path
-
-
-def uncompressed_rle(mask: np.ndarray) -> dict:
-    """Run lengths in column order, zeros first."""
-    flat = np.concatenate([[0], mask.T.reshape(-1).astype(int), [-1]])
-    ends = np.flatnonzero(np.diff(flat))
-    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
-
-
-def compressed_rle(mask: np.ndarray) -> dict:
-    """COCO's compressed run lengths, as they stand in a JSON file."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
-
-
-def rectangle(size: tuple[int, int], x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-    """A mask (height, width) of the pixels x0 <= x < x1, y0 <= y < y1."""
-    mask = np.zeros(size, bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
-
-def corners(x0: int, y0: int, x1: int, y1: int) -> list[float]:
-    """The same rectangle as a polygon."""
-    return [float(v) for v in (x0, y0, x1, y0, x1, y1, x0, y1)]
 
 
 @pytest.fixture
@@ -116,14 +92,13 @@ def make_lvis(root: Path) -> MiniLvis:
     ]
     annotations, masks = [], {}
     for number, (image, category, mask, segmentation, is_crowd) in enumerate(rows, start=101):
-        ys, xs = np.nonzero(mask)
-        x, y = int(xs.min()), int(ys.min())
+        left, top, right, bottom = bounding_box(mask)
         annotations.append(
             {
                 "id": number,
                 "image_id": image,
                 "category_id": category,
-                "bbox": [x, y, int(xs.max()) + 1 - x, int(ys.max()) + 1 - y],
+                "bbox": [left, top, right - left, bottom - top],
                 "area": int(mask.sum()),
                 "segmentation": segmentation,
                 **({"iscrowd": 1} if is_crowd else {}),

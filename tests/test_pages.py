@@ -127,11 +127,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = rng.standard_normal((classes, CLIP_DIM), np.float32)
         np.save(root / "metadata" / f"fg_bg_5_10_{name}_ens.npy", rows)
     make_weights(folder)
-    with VideoWriter(folder / "my.mp4", 10.0) as film:
+    with VideoWriter(folder / "my.mp4", 10.0) as video:
         for t in range(4):
             frame = np.full((48, 64, 3), 80, np.uint8)
             frame[10:30, 5 + 4 * t : 25 + 4 * t] = (220, 40, 40)
-            film.write(frame, t / 10)
+            video.write(frame, t / 10)
     return folder
 
 

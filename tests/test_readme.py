@@ -1,4 +1,4 @@
-"""What the README says about files and commands is true."""
+"""Files, links, options, config keys and names that the pages mention exist."""
 
 import pkgutil
 import re
@@ -58,10 +58,20 @@ def test_configs_and_keys_in_the_pages_exist(command: Command, tmp_path: Path) -
     get_ovformer_cfg(str(config if config.exists() else tmp_path / config.name), opts)
 
 
-def test_links_and_pictures_exist() -> None:
+def test_links_and_images_exist() -> None:
+    """Files that pages link to, and headings in them."""
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        text = page.read_text(encoding="utf-8")
+        for name, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text):
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page}: {name}"
+            assert not heading or heading in headings(target), f"{page}: {name}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_paths_and_modules_exist() -> None:

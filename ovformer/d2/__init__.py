@@ -1,8 +1,8 @@
 """The compatibility layer for detectron2.
 
 Every other module imports detectron2's names from here. Where detectron2 is installed they are
-detectron2's own objects; where it is not, they come from :mod:`ovformer.d2.builtin`, a small subset
-with the same names, arguments and behaviour. The choice is made once, for all names together:
+detectron2's own objects; elsewhere they come from :mod:`ovformer.d2.builtin`, a small subset with
+the same names, arguments and behaviour. The choice is made once, for all names together:
 ``OVFORMER_D2=auto|detectron2|builtin`` forces it. ``python -m ovformer.d2`` prints what was chosen.
 """
 

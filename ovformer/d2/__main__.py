@@ -1,4 +1,4 @@
-"""``python -m ovformer.d2``: which back-end was chosen, why, and where each name comes from."""
+"""``python -m ovformer.d2``: print the back-end, the reason for it, and the origin of each name."""
 
 import inspect
 import os
@@ -21,7 +21,7 @@ PACKAGES = (
 )
 
 
-def reason() -> str:
+def explain_choice() -> str:
     """Return why this back-end was chosen."""
     wanted = os.environ.get("OVFORMER_D2", "auto")
     if wanted != "auto":
@@ -29,8 +29,8 @@ def reason() -> str:
     return "detectron2 is installed" if find_spec("detectron2") else "detectron2 is not installed"
 
 
-def origin(value: object) -> str:
-    """Return the module that a name of the door comes from."""
+def find_origin(value: object) -> str:
+    """Return the module that an exported object comes from."""
     if isinstance(value, types.ModuleType):
         return value.__name__
     if inspect.isclass(value) or inspect.isroutine(value):
@@ -40,8 +40,8 @@ def origin(value: object) -> str:
     return f"{type(value).__module__} (an instance of {type(value).__name__})"
 
 
-def installed_version(package: str) -> str:
-    """Return the version of an installed package."""
+def find_version(package: str) -> str:
+    """Return the installed version of a package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -50,13 +50,13 @@ def installed_version(package: str) -> str:
 
 def main() -> None:
     """Print the report."""
-    print(f"back-end: {d2.BACKEND} ({reason()})")
+    print(f"back-end: {d2.BACKEND} ({explain_choice()})")
     print(f"{'python':<12} {platform.python_version()}")
     for package in PACKAGES:
-        print(f"{package:<12} {installed_version(package)}")
+        print(f"{package:<12} {find_version(package)}")
     print()
     for name in d2.__all__:
-        print(f"{name:<44} {origin(getattr(d2, name))}")
+        print(f"{name:<44} {find_origin(getattr(d2, name))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Decides, once per process, which back-end stands behind :mod:`ovformer.d2`."""
+"""Chooses the back-end of :mod:`ovformer.d2`, once per process."""
 
 import importlib
 import os
@@ -7,17 +7,17 @@ BACKENDS = ("auto", "detectron2", "builtin")
 
 
 def choose_backend() -> str:
-    """Return ``"detectron2"`` or ``"builtin"``, as ``$OVFORMER_D2`` asks (default ``auto``).
+    """Return ``"detectron2"`` or ``"builtin"``, according to ``$OVFORMER_D2`` (default ``auto``).
 
     Raises:
         ValueError: ``$OVFORMER_D2`` is none of ``auto``, ``detectron2``, ``builtin``.
-        ImportError: detectron2 was asked for and is absent, or is installed but broken.
+        ImportError: detectron2 is required but absent, or installed but broken.
     """
     wanted = os.environ.get("OVFORMER_D2", "auto")
     if wanted not in BACKENDS:
         raise ValueError(
             f"OVFORMER_D2: unknown back-end {wanted!r}. Known: {', '.join(BACKENDS)}. "
-            "Unset it to take detectron2 where it is installed."
+            "Unset it to use detectron2 if it is installed."
         )
     if wanted == "builtin":
         return "builtin"
@@ -25,7 +25,7 @@ def choose_backend() -> str:
         importlib.import_module("detectron2.layers")  # the first import of its compiled extension
     except ModuleNotFoundError as error:
         if error.name != "detectron2":
-            raise _broken(error) from error
+            raise _make_broken_error(error) from error
         if wanted == "detectron2":
             raise ImportError(
                 "OVFORMER_D2=detectron2, but detectron2 is not installed. See INSTALL.md to build "
@@ -33,13 +33,13 @@ def choose_backend() -> str:
             ) from error
         return "builtin"
     except (ImportError, OSError) as error:
-        raise _broken(error) from error
+        raise _make_broken_error(error) from error
     return "detectron2"
 
 
-def _broken(error: Exception) -> ImportError:
+def _make_broken_error(error: Exception) -> ImportError:
     return ImportError(
         f"detectron2 is installed but does not import: {error}. It was most likely built against "
         "another torch; rebuild it (see INSTALL.md), uninstall it, or set OVFORMER_D2=builtin. If "
-        "it is not installed, a folder called detectron2 on the Python path is taken for it."
+        "it is not installed, remove the folder called detectron2 from the Python path."
     )

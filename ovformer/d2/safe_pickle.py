@@ -1,10 +1,10 @@
-"""Unpickling of weights without running code: arrays and tensors, and nothing else.
+"""Unpickles weights without running code: arrays and tensors, and nothing else.
 
-Ours on both back-ends: detectron2 itself unpickles ``.pkl`` files without restrictions.
+Both back-ends use it: detectron2 itself unpickles ``.pkl`` files without restrictions.
 
-Of numpy, not even its own classes are given to a file: ``ndarray`` takes any bytes for references
-to Python objects, if a file says that they are, and a type that a file describes is believed
-whatever it says. Numbers and arrays of numbers are made from their bytes here.
+A file does not even get the classes of numpy: ``ndarray`` would read any bytes as references to
+Python objects if the file says so, and ``dtype`` believes any description of a type. Numbers and
+arrays of numbers are made from their bytes here.
 """
 
 import io
@@ -19,7 +19,7 @@ import torch
 
 
 class _NumberType:
-    """What stands for ``numpy.dtype`` in a file: the type of a number.
+    """Replaces ``numpy.dtype`` in a file: the type of a number.
 
     Attributes:
         value: the type.
@@ -28,17 +28,21 @@ class _NumberType:
     def __init__(self, text: str, *_: object) -> None:
         self.value = np.dtype(text) if isinstance(text, str) else None
         if self.value is None or self.value.kind not in "biufc":
-            raise pickle.UnpicklingError(f"it holds a numpy.dtype of {text!r:.40}, no numbers")
+            raise pickle.UnpicklingError(
+                f"it holds a numpy.dtype of {text!r:.40}, which is not a type of numbers"
+            )
 
     def __setstate__(self, state: tuple) -> None:
         _, byte_order, *parts = state[:5]
         if parts != [None] * 3:
-            raise pickle.UnpicklingError("it holds a numpy.dtype with parts, no numbers")
+            raise pickle.UnpicklingError(
+                "it holds a numpy.dtype with parts, which is not a type of numbers"
+            )
         self.value = self.value.newbyteorder(byte_order)
 
 
 class _NumberArray(np.ndarray):
-    """What stands for ``numpy.ndarray``: an array whose type is a :class:`_NumberType`."""
+    """Replaces ``numpy.ndarray`` in a file: an array whose type is a :class:`_NumberType`."""
 
     def __setstate__(self, state: tuple) -> None:
         *version, shape, kind, is_fortran, content = state
@@ -46,7 +50,7 @@ class _NumberArray(np.ndarray):
 
 
 def _reconstruct(*_: object) -> np.ndarray:
-    """Return an array whose state comes later in the file."""
+    """Return an empty array; its state comes later in the file."""
     return _NumberArray((0,), np.uint8)
 
 
@@ -59,7 +63,7 @@ def _from_buffer(content: bytes, kind: _NumberType, shape: tuple, order: str) ->
     return np.frombuffer(content, kind.value).reshape(shape, order=order)
 
 
-# All that pickled arrays of numbers refer to, by numpy 1 and 2, and what they get for it. The class
+# All names in pickled arrays of numbers, of numpy 1 and 2, with their replacements here. The class
 # itself is only ever an argument.
 _NUMPY = {
     ("numpy", "dtype"): _NumberType,
@@ -74,21 +78,21 @@ _NUMPY = {
         )
     },
 }
-# What else a pickled dict of arrays and tensors refers to.
+# All other names in a pickled dict of arrays and tensors.
 _ALLOWED = {
     "_codecs": {"encode"},
     "collections": {"OrderedDict"},
     "torch": {"Size"},
     "torch._utils": {"_rebuild_parameter", "_rebuild_tensor_v2"},
 }
-# What torch.load takes besides tensors: numbers of numpy occur in the optimizer's state of old
-# checkpoints, with the class of their dtype.
+# torch.load accepts these besides tensors: the optimizer's state of old checkpoints holds numbers
+# of numpy, with the class of their dtype.
 _TORCH_EXTRAS = [
     (stand_in, f"{module}.{name}")
     for (module, name), stand_in in _NUMPY.items()
     if name in ("dtype", "scalar")
 ]
-# What unpicklers raise besides UnpicklingError where a file is damaged, or made to do damage.
+# Unpicklers raise these besides UnpicklingError if a file is damaged, or made to do damage.
 _ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -105,7 +109,7 @@ _ERRORS = (
 
 
 class _WeightsUnpickler(pickle._Unpickler):
-    """Python's own implementation: that in C takes gigabytes where a few bytes of a file say so."""
+    """Python's own implementation: the one in C allocates gigabytes if a few bytes ask for them."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
@@ -121,7 +125,7 @@ class _WeightsUnpickler(pickle._Unpickler):
         )
 
     def load_build(self) -> None:
-        """Set the state of what has one. The functions above are not for files to change."""
+        """Set the state of an array, type or dict; a file must not change the functions above."""
         if not isinstance(self.stack[-2], _NumberType | _NumberArray | OrderedDict):
             raise pickle.UnpicklingError(f"it sets the state of {self.stack[-2]!r:.80}")
         super().load_build()
@@ -133,12 +137,12 @@ def load_weights_pickle(file: BinaryIO) -> Any:
     """Unpickle arrays and tensors, in dicts, lists and tuples; also files that Python 2 wrote.
 
     Raises:
-        pickle.UnpicklingError: the file is damaged, or refers to anything else.
+        pickle.UnpicklingError: the file is damaged, or contains anything else.
     """
     try:
         return _WeightsUnpickler(file, encoding="latin1").load()
     except _ERRORS as error:
-        raise pickle.UnpicklingError(_reason(error)) from error
+        raise pickle.UnpicklingError(_shorten_message(error)) from error
 
 
 def load_torch_file(file: str | os.PathLike | BinaryIO, mmap: bool = False) -> Any:
@@ -146,21 +150,20 @@ def load_torch_file(file: str | os.PathLike | BinaryIO, mmap: bool = False) -> A
 
     Args:
         file: the file, or its path.
-        mmap: leave the tensors on disk, of a file in torch's zip format.
+        mmap: leave the tensors on disk; only for files in torch's zip format.
 
     Raises:
         FileNotFoundError: there is no such file.
-        pickle.UnpicklingError: the file is damaged, or refers to anything else, which the message
-            names.
+        pickle.UnpicklingError: the file is damaged, or holds anything else; the message names it.
     """
     try:
         with torch.serialization.safe_globals(_TORCH_EXTRAS):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, *_ERRORS) as error:
-        raise pickle.UnpicklingError(_reason(error)) from error
+        raise pickle.UnpicklingError(_shorten_message(error)) from error
 
 
-def _reason(error: Exception) -> str:
-    """Return the line of a message that says what is wrong; torch's are long."""
+def _shorten_message(error: Exception) -> str:
+    """Return the decisive line of an error message; torch's messages are long."""
     lines = str(error).splitlines() or [type(error).__name__]
     return next((line.strip() for line in lines if "unsupported" in line.lower()), lines[0])

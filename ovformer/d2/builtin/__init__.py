@@ -1,7 +1,7 @@
-"""What OVFormer needs of detectron2, for machines where detectron2 is not installed.
+"""The part of detectron2 that OVFormer uses, for machines without detectron2.
 
-The names, arguments, defaults, random draws and exception types are detectron2's, so that code
-written against :mod:`ovformer.d2` runs unchanged on either. It rests on fvcore, iopath, yacs,
-torchvision and pycocotools. Import the names from :mod:`ovformer.d2`, which decides between the
-two; nothing here imports from the rest of the package.
+The names, arguments, defaults, random draws and exception types are detectron2's, so code
+that imports from :mod:`ovformer.d2` runs unchanged on either. A name is here only if the package,
+a tool or a script reaches it. Import the names from :mod:`ovformer.d2`, which chooses the back-end;
+nothing here imports from the rest of the package.
 """

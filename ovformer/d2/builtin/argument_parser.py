@@ -25,12 +25,16 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     )
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="YAML file of the config")
-    add("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint, if any")
+    add(
+        "--resume",
+        action="store_true",
+        help="resume from the last checkpoint in OUTPUT_DIR, if any",
+    )
     add("--eval-only", action="store_true", help="evaluate, do not train")
     add("--num-gpus", type=int, default=1, help="processes on this machine, one per GPU")
     add("--num-machines", type=int, default=1, help="machines of the run")
     add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    # One port per user, not a free one: a port in use tells of processes left from another run.
+    # A fixed port per user, not a free one: a port in use reveals processes left by another run.
     user = os.getuid() if hasattr(os, "getuid") else 1
     port = 2**15 + 2**14 + hash(user) % 2**14
     add(

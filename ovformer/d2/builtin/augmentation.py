@@ -1,4 +1,4 @@
-"""The interface of augmentations: policies that look at an image and return a fixed transform.
+"""The interface of augmentations: policies that look at an image and return a transform.
 
 Legend: H W pixels, C channels, N boxes.
 """
@@ -12,7 +12,16 @@ from fvcore.transforms.transform import Transform, TransformList
 
 
 class AugInput:
-    """What an augmentation looks at and transforms, in place."""
+    """The input of an augmentation, which transforms it in place.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8 or floating point.
+        boxes: (N, 4), x0, y0, x1, y1 in pixels.
+        sem_seg: integer labels (H, W).
+
+    Raises:
+        AssertionError: ``image`` is not such an array (detectron2's type).
+    """
 
     def __init__(
         self,
@@ -21,16 +30,6 @@ class AugInput:
         boxes: np.ndarray | None = None,
         sem_seg: np.ndarray | None = None,
     ) -> None:
-        """Take an image and what belongs to it.
-
-        Args:
-            image: (H, W) or (H, W, C), uint8 or floating point.
-            boxes: (N, 4), x0, y0, x1, y1 in pixels.
-            sem_seg: integer labels (H, W).
-
-        Raises:
-            AssertionError: ``image`` is no such array (detectron2's type).
-        """
         if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
             raise AssertionError(
                 f"AugInput: image must be an array (H, W) or (H, W, C), got {type(image)}"
@@ -51,11 +50,11 @@ class AugInput:
 class Augmentation:
     """A policy, often random, that decides on a :class:`Transform`.
 
-    Subclasses write :meth:`get_transform`. Its parameters name what it wants of the
-    :class:`AugInput`; where it has a single parameter, that is the image.
+    Subclasses implement :meth:`get_transform`. Its parameters name the attributes of the
+    :class:`AugInput` that it takes; a single parameter is the image.
     """
 
-    # Names of the input's attributes that get_transform takes; None: read off its signature.
+    # Names of the input's attributes that get_transform takes; None: taken from its signature.
     input_args: tuple[str, ...] | None = None
 
     def _init(self, params: dict[str, Any] | None = None) -> None:
@@ -72,7 +71,7 @@ class Augmentation:
         """Transform the input, in place.
 
         Args:
-            aug_input: has the attributes that :meth:`get_transform` wants.
+            aug_input: has the attributes that :meth:`get_transform` takes.
 
         Returns:
             The transform that was applied.
@@ -80,7 +79,7 @@ class Augmentation:
         Raises:
             AttributeError: the input lacks such an attribute.
             TypeError: :meth:`get_transform` takes a variable number of arguments.
-            AssertionError: it returned something that is no transform (detectron2's type).
+            AssertionError: it did not return a transform (detectron2's type).
         """
         tfm = self.get_transform(*self._read_args(aug_input))
         if not isinstance(tfm, Transform):
@@ -96,8 +95,8 @@ class Augmentation:
         for attribute in self.input_args:
             if not hasattr(aug_input, attribute):
                 raise AttributeError(
-                    f"{type(self).__name__} needs {attribute!r}, which the input of type "
-                    f"{type(aug_input).__name__} has not"
+                    f"{type(self).__name__} needs {attribute!r}, but the input of type "
+                    f"{type(aug_input).__name__} does not have it"
                 )
         return [getattr(aug_input, attribute) for attribute in self.input_args]
 
@@ -109,7 +108,7 @@ class Augmentation:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(
                     f"{type(self).__name__}.get_transform must name its arguments, not take "
-                    f"{parameter}. Override __call__ where they are not known."
+                    f"{parameter}. If they are not known, override __call__."
                 )
         return tuple(parameters)
 
@@ -123,16 +122,16 @@ class Augmentation:
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters
-        shown = (
+        arguments = (
             f"{name}={getattr(self, name)!r}"
             for name, parameter in defaults.items()
             if hasattr(self, name) and getattr(self, name) is not parameter.default
         )
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 class _FixedAugmentation(Augmentation):
-    """A transform where an augmentation is wanted."""
+    """An augmentation that always applies the same transform."""
 
     def __init__(self, tfm: Transform) -> None:
         self.tfm = tfm
@@ -149,7 +148,7 @@ class _FixedAugmentation(Augmentation):
 
 
 def as_augmentation(tfm_or_aug: Transform | Augmentation) -> Augmentation:
-    """Wrap a transform; return an augmentation as it is.
+    """Wrap a transform in an augmentation; return an augmentation unchanged.
 
     Raises:
         AssertionError: it is neither (detectron2's type).
@@ -162,10 +161,13 @@ def as_augmentation(tfm_or_aug: Transform | Augmentation) -> Augmentation:
 
 
 class AugmentationList(Augmentation):
-    """Augmentations one after the other, each seeing what the one before has made."""
+    """Applies augmentations in order, each to the result of the one before.
+
+    Args:
+        augs: augmentations and transforms in the order of application.
+    """
 
     def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
-        """Take augmentations and transforms in the order in which they are applied."""
         self.augs = [as_augmentation(aug) for aug in augs]
 
     def __call__(self, aug_input: AugInput) -> TransformList:

@@ -1,4 +1,4 @@
-"""Boxes and the ways to write one down.
+"""Boxes and the formats of their coordinates.
 
 Legend: N boxes.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @unique
 class BoxMode(IntEnum):
-    """How the numbers of a box are to be read."""
+    """The meaning of the four numbers of a box."""
 
     # x0, y0, x1, y1 in pixels
     XYXY_ABS = 0
     # x0, y0, width, height in pixels
     XYWH_ABS = 1
-    # The same relative to the image's size, and rotated boxes: named in data sets, not convertible.
+    # The same relative to the image's size, and rotated boxes. They cannot be converted.
     XYXY_REL = 2
     XYWH_REL = 3
     XYWHA_ABS = 4
@@ -32,15 +32,15 @@ class BoxMode(IntEnum):
 
         Args:
             box: one box as a list or tuple of 4 numbers, or an array or tensor of shape (N, 4).
-            from_mode: what ``box`` is in.
-            to_mode: what to return.
+            from_mode: the mode of ``box``.
+            to_mode: the mode of the result.
 
         Returns:
-            The box in the type it came in. The input is not changed, but is returned itself where
-            there is nothing to convert.
+            The box in its own type. The input is not changed; it is returned itself if both modes
+            are equal.
 
         Raises:
-            AssertionError: a relative mode, or a list that has not 4 numbers (detectron2's type).
+            AssertionError: a relative mode, or a list of other than 4 numbers (detectron2's type).
             NotImplementedError: any other conversion.
         """
         if from_mode == to_mode:
@@ -75,12 +75,14 @@ class BoxMode(IntEnum):
 class Boxes:
     """N axis-aligned boxes; indexing, ``len`` and iteration work as on a tensor.
 
+    Args:
+        tensor: boxes (N, 4); anything empty becomes (0, 4).
+
     Attributes:
         tensor: float32 (N, 4), rows (x0, y0, x1, y1) in pixels.
     """
 
     def __init__(self, tensor: Tensor | np.ndarray | Sequence[Sequence[float]]) -> None:
-        """Take boxes of shape (N, 4); anything empty becomes (0, 4)."""
         if isinstance(tensor, Tensor):
             tensor = tensor.to(torch.float32)
         else:
@@ -97,7 +99,7 @@ class Boxes:
 
     @property
     def device(self) -> torch.device:
-        """Where the boxes are."""
+        """The device of the boxes."""
         return self.tensor.device
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:

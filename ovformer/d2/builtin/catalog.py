@@ -1,4 +1,4 @@
-"""The two global tables of data sets: how to load one, and what is known about it."""
+"""The two global tables of data sets: their loading functions and their metadata."""
 
 import copy
 from collections import UserDict

@@ -1,4 +1,4 @@
-"""Checkpoints: detectron2's ``.pth`` and ``.pkl`` files, and matching of names by their ends."""
+"""Checkpoints: detectron2's ``.pth`` and ``.pkl`` files, and matching of names by suffix."""
 
 import logging
 import pickle
@@ -15,10 +15,16 @@ from ovformer.d2.safe_pickle import load_torch_file, load_weights_pickle
 
 
 class DetectionCheckpointer(Checkpointer):
-    """fvcore's checkpointer, which also reads ``.pkl`` files and matches names by their ends.
+    """fvcore's checkpointer, which also reads ``.pkl`` files and matches names by suffix.
 
     Only the main process saves. Other objects with ``state_dict`` are saved and loaded along with
     the model when given as keyword arguments.
+
+    Args:
+        model: the model, which may be wrapped in DistributedDataParallel.
+        save_dir: folder of the checkpoints.
+        save_to_disk: whether this process saves; by default the main one does.
+        **checkpointables: other objects to save, by their names in the file.
     """
 
     def __init__(
@@ -29,14 +35,6 @@ class DetectionCheckpointer(Checkpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
-        """Make the checkpointer.
-
-        Args:
-            model: the model, which may be wrapped in DistributedDataParallel.
-            save_dir: folder of the checkpoints.
-            save_to_disk: whether this process saves; by default the main one does.
-            **checkpointables: what else to save, by its name in the file.
-        """
         if save_to_disk is None:
             save_to_disk = comm.is_main_process()
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -47,8 +45,8 @@ class DetectionCheckpointer(Checkpointer):
         """Load a file, as fvcore does.
 
         Args:
-            path: of the file; ``?matching_heuristics=True`` at its end has names of a ``.pth``
-                matched by their ends. Empty: nothing is loaded.
+            path: of the file; ``?matching_heuristics=True`` at its end matches the names of a
+                ``.pth`` by suffix. Empty: nothing is loaded.
             *args: see ``fvcore.common.checkpoint.Checkpointer.load``.
             **kwargs: likewise.
 
@@ -91,7 +89,7 @@ class DetectionCheckpointer(Checkpointer):
         if not isinstance(data, dict) or not {"model", "__author__"} <= set(data):
             raise ValueError(
                 f"{filename}: expected a dict with 'model' and '__author__'. Weights of Caffe2 "
-                "can be read by detectron2 only (see INSTALL.md)."
+                "need detectron2 (see INSTALL.md)."
             )
         self.logger.info("Reading a file from '%s'", data["__author__"])
         return data
@@ -101,7 +99,7 @@ class DetectionCheckpointer(Checkpointer):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             checkpoint["model"] = match_by_suffix(self.model.state_dict(), checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        # The config gives these; old checkpoints hold them or not.
+        # The config sets these, and only some old checkpoints hold them: not worth a warning.
         buffers = dict(self.model.named_buffers(recurse=False))
         for name in ("pixel_mean", "pixel_std"):
             if name in buffers and name in incompatible.missing_keys:
@@ -112,25 +110,26 @@ class DetectionCheckpointer(Checkpointer):
 def match_by_suffix(
     model_state: dict[str, torch.Tensor], checkpoint: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Rename the entries of a checkpoint to those names of a model that end in them.
+    """Rename the entries of a checkpoint to the names of a model that end in them.
 
-    ``conv1.weight`` is taken for ``backbone.conv1.weight``, not for ``backbone.myconv1.weight``. Of
-    several entries that fit one name, the longest is taken.
+    ``conv1.weight`` matches ``backbone.conv1.weight``, not ``backbone.myconv1.weight``. If several
+    entries match one name, the longest counts.
 
     Args:
         model_state: a model's state dict.
         checkpoint: entries to rename.
 
     Returns:
-        The checkpoint with new names. Entries that fit nothing, or have another shape, keep theirs.
+        The checkpoint with new names. Entries without a match, or of another shape, keep theirs.
 
     Raises:
-        ValueError: an entry would be taken for two names.
+        ValueError: an entry matches two names.
     """
     logger = logging.getLogger(__name__)
     taken: dict[str, str] = {}  # name in the checkpoint -> name in the model
     for name in sorted(model_state):
         parts = name.split(".")
+        # Longest first, so that the most specific entry wins.
         suffixes = (".".join(parts[start:]) for start in range(len(parts)))
         source = next((suffix for suffix in suffixes if suffix in checkpoint), None)
         if source is None:
@@ -143,13 +142,13 @@ def match_by_suffix(
             )
         elif source in taken:
             raise ValueError(
-                f"{source} of the checkpoint fits two names of the model: {taken[source]} and "
+                f"{source} of the checkpoint matches two names of the model: {taken[source]} and "
                 f"{name}. Rename it in the file."
             )
         else:
             taken[source] = name
     if taken:
-        logger.info(f"{len(taken)} of {len(checkpoint)} weights were matched by their names' ends.")
+        logger.info(f"{len(taken)} of {len(checkpoint)} weights were matched by suffix.")
     else:
-        logger.warning("No name of the checkpoint is the end of a name of the model.")
+        logger.warning("No name of the checkpoint is a suffix of a name of the model.")
     return {taken.get(name, name): value for name, value in checkpoint.items()}

@@ -1,4 +1,4 @@
-"""Talk between the processes of a distributed run. Everything also works in a single process."""
+"""Communication between the processes of a run. Everything also works in a single process."""
 
 import functools
 from typing import Any
@@ -20,17 +20,17 @@ def get_world_size() -> int:
 
 
 def get_rank() -> int:
-    """Return this process's number among those of all machines."""
+    """Return this process's rank among those of all machines."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 def get_local_rank() -> int:
-    """Return this process's number among those of its machine."""
+    """Return this process's rank on its machine."""
     return dist.get_rank(get_local_process_group()) if _is_distributed() else 0
 
 
 def is_main_process() -> bool:
-    """Tell whether this is the process of rank 0, which logs and writes."""
+    """Return whether this is the process of rank 0, which logs and writes."""
     return get_rank() == 0
 
 
@@ -38,27 +38,27 @@ def get_local_process_group() -> dist.ProcessGroup:
     """Return the group of the processes on this machine.
 
     Raises:
-        AssertionError: nobody called :func:`create_local_process_group`.
+        AssertionError: nothing has called :func:`create_local_process_group`.
     """
     assert _LOCAL_GROUP is not None, (
-        "the processes of this machine have no group: call comm.create_local_process_group("
-        "processes per machine) after torch.distributed.init_process_group(), as launch() does"
+        "the processes of this machine have no group; call comm.create_local_process_group("
+        "processes per machine) after torch.distributed.init_process_group()"
     )
     return _LOCAL_GROUP
 
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Group the processes of each machine. All processes have to call it, once.
+    """Group the processes of each machine. All processes call this once.
 
     Args:
         num_workers_per_machine: processes per machine, the same on each.
 
     Raises:
-        AssertionError: the world size is not a multiple of it, or there is a group already.
+        AssertionError: the world size is not a multiple of it, or a group exists already.
     """
     global _LOCAL_GROUP
-    assert _LOCAL_GROUP is None, "the processes of this machine have a group already"
+    assert _LOCAL_GROUP is None, "the processes of this machine already have a group"
     world_size = get_world_size()
     assert world_size % num_workers_per_machine == 0, (
         f"{world_size} processes cannot be {num_workers_per_machine} on each machine"
@@ -72,7 +72,7 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 
 def synchronize() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have called this."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
@@ -87,7 +87,7 @@ def _new_gloo_group() -> dist.ProcessGroup:
 
 
 def _cpu_group() -> dist.ProcessGroup:
-    """Return a group of all processes whose messages need no GPU memory."""
+    """Return a group of all processes that sends through the CPU, as pickled objects are there."""
     return _new_gloo_group() if dist.get_backend() == dist.Backend.NCCL else dist.group.WORLD
 
 
@@ -124,5 +124,5 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 
 def shared_random_seed() -> int:
-    """Return a random number below 2**31 that is the same in all processes, which all call this."""
+    """Return a random number below 2**31 that is the same in all processes; all must call this."""
     return all_gather(np.random.randint(2**31))[0]

@@ -1,4 +1,4 @@
-"""Configs: the node type, the defaults, and the decorator that lets a class be built from one."""
+"""Configs: the node type, and the decorator that builds a class from a config."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ from ovformer.d2.builtin.env import PathManager
 
 
 class CfgNode(_BaseCfgNode):
-    """A nested config with attribute access, ``_BASE_`` files, and an error for each unknown key.
+    """A nested config with attribute access and ``_BASE_`` files; unknown keys are errors.
 
     Unlike in detectron2, YAML tags that run Python are refused unless ``allow_unsafe=True``.
     """
@@ -23,7 +23,7 @@ class CfgNode(_BaseCfgNode):
         return PathManager.open(os.fspath(filename), "r")
 
     def merge_from_file(self, cfg_filename: str | os.PathLike, allow_unsafe: bool = False) -> None:
-        """Merge a YAML file, and the files that its ``_BASE_`` names, into this config.
+        """Merge a YAML file, after the file that its ``_BASE_`` names, into this config.
 
         Args:
             cfg_filename: path of the file.
@@ -31,7 +31,7 @@ class CfgNode(_BaseCfgNode):
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file holds no keys, or was written for another config version.
+            ValueError: the file has no keys, or is of another config version.
             KeyError: a key is not known.
         """
         path = os.fspath(cfg_filename)
@@ -39,7 +39,7 @@ class CfgNode(_BaseCfgNode):
             raise FileNotFoundError(f"Config file {path!r} does not exist")
         try:
             values = self.load_yaml_with_base(path, allow_unsafe=allow_unsafe)
-        except TypeError as error:  # raised by fvcore where the YAML is a string, a list or nothing
+        except TypeError as error:  # fvcore raises it for a string, a list or an empty file
             raise ValueError(f"Config file {path!r}: expected 'KEY: value' lines") from error
         loaded = type(self)(values)
         own_version = self.get("VERSION")
@@ -95,7 +95,7 @@ def _is_config_call(args: tuple, kwargs: dict[str, Any]) -> bool:
 
 
 def _translate(from_config: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that ``from_config`` makes of a call with a config."""
+    """Return the constructor's arguments for a call with a config."""
     parameters = inspect.signature(from_config).parameters
     if next(iter(parameters), None) != "cfg":
         raise TypeError(f"{from_config.__qualname__} must take 'cfg' as its first argument")

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 class _SerializedList:
     """Pickled records in one tensor.
 
-    Worker processes share its memory; Python objects would be copied into each of them as soon as
-    their reference counts are touched.
+    Worker processes share its memory. A list of Python objects would be copied into each of them,
+    because reading an object changes its reference count.
     """
 
     def __init__(self, records: list) -> None:
@@ -40,22 +40,21 @@ class _SerializedList:
 
 
 class DatasetFromList(Dataset):
-    """A list as a data set."""
+    """A list as a data set.
+
+    Args:
+        lst: the records.
+        copy: return deep copies, which the caller may change.
+        serialize: True keeps the records pickled in one block that worker processes share, and
+            returns copies; a function returns another such sequence for the list.
+
+    Raises:
+        TypeError: ``serialize`` is neither a bool nor a function.
+    """
 
     def __init__(
         self, lst: list, copy: bool = True, serialize: bool | Callable[[list], Any] = True
     ) -> None:
-        """Wrap ``lst``.
-
-        Args:
-            lst: the records.
-            copy: give out deep copies, which the caller may change.
-            serialize: keep the records pickled in one block that worker processes share (this
-                copies too), or a function that makes such a sequence.
-
-        Raises:
-            TypeError: ``serialize`` is neither a bool nor a function.
-        """
         if serialize is True:
             serialize = _SerializedList
         if serialize is not False and not callable(serialize):

@@ -1,7 +1,7 @@
 """Default values of the config, as in detectron2's version 2 configs.
 
-OVFormer reads only some of them. The others (R-CNN heads, anchors, keypoints) are here so that a
-YAML file or a dumped ``config.yaml`` that mentions them loads on both back-ends.
+OVFormer reads only some of them. With the others (R-CNN heads, anchors, keypoints) a YAML file or a
+dumped ``config.yaml`` that contains them loads on both back-ends.
 """
 
 from typing import Any

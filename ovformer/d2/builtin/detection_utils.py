@@ -22,7 +22,7 @@ _RGB_TO_YUV = np.array(
 )
 
 
-# EXIF orientation -> what turns the image upright; 1 is upright.
+# EXIF orientation -> the transpose that makes the image upright; 1 is upright.
 _TURN_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +35,7 @@ _TURN_OF_ORIENTATION = {
 
 
 class SizeMismatchError(ValueError):
-    """An image has not the size that its annotation says."""
+    """The size of an image differs from the one in its annotation."""
 
 
 def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.ndarray:
@@ -43,8 +43,8 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
 
     Args:
         file_name: path of the file.
-        format: a mode of Pillow's such as "RGB" or "L", or "BGR", or "YUV-BT.601"; None keeps the
-            file's own.
+        format: a mode of Pillow such as "RGB" or "L", or "BGR", or "YUV-BT.601"; None keeps the
+            mode of the file.
 
     Returns:
         (H, W, C), for "L" (H, W, 1); uint8, for "YUV-BT.601" float with Y in [0, 1].
@@ -66,15 +66,15 @@ def read_image(file_name: str | os.PathLike, format: str | None = None) -> np.nd
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception as error:  # Pillow raises all kinds of them where the EXIF block is broken
-        logger.debug("No orientation, the EXIF block is broken: %s", error)
+    except Exception as error:  # Pillow raises many types for a broken EXIF block
+        logger.debug("The EXIF block is broken, so its orientation is ignored: %s", error)
         return image
     turn = _TURN_OF_ORIENTATION.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
-    """Compare an image with its record's "height" and "width", and fill these in where absent.
+    """Check an image against its record's "height" and "width", or set them if absent.
 
     Args:
         dataset_dict: the record.
@@ -102,17 +102,17 @@ def filter_empty_instances(
     box_threshold: float = 1e-5,
     return_mask: bool = False,
 ) -> Instances | tuple[Instances, torch.Tensor]:
-    """Drop the instances of which nothing is left.
+    """Drop the instances with an empty box or mask.
 
     Args:
         instances: with gt_boxes and perhaps gt_masks.
         by_box: drop those with an empty box.
         by_mask: drop those with an empty mask.
-        box_threshold: a box is empty where a side is no longer than this many pixels.
-        return_mask: also return bool (N,), which of them were kept.
+        box_threshold: a box with a side of at most this many pixels is empty.
+        return_mask: also return bool (N,): which instances were kept.
     """
     if not (by_box or by_mask):
-        raise AssertionError("filter_empty_instances: by_box or by_mask must be set")
+        raise AssertionError("filter_empty_instances: by_box or by_mask must be True")
     keep = torch.ones(len(instances), dtype=torch.bool, device=instances.gt_boxes.device)
     if by_box:
         keep &= instances.gt_boxes.nonempty(threshold=box_threshold)

@@ -1,4 +1,4 @@
-"""The environment: files and URLs, registries, random seeds, and a table of what is installed."""
+"""Files and URLs, registries, random seeds, and a table of installed versions."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Running a model over a data set, and the interface of what scores it."""
+"""The loop that runs a model over a data set, and the interface of evaluators."""
 
 import datetime
 import logging
@@ -12,8 +12,9 @@ from torch import nn
 
 from ovformer.d2.builtin import comm
 
-# Batches at the start that are left out of the timing, and seconds between two progress lines.
+# The first batches are slow and not timed.
 _WARMUP_BATCHES = 5
+# Between two progress lines.
 _LOG_SECONDS = 5.0
 
 
@@ -21,22 +22,22 @@ class DatasetEvaluator:
     """Collects predictions by ``process`` and scores them in ``evaluate``."""
 
     def reset(self) -> None:
-        """Forget everything, for a new round."""
+        """Forget all predictions before a new evaluation."""
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        """Take one batch.
+        """Add the predictions of one batch.
 
         Args:
-            inputs: what the model was called with.
-            outputs: what it returned.
+            inputs: the input of the model.
+            outputs: the output of the model.
         """
 
     def evaluate(self) -> dict | None:
-        """Return scores as ``{task: {metric: value}}``; None where this is not the main process."""
+        """Return scores as ``{task: {metric: value}}``; None on other than the main process."""
 
 
 class _Stopwatch:
-    """Seconds per batch, of each part of the loop and in all, without the warm-up batches."""
+    """Measures the seconds of each part of the loop, without the warm-up batches."""
 
     def __init__(self) -> None:
         self.restart()
@@ -46,7 +47,7 @@ class _Stopwatch:
         self.parts = {"Dataloading": 0.0, "Inference": 0.0, "Eval": 0.0}
 
     def lap(self, part: str) -> None:
-        """Count the time since the last lap as time of ``part``."""
+        """Add the time since the last lap to ``part``."""
         now = time.perf_counter()
         self.parts[part] += now - self._last
         self._last = now
@@ -64,13 +65,13 @@ def inference_on_dataset(
     """Run a model over all batches, score the predictions and log the speed.
 
     Args:
-        model: called with each batch, without gradients; an ``nn.Module`` is in eval mode then.
-        data_loader: batches; has a length.
+        model: called with each batch, without gradients; an ``nn.Module`` in eval mode.
+        data_loader: the batches; it must have a length.
         evaluator: scores the predictions; None measures the speed only.
         callbacks: functions by name: on_start, before_inference, after_inference, on_end.
 
     Returns:
-        What the evaluator returns, or an empty dict for None.
+        The evaluator's scores, or an empty dict if it returns None.
     """
     logger = logging.getLogger(__name__)
     callbacks = callbacks or {}
@@ -97,6 +98,7 @@ def inference_on_dataset(
                 call("before_inference")
                 outputs = model(inputs)
                 call("after_inference")
+                # Kernels run asynchronously: without waiting, "Eval" would be charged for them.
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 watch.lap("Inference")
@@ -108,7 +110,7 @@ def inference_on_dataset(
                 is_due = time.perf_counter() - last_log >= _LOG_SECONDS
                 if is_due and (index >= 2 * num_warmup or is_slow):
                     last_log = time.perf_counter()
-                    logger.info(_progress(index + 1, total, watch, timed))
+                    logger.info(_describe_progress(index + 1, total, watch, timed))
             call("on_end")
 
     timed = max(total - num_warmup, 1)
@@ -125,7 +127,7 @@ def inference_on_dataset(
     return {} if results is None else results
 
 
-def _progress(done: int, total: int, watch: _Stopwatch, timed: int) -> str:
+def _describe_progress(done: int, total: int, watch: _Stopwatch, timed: int) -> str:
     per_batch = watch.total() / timed
     parts = "".join(f"{name}: {sec / timed:.4f} s/iter. " for name, sec in watch.parts.items())
     eta = datetime.timedelta(seconds=int(per_batch * (total - done)))
@@ -134,7 +136,7 @@ def _progress(done: int, total: int, watch: _Stopwatch, timed: int) -> str:
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode for a ``with`` block, then back in the mode it was in."""
+    """Put a model in eval mode for a ``with`` block, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -147,18 +149,18 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
     """Log scores as lines of comma-separated values, for a spreadsheet.
 
     Args:
-        results: ``{task: {metric: value}}``; metrics with a "-" (those of one category) are left
-            out, and a task may be a single value.
+        results: ``{task: {metric: value}}``; metrics with a "-" (those of one category) are
+            skipped. A task may also be a single value.
     """
     logger = logging.getLogger(__name__)
     for task, scores in results.items():
         if not isinstance(scores, Mapping):
             logger.info(f"copypaste: {task}={scores}")
             continue
-        shown = {metric: value for metric, value in scores.items() if "-" not in metric}
+        overall = {metric: value for metric, value in scores.items() if "-" not in metric}
         logger.info(f"copypaste: Task: {task}")
-        logger.info("copypaste: " + ",".join(shown))
-        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in shown.values()))
+        logger.info("copypaste: " + ",".join(overall))
+        logger.info("copypaste: " + ",".join(f"{value:.4f}" for value in overall.values()))
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:

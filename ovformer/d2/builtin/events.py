@@ -1,4 +1,4 @@
-"""Scalars of a training run: where they are kept, and who writes them where."""
+"""The storage of a training run's scalars, and the writers that save or print them."""
 
 import datetime
 import json
@@ -47,10 +47,11 @@ class EventStorage:
         """Record one number.
 
         Args:
-            name: what it is; the open name scope is put in front.
+            name: of the scalar; an open name scope is put in front.
             value: a number or a tensor with one element.
-            smoothing_hint: whether it is noisy, so that writers show a median. Fixed for a name.
-            cur_iter: the iteration it belongs to; by default the present one.
+            smoothing_hint: whether it is noisy, so that writers show a median; always the same for
+                one name.
+            cur_iter: its iteration; by default the present one.
         """
         name = self._prefix + name
         value = float(value)
@@ -108,7 +109,7 @@ class EventStorage:
         """Return like :meth:`latest`, with a median for noisy scalars.
 
         Args:
-            window_size: iterations that the median is taken over.
+            window_size: iterations of the median.
         """
         smoothed = {}
         for name, (value, iteration) in self._latest.items():
@@ -118,7 +119,7 @@ class EventStorage:
         return smoothed
 
     def count_samples(self, name: str, window_size: int = 20) -> int:
-        """Return how many values a name got in its last ``window_size`` iterations."""
+        """Return the number of values of a name in its last ``window_size`` iterations."""
         values = self._history[name].values()
         first = values[-1][1] - window_size + 1
         for count, (_, iteration) in enumerate(reversed(values)):
@@ -127,11 +128,11 @@ class EventStorage:
         return len(values)
 
     def smoothing_hints(self) -> dict[str, bool]:
-        """Return which names were recorded as noisy."""
+        """Return for each name whether it is noisy."""
         return self._smoothing_hints
 
     def step(self) -> None:
-        """Go on to the next iteration, where no trainer sets ``iter``."""
+        """Continue with the next iteration, if no trainer sets ``iter``."""
         self.iter += 1
 
     @property
@@ -150,7 +151,7 @@ class EventStorage:
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Put ``name/`` in front of what is recorded in a ``with`` block."""
+        """Put ``name/`` in front of the names that are recorded in a ``with`` block."""
         outer = self._prefix
         self._prefix = name.rstrip("/") + "/"
         try:
@@ -178,10 +179,10 @@ class EventStorage:
 
 
 class EventWriter:
-    """Base of what takes events out of the current storage."""
+    """Base class of the writers, which read the current storage."""
 
     def write(self) -> None:
-        """Write what is new."""
+        """Write the events since the last call."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -189,15 +190,14 @@ class EventWriter:
 
 
 class JSONWriter(EventWriter):
-    """Appends one line of JSON per iteration with everything that was recorded for it."""
+    """Appends one line of JSON per iteration with all its scalars.
+
+    Args:
+        json_file: path; lines are appended to an existing file.
+        window_size: iterations of the median of noisy scalars.
+    """
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
-        """Open the file.
-
-        Args:
-            json_file: path; an existing file is continued.
-            window_size: iterations that the median of noisy scalars is taken over.
-        """
         self._file = PathManager.open(json_file, "a")
         self._window_size = window_size
         self._last_write = -1
@@ -223,16 +223,17 @@ class JSONWriter(EventWriter):
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes scalars, images and histograms for TensorBoard."""
+    """Writes scalars, images and histograms for TensorBoard.
+
+    The first write creates the folder.
+
+    Args:
+        log_dir: folder of the event files.
+        window_size: iterations of the median of noisy scalars.
+        **kwargs: more arguments of ``torch.utils.tensorboard.SummaryWriter``.
+    """
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
-        """Remember the folder; it is made by the first write.
-
-        Args:
-            log_dir: folder of the event files.
-            window_size: iterations that the median of noisy scalars is taken over.
-            **kwargs: more arguments of ``torch.utils.tensorboard.SummaryWriter``.
-        """
         self._window_size = window_size
         self._arguments = {"log_dir": log_dir, **kwargs}
         self._last_write = -1
@@ -244,7 +245,7 @@ class TensorboardXWriter(EventWriter):
         return SummaryWriter(**self._arguments)
 
     def write(self) -> None:
-        """Write what was recorded since the last call."""
+        """Write the events since the last call."""
         storage = get_event_storage()
         last_write = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(
@@ -266,22 +267,21 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs one line with time left, iteration, losses, times, learning rate and GPU memory."""
+    """Logs one line with time left, iteration, losses, times, learning rate and GPU memory.
+
+    Args:
+        max_iter: iterations of the whole training; without it the line has no time left.
+        window_size: iterations of the median of losses.
+    """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
-        """Make a printer.
-
-        Args:
-            max_iter: iterations of the whole training; without it no time left is shown.
-            window_size: iterations that the median of losses is taken over.
-        """
         self.logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._window_size = window_size
         self._last_write: tuple[int, float] | None = None  # (iteration, time)
 
     def write(self) -> None:
-        """Log the line, unless training is over."""
+        """Log the line, unless the training has ended."""
         storage = get_event_storage()
         if storage.iter == self._max_iter:
             return
@@ -310,14 +310,14 @@ class CommonMetricPrinter(EventWriter):
         ]
 
     def _eta(self, storage: EventStorage) -> str:
-        """Return the time left, or an empty string while it is not known."""
+        """Return the time left, or an empty string while it is unknown."""
         if self._max_iter is None:
             return ""
         left = self._max_iter - storage.iter - 1
         if "time" in storage.histories():
             seconds = storage.history("time").median(1000) * left
             storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-        else:  # nobody measures iterations: take the time between two lines
+        else:  # no IterationTimer: use the time between two lines
             last, self._last_write = self._last_write, (storage.iter, time.perf_counter())
             if last is None or last[0] == storage.iter:
                 return ""

@@ -1,4 +1,4 @@
-"""Hooks that most trainings need."""
+"""Hooks of every training: timing, learning rate, evaluation."""
 
 import datetime
 import logging
@@ -20,14 +20,13 @@ __all__ = ["EvalHook", "HookBase", "IterationTimer", "LRScheduler"]
 
 
 class IterationTimer(HookBase):
-    """Records ``time``, the seconds of each step, and logs a summary. To be the first hook."""
+    """Records ``time``, the seconds of each step, and logs a summary. Register it first.
+
+    Args:
+        warmup_iter: the first step that counts; earlier ones are slower than usual.
+    """
 
     def __init__(self, warmup_iter: int = 3) -> None:
-        """Make the hook.
-
-        Args:
-            warmup_iter: the first step that counts; those before it are slower than usual.
-        """
         self._warmup_iter = warmup_iter
         self._begin = self._step_begin = time.perf_counter()
         self._num_steps = 0
@@ -55,7 +54,7 @@ class IterationTimer(HookBase):
         self.trainer.storage.put_scalars(time=seconds)
 
     def after_train(self) -> None:
-        """Log the speed, and how long everything else took."""
+        """Log the speed of the steps, and the total time with and without the hooks."""
         logger = logging.getLogger(__name__)
         total = time.perf_counter() - self._begin
         if self._num_steps:
@@ -73,32 +72,32 @@ def _duration(seconds: float) -> str:
 
 
 class LRScheduler(HookBase):
-    """Steps the learning-rate scheduler after each iteration and records ``lr``."""
+    """Steps the learning-rate scheduler after each iteration and records ``lr``.
+
+    Args:
+        optimizer: has the learning rates; None is that of the trainer.
+        scheduler: torch's, or fvcore's, which multiplies the initial learning rates; None is that
+            of the trainer.
+    """
 
     def __init__(
         self,
         optimizer: Optimizer | None = None,
         scheduler: _TorchScheduler | ParamScheduler | None = None,
     ) -> None:
-        """Make the hook; what is not given is taken from the trainer.
-
-        Args:
-            optimizer: has the learning rates.
-            scheduler: torch's, or fvcore's, which multiplies the initial learning rates.
-        """
         self._optimizer = optimizer
         self._scheduler = scheduler
 
     @property
     def scheduler(self) -> _TorchScheduler | ParamScheduler:
-        """The scheduler, of this hook or else of the trainer."""
+        """The scheduler of this hook, or else of the trainer."""
         return self._scheduler or self.trainer.scheduler
 
     @staticmethod
     def get_best_param_group_id(optimizer: Optimizer) -> int:
-        """Return the index of the parameter group whose learning rate stands for all.
+        """Return the index of the parameter group whose learning rate is logged.
 
-        It is the one with most parameters; where each has one, the first with the commonest rate.
+        It is the group with most parameters; if each has one, the first with the commonest rate.
         """
         groups = optimizer.param_groups
         sizes = [len(group["params"]) for group in groups]
@@ -132,14 +131,22 @@ class LRScheduler(HookBase):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of torch's scheduler."""
+        """Restore the state of torch's scheduler."""
         if isinstance(self.scheduler, _TorchScheduler):
             logging.getLogger(__name__).info("Loading scheduler from state_dict ...")
             self.scheduler.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
-    """Evaluates every ``eval_period`` iterations and after the last, and records the scores."""
+    """Evaluates every ``eval_period`` iterations and after the last one, and records the scores.
+
+    Either all processes have the hook or none, as it waits for all of them.
+
+    Args:
+        eval_period: iterations between evaluations; 0 for the last one only.
+        eval_function: returns a nested dict of numbers, or nothing.
+        eval_after_train: evaluate when training has succeeded.
+    """
 
     def __init__(
         self,
@@ -147,26 +154,19 @@ class EvalHook(HookBase):
         eval_function: Callable[[], dict | None],
         eval_after_train: bool = True,
     ) -> None:
-        """Make the hook, in all processes or in none.
-
-        Args:
-            eval_period: iterations between evaluations; 0 for none but the last.
-            eval_function: returns a nested dict of numbers, or nothing.
-            eval_after_train: evaluate when training has succeeded.
-        """
         self._period = eval_period
         self._function = eval_function
         self._eval_after_train = eval_after_train
 
     def after_step(self) -> None:
-        """Evaluate if it is time."""
+        """Evaluate if an evaluation is due."""
         done = self.trainer.iter + 1
         # After the last iteration, after_train evaluates.
         if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
             self._do_eval()
 
     def after_train(self) -> None:
-        """Evaluate if training succeeded, then drop the function: it may refer to the trainer."""
+        """Evaluate if the training succeeded; drop the function, which may refer to the trainer."""
         if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
             self._do_eval()
         del self._function
@@ -181,9 +181,9 @@ class EvalHook(HookBase):
                     float(value)
                 except (TypeError, ValueError) as error:
                     raise ValueError(
-                        f"eval_function has to return a nested dict of numbers; {name!r} is "
+                        f"eval_function: expected a nested dict of numbers, but {name!r} is "
                         f"{value!r}"
                     ) from error
             self.trainer.storage.put_scalars(**scores, smoothing_hint=False)
-        # Processes may need different times; let them start the next iteration together.
+        # An evaluation takes each process another time; all start the next iteration together.
         comm.synchronize()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 @dataclass
 class ShapeSpec:
-    """What is known in advance of a feature map's shape; stride is in pixels of the image."""
+    """The shape of a feature map as far as it is known; stride is in pixels of the image."""
 
     channels: int | None = None
     height: int | None = None
@@ -23,7 +23,14 @@ class ShapeSpec:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution followed by an optional normalisation and an optional activation."""
+    """A convolution followed by an optional normalisation and an optional activation.
+
+    Args:
+        *args: those of :class:`torch.nn.Conv2d`.
+        norm: follows the convolution.
+        activation: follows the norm.
+        **kwargs: those of :class:`torch.nn.Conv2d`.
+    """
 
     def __init__(
         self,
@@ -32,7 +39,6 @@ class Conv2d(nn.Conv2d):
         activation: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take the arguments of :class:`torch.nn.Conv2d`, and what follows it, norm first."""
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
@@ -50,19 +56,18 @@ class Conv2d(nn.Conv2d):
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalisation whose statistics and affine parameters are constants.
 
-    All four are buffers, called as in :class:`torch.nn.BatchNorm2d`, so its weights load unchanged.
+    All four are buffers with the names of :class:`torch.nn.BatchNorm2d`, whose weights load
+    unchanged. A new layer is the identity.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
     """
 
     # Recorded in state dicts. Those of versions below 2 may lack the statistics.
     _version = 3
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        """Start as the identity.
-
-        Args:
-            num_features: C.
-            eps: added to the variance.
-        """
         super().__init__()
         self.num_features = num_features
         self.eps = eps
@@ -100,7 +105,7 @@ class FrozenBatchNorm2d(nn.Module):
         """Replace all BatchNorm2d and SyncBatchNorm in a module, in place.
 
         Args:
-            module: anything; where it is a normalisation itself, a new module is returned.
+            module: any module; if it is a normalisation itself, a new module is returned.
 
         Returns:
             The module with its normalisations frozen.
@@ -122,10 +127,14 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the channels of each pixel of (B, C, H, W)."""
+    """Normalisation over the channels of each pixel of (B, C, H, W).
+
+    Args:
+        normalized_shape: C.
+        eps: added to the variance.
+    """
 
     def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
-        """Start as the plain normalisation of C = ``normalized_shape`` channels."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(normalized_shape))
         self.bias = nn.Parameter(torch.zeros(normalized_shape))

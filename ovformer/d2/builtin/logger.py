@@ -13,7 +13,7 @@ _STDOUT = "ovformer-stdout"
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """``[time name]: message`` with a short name, and colours where the console can show them."""
+    """Formats ``[time name]: message`` with a short name, in colours on a terminal."""
 
     def __init__(self, name: str, abbreviation: str, use_color: bool) -> None:
         super().__init__("%(asctime)s %(message)s", datefmt=_DATE)
@@ -47,18 +47,18 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Let a logger and those below it log everything to the console and to a file.
+    """Make a logger and its children log everything to the console and to a file.
 
     Calling it again adds no second handler for the console or for the same file.
 
     Args:
         output: a file that ends in ``.txt`` or ``.log``, a folder (its ``log.txt``), or None.
-        distributed_rank: rank of this process; only 0 logs to the console, others get a file each,
-            with ``.rank<n>`` at its end.
-        color: short lines with colours, if the console is a terminal; else plain lines with levels.
+        distributed_rank: rank of this process; only rank 0 logs to the console; each other rank
+            has its own file, which ends in ``.rank<n>``.
+        color: True for short lines, coloured on a terminal; False for plain lines with levels.
         name: the logger.
-        abbrev_name: what the console shows for ``name``; empty leaves it out.
-        enable_propagation: whether the loggers above it get the lines, too.
+        abbrev_name: replaces ``name`` on the console; empty drops it.
+        enable_propagation: whether its parent loggers get the lines too.
         configure_stdout: whether to log to the console.
 
     Returns:
@@ -67,18 +67,20 @@ def setup_logger(
     logger = logging.getLogger(name)
     logger.setLevel(logging.DEBUG)
     logger.propagate = enable_propagation
-    plain = logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt=_DATE)
+    plain_format = logging.Formatter(
+        "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt=_DATE
+    )
     handlers = {handler.name: handler for handler in logger.handlers}
 
     if configure_stdout and distributed_rank == 0:
         if abbrev_name is None:
             abbrev_name = "d2" if name == "detectron2" else name
-        if _STDOUT in handlers:  # made anew, as sys.stdout may be another one by now
+        if _STDOUT in handlers:  # replaced, as sys.stdout may have changed
             logger.removeHandler(handlers[_STDOUT])
         console = logging.StreamHandler(sys.stdout)
         console.set_name(_STDOUT)
         console.setFormatter(
-            _ConsoleFormatter(name, abbrev_name, sys.stdout.isatty()) if color else plain
+            _ConsoleFormatter(name, abbrev_name, sys.stdout.isatty()) if color else plain_format
         )
         logger.addHandler(console)
 
@@ -89,6 +91,6 @@ def setup_logger(
             PathManager.mkdirs(os.path.dirname(path))
             file = logging.FileHandler(path, encoding="utf-8")
             file.set_name(path)
-            file.setFormatter(plain)
+            file.setFormatter(plain_format)
             logger.addHandler(file)
     return logger

@@ -16,13 +16,15 @@ from ovformer.d2.builtin.boxes import Boxes
 class BitMasks:
     """N bitmaps of one size.
 
+    Args:
+        tensor: masks (N, H, W); non-zero pixels are inside.
+
     Attributes:
         tensor: bool (N, H, W).
         image_size: (H, W).
     """
 
     def __init__(self, tensor: Tensor | np.ndarray) -> None:
-        """Take masks of shape (N, H, W); non-zero is inside."""
         if isinstance(tensor, Tensor):
             tensor = tensor.to(torch.bool)
         else:
@@ -38,11 +40,11 @@ class BitMasks:
 
     @property
     def device(self) -> torch.device:
-        """Where the masks are."""
+        """The device of the masks."""
         return self.tensor.device
 
     def nonempty(self) -> Tensor:
-        """Return bool (N,): whether a mask has any pixel."""
+        """Return bool (N,): whether a mask has a pixel inside."""
         return self.tensor.flatten(1).any(dim=1)
 
     def get_bounding_boxes(self) -> Boxes:
@@ -77,5 +79,5 @@ class BitMasks:
 
 
 def _first_true(flags: Tensor) -> Tensor:
-    """Index of the first True in each row, (N,); anything where there is none."""
+    """Return the index of the first True in each row, (N,); undefined for a row without one."""
     return flags.int().argmax(dim=1)

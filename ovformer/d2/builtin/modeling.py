@@ -38,7 +38,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """More demands on the padding, as ``ImageList.from_tensors`` takes them."""
+        """Further constraints on the padding, as in ``ImageList.from_tensors``."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -56,7 +56,7 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
 
     Args:
         cfg: the config.
-        input_shape: of the images; by default as many channels as ``MODEL.PIXEL_MEAN`` has.
+        input_shape: of the images; by default with as many channels as ``MODEL.PIXEL_MEAN``.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

@@ -1,4 +1,4 @@
-"""PointRend's points: reading feature maps at them, and choosing uncertain ones.
+"""PointRend's points (https://arxiv.org/abs/1912.08193): sampling maps, choosing uncertain points.
 
 Legend: N maps, C channels, P points, H W pixels. Points are (x, y) in [0, 1].
 """
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def point_sample(input: Tensor, point_coords: Tensor, **kwargs: Any) -> Tensor:
-    """Read feature maps at points, bilinearly.
+    """Sample feature maps at points, bilinearly.
 
     Args:
         input: (N, C, H, W).
@@ -22,10 +22,10 @@ def point_sample(input: Tensor, point_coords: Tensor, **kwargs: Any) -> Tensor:
     Returns:
         (N, C, P) or (N, C, H', W').
     """
-    is_list = point_coords.dim() == 3
-    grid = 2.0 * (point_coords.unsqueeze(2) if is_list else point_coords) - 1.0
+    is_point_list = point_coords.dim() == 3
+    grid = 2.0 * (point_coords.unsqueeze(2) if is_point_list else point_coords) - 1.0
     sampled = F.grid_sample(input, grid, **kwargs)
-    return sampled.squeeze(3) if is_list else sampled
+    return sampled.squeeze(3) if is_point_list else sampled
 
 
 def get_uncertain_point_coords_with_randomness(
@@ -35,17 +35,17 @@ def get_uncertain_point_coords_with_randomness(
     oversample_ratio: float,
     importance_sample_ratio: float,
 ) -> Tensor:
-    """Choose points where a prediction is uncertain, and some anywhere (PointRend, section 3.1).
+    """Choose points where a prediction is uncertain, and random ones (PointRend, section 3.1).
 
     Random numbers are drawn in this order: (N, P * oversample_ratio, 2) candidates, then the
-    points that are kept whatever they are.
+    random points.
 
     Args:
         coarse_logits: (N, C, H, W).
         uncertainty_func: maps logits (N, C, P) at points to uncertainties (N, 1, P).
         num_points: P.
         oversample_ratio: candidates per point, at least 1.
-        importance_sample_ratio: share of the points that are the most uncertain candidates.
+        importance_sample_ratio: share of the points that are chosen for their uncertainty.
 
     Returns:
         (N, P, 2): the uncertain points, then the random ones.
@@ -67,5 +67,5 @@ def get_uncertain_point_coords_with_randomness(
     points = candidates.gather(1, best.unsqueeze(2).expand(-1, -1, 2))
     if num_uncertain == num_points:
         return points
-    anywhere = torch.rand(count, num_points - num_uncertain, 2, device=device)
-    return torch.cat([points, anywhere], dim=1)
+    random_points = torch.rand(count, num_points - num_uncertain, 2, device=device)
+    return torch.cat([points, random_points], dim=1)

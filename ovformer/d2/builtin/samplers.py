@@ -1,4 +1,4 @@
-"""Which record comes next, on which process."""
+"""Samplers: the order of the records, and each process's part of them."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ from ovformer.d2.builtin import comm
 
 
 class _SharedStream(Sampler):
-    """An endless stream of indices, of which each process takes every world-size-th."""
+    """An endless stream of indices, which N processes share: each takes every N-th index."""
 
     def __init__(self, shuffle: bool, seed: int | None) -> None:
         self._shuffle = shuffle
@@ -38,20 +38,19 @@ class _SharedStream(Sampler):
 
 
 class TrainingSampler(_SharedStream):
-    """All indices, shuffled, again and again."""
+    """Yields all indices, shuffled, again and again.
+
+    Args:
+        size: number of records.
+        shuffle: draw a new order for each pass.
+        seed: the same on all processes; None draws one that all share.
+
+    Raises:
+        TypeError: ``size`` is not an int.
+        ValueError: ``size`` is not positive.
+    """
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None) -> None:
-        """Sample from ``size`` records.
-
-        Args:
-            size: number of records.
-            shuffle: draw a new order for each pass.
-            seed: the same on all processes; None lets them agree on one.
-
-        Raises:
-            TypeError: ``size`` is not an int.
-            ValueError: ``size`` is not positive.
-        """
         if not isinstance(size, int):
             raise TypeError(f"TrainingSampler: size must be an int, got {type(size)}")
         if size <= 0:
@@ -64,18 +63,19 @@ class TrainingSampler(_SharedStream):
 
 
 class RepeatFactorTrainingSampler(_SharedStream):
-    """Records repeated by fractional factors, so that rare categories are seen more often."""
+    """Repeats record i ``repeat_factors[i]`` times per pass, on average.
+
+    With the factors of LVIS, rare categories are seen more often.
+
+    Args:
+        repeat_factors: float (records,).
+        shuffle: draw a new order for each pass.
+        seed: the same on all processes; None draws one that all share.
+    """
 
     def __init__(
         self, repeat_factors: Tensor, *, shuffle: bool = True, seed: int | None = None
     ) -> None:
-        """Repeat record i ``repeat_factors[i]`` times per pass, on average.
-
-        Args:
-            repeat_factors: float (records,).
-            shuffle: draw a new order for each pass.
-            seed: the same on all processes; None lets them agree on one.
-        """
         super().__init__(shuffle, seed)
         self._whole = repeat_factors.trunc()
         self._fraction = repeat_factors - self._whole
@@ -86,12 +86,12 @@ class RepeatFactorTrainingSampler(_SharedStream):
     ) -> Tensor:
         """Compute the repeat factors of LVIS (Gupta et al. 2019, appendix B.2).
 
-        A category's factor is max(1, sqrt(threshold / share of the images that have it)); an
-        image's is the largest of its categories'.
+        A category's factor is max(1, sqrt(threshold / share of images with it)); an image
+        has the largest factor of its categories.
 
         Args:
             dataset_dicts: records with "annotations", each with a "category_id".
-            repeat_thresh: categories in a smaller share of the images than this are repeated.
+            repeat_thresh: categories in a smaller share of images are repeated.
             sqrt: take the square root.
 
         Returns:
@@ -112,31 +112,34 @@ class RepeatFactorTrainingSampler(_SharedStream):
         )
 
     def _epoch(self, generator: torch.Generator) -> Tensor:
-        # Rounded up with the fraction as probability, so that the mean is right over many passes.
+        # Rounded up with the fraction as probability: over many passes the mean is the factor.
         round_up = torch.rand(len(self._fraction), generator=generator) < self._fraction
         counts = (self._whole + round_up).long()
         return torch.arange(len(counts)).repeat_interleave(counts)
 
 
 class InferenceSampler(Sampler):
-    """All indices once, in contiguous and nearly equal parts, one per process."""
+    """Yields all indices once: each process gets one of nearly equal contiguous parts.
+
+    Args:
+        size: number of records.
+
+    Raises:
+        AssertionError: ``size`` is not positive (detectron2's type).
+    """
 
     def __init__(self, size: int) -> None:
-        """Split ``size`` records.
-
-        Raises:
-            AssertionError: ``size`` is not positive (detectron2's type).
-        """
         if size <= 0:
             raise AssertionError(f"InferenceSampler: size must be positive, got {size}")
         self._local_indices = self._get_local_indices(size, comm.get_world_size(), comm.get_rank())
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
-        """Return the part of process ``rank``; the first ones take what is left over."""
+        """Return the part of process ``rank``; the remainder goes to the first processes."""
         share, left = divmod(total_size, world_size)
         begin = share * rank + min(rank, left)
-        return range(begin, begin + share + (rank < left))
+        length = share + 1 if rank < left else share
+        return range(begin, begin + length)
 
     def __iter__(self) -> Iterator[int]:
         yield from self._local_indices

@@ -20,7 +20,19 @@ SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """Another schedule with a warm-up in place of its beginning."""
+    """A schedule whose beginning is replaced by a warm-up.
+
+    Args:
+        scheduler: the schedule of the whole training.
+        warmup_factor: multiplier of the first value at the start.
+        warmup_length: share of the training, in [0, 1].
+        warmup_method: ``linear``, or ``constant`` to jump at the end of the warm-up.
+        rescale_interval: squeeze the whole schedule into the time after the warm-up; by default
+            its beginning is cut off.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
 
     def __init__(
         self,
@@ -30,19 +42,6 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_method: str = "linear",
         rescale_interval: bool = False,
     ) -> None:
-        """Make the schedule.
-
-        Args:
-            scheduler: the schedule of the whole training.
-            warmup_factor: multiplier of the first value at the start.
-            warmup_length: share of training that is warm-up, in [0, 1].
-            warmup_method: ``linear``, or ``constant`` to jump at the end of the warm-up.
-            rescale_interval: squeeze the whole schedule into what is left after the warm-up,
-                rather than cut its beginning off.
-
-        Raises:
-            ValueError: the method is neither.
-        """
         start = warmup_factor * scheduler(0.0)
         if warmup_method == "linear":
             end = scheduler(0.0 if rescale_interval else warmup_length)
@@ -61,22 +60,21 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class LRMultiplier(LRScheduler):
-    """Multiplies the initial learning rate of each parameter group by one common schedule."""
+    """Multiplies the initial learning rate of each parameter group by one common schedule.
+
+    Args:
+        optimizer: has the initial learning rates.
+        multiplier: maps the progress of the training, in [0, 1), to a factor.
+        max_iter: iterations of the whole training.
+        last_iter: the last completed iteration; -1 for a new training.
+
+    Raises:
+        ValueError: ``multiplier`` is not a :class:`ParamScheduler`.
+    """
 
     def __init__(
         self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
     ) -> None:
-        """Make the scheduler.
-
-        Args:
-            optimizer: has the initial learning rates.
-            multiplier: from the share of training that is done, in [0, 1), to a factor.
-            max_iter: iterations of the whole training.
-            last_iter: the last iteration that was done, -1 for none.
-
-        Raises:
-            ValueError: ``multiplier`` is not a :class:`ParamScheduler`.
-        """
         if not isinstance(multiplier, ParamScheduler):
             raise ValueError(f"multiplier: expected a ParamScheduler, got {multiplier!r}")
         self._multiplier = multiplier
@@ -84,7 +82,7 @@ class LRMultiplier(LRScheduler):
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self) -> dict:
-        """Return the state without the schedule, which the config defines."""
+        """Return the state without the schedule, which comes from the config."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float]:
@@ -97,7 +95,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """Build the schedule that ``cfg.SOLVER`` describes; its unit is iterations.
 
     Raises:
-        ValueError: ``SOLVER.LR_SCHEDULER_NAME`` or another value of it is not known.
+        ValueError: ``SOLVER.LR_SCHEDULER_NAME`` or another value is unknown.
     """
     solver = cfg.SOLVER
     name = solver.LR_SCHEDULER_NAME

@@ -1,4 +1,4 @@
-"""What detectors pass around: images padded to one size, and the instances of an image.
+"""The data types of detectors: images padded to one size, and the instances of an image.
 
 Legend: B images, N instances, C channels, H W pixels.
 """
@@ -25,7 +25,6 @@ class ImageList:
     """
 
     def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]) -> None:
-        """Take padded images (B, ..., H, W) and their sizes; see :meth:`from_tensors`."""
         self.tensor = tensor
         self.image_sizes = image_sizes
 
@@ -40,10 +39,10 @@ class ImageList:
 
         Args:
             tensors: images (..., H_i, W_i) that agree in all but the last two dimensions.
-            size_divisibility: H and W become multiples of it; 0 and 1 change nothing.
+            size_divisibility: H and W become multiples of it; 0 and 1 have no effect.
             pad_value: value of the padding.
-            padding_constraints: a backbone's; its "size_divisibility" replaces the argument, a
-                positive "square_size" is used as both H and W.
+            padding_constraints: a backbone's; its "size_divisibility" replaces the argument, and
+                a positive "square_size" sets both H and W.
         """
         if len(tensors) == 0:
             raise AssertionError("ImageList: expected at least one image")
@@ -51,7 +50,7 @@ class ImageList:
         for tensor in tensors:
             if tensor.shape[:-2] != leading:
                 raise AssertionError(
-                    f"ImageList: images must agree in shape but for height and width, got "
+                    f"ImageList: images may differ only in height and width, got "
                     f"{[tuple(t.shape) for t in tensors]}"
                 )
         sizes = [(tensor.shape[-2], tensor.shape[-1]) for tensor in tensors]
@@ -72,7 +71,7 @@ class ImageList:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are."""
+        """The device of the images."""
         return self.tensor.device
 
     def __len__(self) -> int:
@@ -84,10 +83,14 @@ class ImageList:
 
 
 class Instances:
-    """The N instances of an image: named fields of equal length, set and read as attributes."""
+    """The N instances of an image: named fields of equal length, set and read as attributes.
+
+    Args:
+        image_size: (height, width) in pixels.
+        **kwargs: fields by name.
+    """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
-        """Start from an image size (height, width) in pixels, and fields by name."""
         self._image_size = image_size
         self._fields: dict[str, Any] = {}
         for name, value in kwargs.items():
@@ -103,10 +106,10 @@ class Instances:
 
         Args:
             name: of the field.
-            value: tensor, list, :class:`Boxes`, masks: anything with a length and an index.
+            value: a tensor, list, :class:`Boxes` or masks; it has a length and can be indexed.
 
         Raises:
-            AssertionError: its length is not that of the other fields (detectron2's type).
+            AssertionError: its length differs from that of the other fields (detectron2's type).
         """
         length = len(value)
         if self._fields and length != len(self):
@@ -120,7 +123,7 @@ class Instances:
         return self._fields[name]
 
     def has(self, name: str) -> bool:
-        """Return whether there is such a field."""
+        """Return whether the field exists."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
@@ -132,7 +135,7 @@ class Instances:
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
-        """Return new instances, each field moved by its own ``to`` where it has one."""
+        """Return new instances, with each field that has a ``to`` moved by it."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
@@ -143,7 +146,7 @@ class Instances:
         """Concatenate instances of one image size that have the same fields.
 
         Raises:
-            AssertionError: an empty list, or several image sizes (detectron2's type).
+            AssertionError: the list is empty, or the image sizes differ (detectron2's type).
             ValueError: a field's type cannot be concatenated.
         """
         if len(instance_lists) == 0:
@@ -176,7 +179,7 @@ class Instances:
             self.set(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # "_fields" is asked for before it exists when instances are copied or unpickled.
+        # Copying and unpickling look for "_fields" before it exists.
         if name == "_fields" or name not in self._fields:
             known = ", ".join(self.__dict__.get("_fields", {})) or "none"
             raise AttributeError(f"Instances: no field {name!r}. Fields: {known}")
@@ -186,7 +189,7 @@ class Instances:
         if type(item) is int:
             if not -len(self) <= item < len(self):
                 raise IndexError(f"Instances: index {item} is out of range, length {len(self)}")
-            # A length of one also for a negative index.
+            # One instance, also for a negative index.
             item = slice(item, None, len(self))
         selected = Instances(self._image_size)
         for name, value in self._fields.items():
@@ -196,7 +199,7 @@ class Instances:
     def __len__(self) -> int:
         for value in self._fields.values():
             return len(value)
-        raise NotImplementedError("Instances: without a field there is no length")
+        raise NotImplementedError("Instances: they have no length without a field")
 
     def __iter__(self) -> NoReturn:
         raise NotImplementedError("Instances: iterate over range(len(instances)) instead")

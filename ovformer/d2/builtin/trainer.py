@@ -13,18 +13,18 @@ from ovformer.d2.builtin.events import EventStorage
 
 
 class HookBase:
-    """Something that is done around the steps of a trainer.
+    """Code that runs around the steps of a trainer.
 
     The calls of one training are::
 
         before_train()
         for each iteration:
             before_step()
-            trainer.run_step()     # which calls after_backward(), if it wants to
+            trainer.run_step()     # which may call after_backward()
             after_step()
         after_train()              # also after an exception
 
-    ``before_step`` should be quick: what a hook does there counts as time of the step.
+    ``before_step`` should be quick: its time counts as time of the step.
     """
 
     # A weak reference, set by TrainerBase.register_hooks.
@@ -46,18 +46,18 @@ class HookBase:
         """Run after each iteration."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold; a hook that returns any has `load_state_dict`."""
+        """Return the state for checkpoints; a hook with a state also has ``load_state_dict``."""
         return {}
 
 
 class TrainerBase:
-    """A loop over iterations with hooks; a subclass says what an iteration is.
+    """A loop over iterations with hooks; a subclass defines the iteration.
 
     Attributes:
-        iter: the present iteration; equal to ``max_iter`` once training has succeeded.
+        iter: the present iteration; equal to ``max_iter`` once the training has succeeded.
         start_iter: the first iteration.
         max_iter: the iteration to stop before.
-        storage: the :class:`EventStorage` that is open while training.
+        storage: the :class:`EventStorage` of the training.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class TrainerBase:
         hooks = [hook for hook in hooks if hook is not None]
         for hook in hooks:
             assert isinstance(hook, HookBase), f"{hook!r} is not a HookBase"
-            hook.trainer = weakref.proxy(self)  # no reference cycle, so that both can be freed
+            hook.trainer = weakref.proxy(self)  # no reference cycle
         self._hooks.extend(hooks)
 
     def train(self, start_iter: int, max_iter: int) -> None:
@@ -92,7 +92,7 @@ class TrainerBase:
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                # Tells after_train that all went well.
+                # after_train tells success from failure by iter == max_iter.
                 self.iter += 1
             except Exception:
                 logger.exception("Exception during training:")
@@ -118,7 +118,7 @@ class TrainerBase:
             hook.before_step()
 
     def after_backward(self) -> None:
-        """Call the hooks after a backward pass; for ``run_step`` to use."""
+        """Call the hooks after a backward pass; ``run_step`` calls it."""
         for hook in self._hooks:
             hook.after_backward()
 
@@ -128,7 +128,7 @@ class TrainerBase:
             hook.after_step()
 
     def run_step(self) -> None:
-        """Do one iteration."""
+        """Run one iteration."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class TrainerBase:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
+        """Restore the result of :meth:`state_dict`."""
         self.iter = state_dict["iteration"]
         by_name: dict[str, HookBase] = {}
         for hook in self._hooks:
@@ -153,7 +153,8 @@ class TrainerBase:
                 by_name[name].load_state_dict(state)
             else:
                 logging.getLogger(__name__).warning(
-                    "The checkpoint has a state of the hook %r, which this trainer has not.", name
+                    "The checkpoint has a state of the hook %r, but this trainer has no such hook.",
+                    name,
                 )
 
 

@@ -1,4 +1,4 @@
-"""Transforms with fixed parameters that fvcore does not have: resizing, rotation, colour.
+"""Transforms that fvcore lacks: resizing, rotation, colour.
 
 Legend: H W pixels, C channels, P points (x, y).
 """
@@ -20,10 +20,17 @@ _TORCH_MODES = {
 
 
 class ResizeTransform(Transform):
-    """Resizing: by Pillow for uint8 images, by PyTorch for all others, which Pillow cannot do."""
+    """Resizes uint8 images with Pillow, and all others with PyTorch, as Pillow cannot.
+
+    Args:
+        h: height of the image in pixels.
+        w: width of the image.
+        new_h: height of the result.
+        new_w: width of the result.
+        interp: a method of Pillow, bilinear by default.
+    """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
-        """Resize (h, w) to (new_h, new_w) pixels with a method of Pillow's, bilinear by default."""
         super().__init__()
         if interp is None:
             interp = Image.Resampling.BILINEAR
@@ -33,7 +40,7 @@ class ResizeTransform(Transform):
         """Resize (H, W) or (H, W, C).
 
         Raises:
-            AssertionError: the image has not the size that was announced (detectron2's type).
+            AssertionError: the image is not of size (h, w) (detectron2's type).
         """
         if img.shape[:2] != (self.h, self.w):
             raise AssertionError(
@@ -70,7 +77,16 @@ class ResizeTransform(Transform):
 
 
 class RotationTransform(Transform):
-    """Rotation around a point, counter-clockwise."""
+    """Rotates around a point, counter-clockwise.
+
+    Args:
+        h: height of the image.
+        w: width of the image.
+        angle: in degrees.
+        expand: enlarge the result so that it holds the whole rotated image.
+        center: (x, y) in pixels, by default that of the image; has no effect with ``expand``.
+        interp: a method of OpenCV, linear by default.
+    """
 
     def __init__(
         self,
@@ -81,16 +97,6 @@ class RotationTransform(Transform):
         center: tuple[float, float] | None = None,
         interp: int | None = None,
     ) -> None:
-        """Rotate an image of (h, w) pixels.
-
-        Args:
-            h: height of the image.
-            w: width of the image.
-            angle: in degrees.
-            expand: enlarge the result so that it holds the whole rotated image.
-            center: (x, y) in pixels, by default the image's; without effect if ``expand``.
-            interp: a method of OpenCV's, linear by default.
-        """
         super().__init__()
         image_center = np.array((w / 2, h / 2))
         if center is None:
@@ -118,10 +124,10 @@ class RotationTransform(Transform):
         return matrix
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Rotate (H, W) or (H, W, C); what was outside is 0.
+        """Rotate (H, W) or (H, W, C); pixels from outside are 0.
 
         Raises:
-            AssertionError: the image has not the size that was announced (detectron2's type).
+            AssertionError: the image is not of size (h, w) (detectron2's type).
         """
         if len(img) == 0 or self.angle % 360 == 0:
             return img
@@ -145,14 +151,16 @@ class RotationTransform(Transform):
 
 
 class ColorTransform(Transform):
-    """A change of an image's colours by any function; nothing moves."""
+    """Changes the colours of an image by a function; coordinates stay.
+
+    Args:
+        op: maps images (H, W, C) to images.
+
+    Raises:
+        ValueError: ``op`` cannot be called.
+    """
 
     def __init__(self, op: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Apply ``op`` to images (H, W, C).
-
-        Raises:
-            ValueError: ``op`` cannot be called.
-        """
         if not callable(op):
             raise ValueError(f"ColorTransform: expected a function, got {op!r}")
         super().__init__()
@@ -163,9 +171,9 @@ class ColorTransform(Transform):
         return self.op(img)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Return the points as they are."""
+        """Return the points unchanged."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Return the labels as they are."""
+        """Return the labels unchanged."""
         return segmentation

@@ -1,6 +1,6 @@
-"""Augmentations, together with the transforms and the interface that they are made of.
+"""Augmentations, and the transforms and the interface that they use.
 
-Each draws from NumPy's global random state exactly as detectron2's class of the same name.
+Each class draws the same numbers from NumPy's global random state as detectron2's of the same name.
 
 Legend: H W pixels, C channels.
 """
@@ -54,16 +54,20 @@ _BILINEAR = Image.Resampling.BILINEAR
 
 
 class RandomFlip(Augmentation):
-    """A mirror image, left to right or top to bottom."""
+    """Flips the image at random, left to right or top to bottom.
+
+    Args:
+        prob: probability of a flip.
+        horizontal: flip left to right.
+        vertical: flip top to bottom.
+
+    Raises:
+        ValueError: both directions or neither.
+    """
 
     def __init__(
         self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False
     ) -> None:
-        """Flip with probability ``prob`` in one of the two directions.
-
-        Raises:
-            ValueError: both directions, or none.
-        """
         if horizontal == vertical:
             raise ValueError(
                 "RandomFlip: exactly one of horizontal and vertical must be True; for both use two"
@@ -71,7 +75,7 @@ class RandomFlip(Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an image."""
+        """Return the transform for an image."""
         if self._rand_range() >= self.prob:
             return NoOpTransform()
         height, width = image.shape[:2]
@@ -79,7 +83,14 @@ class RandomFlip(Augmentation):
 
 
 class ResizeShortestEdge(Augmentation):
-    """Resizing by the shorter side, keeping the aspect ratio."""
+    """Resizes the image by its shorter side and keeps the aspect ratio.
+
+    Args:
+        short_edge_length: in pixels; one, the ends of a range, or a list to choose from.
+        max_size: upper bound of the longer side in pixels; it wins over ``short_edge_length``.
+        sample_style: "range" or "choice": how to read ``short_edge_length``.
+        interp: a method of Pillow.
+    """
 
     def __init__(
         self,
@@ -88,14 +99,6 @@ class ResizeShortestEdge(Augmentation):
         sample_style: str = "range",
         interp: int = _BILINEAR,
     ) -> None:
-        """Choose the length of the shorter side.
-
-        Args:
-            short_edge_length: in pixels; one, the ends of a range, or a list to choose from.
-            max_size: in pixels; where the longer side would exceed it, the image becomes smaller.
-            sample_style: "range" or "choice": how to read ``short_edge_length``.
-            interp: a method of Pillow's.
-        """
         if sample_style not in ("range", "choice"):
             raise AssertionError(
                 "ResizeShortestEdge: sample_style must be 'range' or 'choice', got "
@@ -111,7 +114,7 @@ class ResizeShortestEdge(Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an image. A length of 0 leaves it as it is."""
+        """Return the transform for an image; none for a length of 0."""
         if self.is_range:
             low, high = self.short_edge_length
             size = np.random.randint(low, high + 1)
@@ -139,7 +142,15 @@ class ResizeShortestEdge(Augmentation):
 
 
 class ResizeScale(Augmentation):
-    """Large-scale jitter, first part: fit the image into a target of random scale."""
+    """Large-scale jitter, first part: fits the image into a target of random size.
+
+    Args:
+        min_scale: lower bound of the random factor of the target's size.
+        max_scale: upper bound.
+        target_height: in pixels, before scaling.
+        target_width: in pixels, before scaling.
+        interp: a method of Pillow.
+    """
 
     def __init__(
         self,
@@ -149,11 +160,10 @@ class ResizeScale(Augmentation):
         target_width: int,
         interp: int = _BILINEAR,
     ) -> None:
-        """Fit into (target_height, target_width) pixels times a scale from the given range."""
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an image; the aspect ratio is kept."""
+        """Return the transform for an image, which keeps the aspect ratio."""
         scale = np.random.uniform(self.min_scale, self.max_scale)
         height, width = image.shape[:2]
         factor = min(self.target_height * scale / height, self.target_width * scale / width)
@@ -162,7 +172,14 @@ class ResizeScale(Augmentation):
 
 
 class FixedSizeCrop(Augmentation):
-    """Large-scale jitter, second part: a random crop, then padding to a fixed size."""
+    """Large-scale jitter, second part: crops at random, then pads to a fixed size.
+
+    Args:
+        crop_size: (height, width) in pixels.
+        pad: pad smaller images at the bottom and the right.
+        pad_value: of images.
+        seg_pad_value: of segmentations.
+    """
 
     def __init__(
         self,
@@ -171,22 +188,14 @@ class FixedSizeCrop(Augmentation):
         pad_value: float = 128.0,
         seg_pad_value: int = 255,
     ) -> None:
-        """Make images of one size.
-
-        Args:
-            crop_size: (height, width) in pixels.
-            pad: pad smaller images at the bottom and the right.
-            pad_value: of images.
-            seg_pad_value: of segmentations.
-        """
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> TransformList:
-        """Decide for an image."""
+        """Return the transform for an image."""
         (height, width), (crop_h, crop_w) = image.shape[:2], self.crop_size
-        place = np.random.uniform(0.0, 1.0)  # one number for both directions
-        y0 = int(np.round(max(height - crop_h, 0) * place))
-        x0 = int(np.round(max(width - crop_w, 0) * place))
+        position = np.random.uniform(0.0, 1.0)  # one number for both directions
+        y0 = int(np.round(max(height - crop_h, 0) * position))
+        x0 = int(np.round(max(width - crop_w, 0) * position))
         transforms = [CropTransform(x0, y0, crop_w, crop_h, width, height)]
         if self.pad:
             kept_h, kept_w = min(height, crop_h), min(width, crop_w)
@@ -198,19 +207,18 @@ class FixedSizeCrop(Augmentation):
 
 
 class RandomCrop(Augmentation):
-    """A crop of random place and, if asked for, random size."""
+    """Crops at a random position, to a given or random size.
+
+    Args:
+        crop_type: how to read ``crop_size``.
+        crop_size: "relative": shares of (height, width) in (0, 1]; "relative_range": the
+            smallest such shares, the largest being 1; "absolute": (height, width) in pixels,
+            at most the image's; "absolute_range": (least, most) pixels of either side.
+    """
 
     _TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
-        """Choose the size of the crop.
-
-        Args:
-            crop_type: how to read ``crop_size``.
-            crop_size: "relative": shares of (height, width) in (0, 1]; "relative_range": the
-                smallest such shares, the largest being 1; "absolute": (height, width) in pixels,
-                at most the image's; "absolute_range": (least, most) pixels of either side.
-        """
         if crop_type not in self._TYPES:
             raise AssertionError(
                 f"RandomCrop: unknown crop_type {crop_type!r}. Known: {', '.join(self._TYPES)}"
@@ -220,7 +228,7 @@ class RandomCrop(Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an image."""
+        """Return the transform for an image."""
         height, width = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((height, width))
         y0 = np.random.randint(height - crop_h + 1)
@@ -246,7 +254,17 @@ class RandomCrop(Augmentation):
 
 
 class RandomRotation(Augmentation):
-    """A rotation by a random angle, counter-clockwise."""
+    """Rotates the image by a random angle, counter-clockwise.
+
+    Args:
+        angle: in degrees; one, the ends of a range, or a list to choose from.
+        expand: enlarge the result so that it holds the whole rotated image.
+        center: (x, y) relative to the image's size, or two such corners of a range, or a list
+            to choose from; None is the image's centre. It has no effect with
+            ``expand``.
+        sample_style: "range" or "choice": how to read ``angle`` and ``center``.
+        interp: a method of OpenCV.
+    """
 
     def __init__(
         self,
@@ -256,16 +274,6 @@ class RandomRotation(Augmentation):
         sample_style: str = "range",
         interp: int | None = None,
     ) -> None:
-        """Choose angle and centre.
-
-        Args:
-            angle: in degrees; one, the ends of a range, or a list to choose from.
-            expand: enlarge the result so that it holds the whole rotated image.
-            center: (x, y) relative to the image's size, or two such corners of a range, or a list
-                to choose from; None is the image's centre. Without effect if ``expand``.
-            sample_style: "range" or "choice": how to read ``angle`` and ``center``.
-            interp: a method of OpenCV's.
-        """
         if sample_style not in ("range", "choice"):
             raise AssertionError(
                 f"RandomRotation: sample_style must be 'range' or 'choice', got {sample_style!r}"
@@ -278,7 +286,7 @@ class RandomRotation(Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """Decide for an image."""
+        """Return the transform for an image."""
         height, width = image.shape[:2]
         center = None
         if self.is_range:

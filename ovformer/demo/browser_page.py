@@ -56,7 +56,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
         service.stop(request.session_hash)
 
     silent = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    cache = (600, _MAX_AGE)  # looked at every 10 minutes
+    cache = (600, _MAX_AGE)  # seconds between two searches for old files, and their age
     with gr.Blocks(title="OVFormer", analytics_enabled=False, delete_cache=cache) as blocks:
         gr.Markdown("## OVFormer: find, segment, track and name the objects of a video")
         with gr.Row():
@@ -93,7 +93,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
             find, [path, words_box, score, stride], [view, files], show_progress_on=view
         )
         stop_button.click(stop, **silent)
-        blocks.unload(stop)  # nobody waits for the result of a closed page
+        blocks.unload(stop)  # closing the page stops the work
     return blocks.queue(max_size=_MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
 

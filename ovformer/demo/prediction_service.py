@@ -1,4 +1,4 @@
-"""Prediction for visitors of the page in the browser, whom nobody trusts.
+"""Prediction for visitors of the page in the browser, who are not trusted.
 
 They choose no path, name no file of this machine, and get no more than :class:`Limits` allows.
 """

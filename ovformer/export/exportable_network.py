@@ -20,6 +20,13 @@ from ovformer.modeling.tracks.postprocess import class_scores
 from ovformer.ops.mask_resize import mask_logits
 
 INPUTS = ("images", "clip_features", "text_embeddings")
+_HEAD_OUTPUTS = (
+    "pred_logits",
+    "pred_object_logits",
+    "mask_embed",
+    "mask_features",
+    "pred_embds",
+)
 OUTPUTS = ("scores", "class_logits", "object_logits", "mask_logits", "query_embeddings")
 
 
@@ -68,28 +75,22 @@ class ExportableNetwork(nn.Module):
         if self._normalizes_clip_features:
             clip_features = F.normalize(clip_features, dim=1)
         clip_features = clip_features.unsqueeze(0 if self.sees_clips else 1)
+        # The vocabulary is a buffer of the head; as an argument it becomes an input of the graph.
         vocabulary = {"predictor.class_embed.zs_weight": classifier_columns(text_embeddings)}
         outputs = functional_call(self.head, vocabulary, (features, clip_features))
-        logits, object_logits, mask_embed, mask_features, embeddings = (
-            outputs[key][0] if self.sees_clips else outputs[key]
-            for key in (
-                "pred_logits",
-                "pred_object_logits",
-                "mask_embed",
-                "mask_features",
-                "pred_embds",
-            )
-        )
-        if self.sees_clips:  # ONNX Runtime wants the same dimensions on both sides
+        found = [outputs[key] for key in _HEAD_OUTPUTS]
+        if self.sees_clips:
+            found = [value[0] for value in found]  # there is one clip
+        logits, object_logits, mask_embed, mask_features, embeddings = found
+        if self.sees_clips:  # ONNX Runtime needs the same dimensions on both sides
             mask_embed = mask_embed.expand(mask_features.shape[0], -1, -1)
-        results = (
-            class_scores(logits, object_logits),
-            logits[..., :-1],
-            object_logits,
-            mask_logits(mask_embed, mask_features),
-            embeddings,
-        )
-        return dict(zip(OUTPUTS, results, strict=True))
+        return {
+            "scores": class_scores(logits, object_logits),
+            "class_logits": logits[..., :-1],  # without the column of "no object"
+            "object_logits": object_logits,
+            "mask_logits": mask_logits(mask_embed, mask_features),
+            "query_embeddings": embeddings,
+        }
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Return the input of the backbone: normalised images, padded with zeros."""

@@ -111,6 +111,7 @@ class VideoResult:
                 is the same thing with another name.
         """
         kept: list[int] = []
+        # Objects are sorted by score, so the first below the threshold ends the search.
         for number, item in enumerate(self.objects):
             if item.score < score_threshold or len(kept) == max_objects:
                 break

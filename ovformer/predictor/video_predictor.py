@@ -1,4 +1,4 @@
-"""Finds, follows and names the objects of videos, images and live streams.
+"""Finds, tracks and names the objects of videos, images and live streams.
 
 Legend: T frames, K classes, D CLIP width, H W pixels.
 """
@@ -58,7 +58,7 @@ class VideoPredictor:
         known: names and embeddings (K, D) that the vocabulary "checkpoint" stands for.
 
     Attributes:
-        model: as above.
+        model: the model, which stays the same.
         names: the K class names of the present vocabulary.
     """
 
@@ -210,7 +210,7 @@ class VideoPredictor:
             return self._predict_untracked(frames, size, max_objects)
         times: list[float] = []  # grows while the model takes frames
         with self._limit_objects(max_objects):
-            record = self._video_record(frames, size, times)
+            record = self._make_video_record(frames, size, times)
             (prediction,) = self.model.predict_videos([record])
         keys = ("pred_scores", "pred_labels", "segmentations")
         columns = zip(*(prediction[key] for key in keys), strict=True)
@@ -259,6 +259,7 @@ class VideoPredictor:
         if not self._tracks:
             yield from self._stream_untracked(frames, limit, score_threshold, max_iou)
             return
+        # The tracker assigns queries over time; the tracks keep scores and, for one window, masks.
         tracker = QueryTracker(self.model.memory_momentum)
         names, size = None, None
         while batch := list(islice(frames, window)):
@@ -267,7 +268,7 @@ class VideoPredictor:
                 names = self.names
                 ratio = None if self.model.SEES_CLIPS else self.model.frame_score_ratio
                 tracks = RunningTracks(limit, ratio, score_threshold, memory)
-            size = size or batch[0].image.shape[:2]
+            size = size or batch[0].image.shape[:2]  # of the first frame
             for frame in batch:
                 _check_size(frame.number, frame.image.shape[:2], size)
             sizes = self._run_window(batch, tracker, tracks)
@@ -290,15 +291,14 @@ class VideoPredictor:
         finally:
             self.model.detections_per_image = before
 
-    def _record(self, frame: Frame) -> dict[str, Any]:
+    def _make_record(self, frame: Frame) -> dict[str, Any]:
         """Return a frame as an image record; :mod:`ovformer.data` describes it."""
         height, width = frame.image.shape[:2]
         image = frame.image
         if self._edges[0]:  # as in evaluation, except that no side shrinks to 0
             sides = T.ResizeShortestEdge.get_output_shape(height, width, *self._edges)
-            image = T.ResizeTransform(height, width, *(max(1, side) for side in sides)).apply_image(
-                image
-            )
+            resize = T.ResizeTransform(height, width, *(max(1, side) for side in sides))
+            image = resize.apply_image(image)
         return {
             "image": to_tensor(image, self._image_format),
             "clip_image": crop_for_embedding(frame.image, self._clip_image_size),
@@ -306,7 +306,7 @@ class VideoPredictor:
             "width": width,
         }
 
-    def _video_record(
+    def _make_video_record(
         self, frames: Iterable[Frame], size: tuple[int, int], times: list[float]
     ) -> dict[str, Any]:
         """Return frames as a video record; reading it appends their times to ``times``."""
@@ -315,7 +315,7 @@ class VideoPredictor:
             for frame in frames:
                 _check_size(frame.number, frame.image.shape[:2], size)
                 times.append(frame.time)
-                yield self._record(frame)
+                yield self._make_record(frame)
 
         return {"video_id": 1, "height": size[0], "width": size[1], "frames": records()}
 
@@ -323,9 +323,13 @@ class VideoPredictor:
     def _run_window(
         self, frames: Sequence[Frame], tracker: QueryTracker, tracks: RunningTracks
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Add frames to tracks; return the sizes of the padded and the unpadded network input."""
+        """Run frames through the network and add their queries to the tracks.
+
+        Returns:
+            H and W of the padded and of the unpadded network input.
+        """
         model: OVFormerVideo = self.model
-        records = [self._record(frame) for frame in frames]
+        records = [self._make_record(frame) for frame in frames]
         padded_size = model.follow(records, tracker, tracks)
         return padded_size, tuple(records[0]["image"].shape[-2:])
 
@@ -374,7 +378,8 @@ class VideoPredictor:
         """Yield the objects that the image model finds in each frame."""
         for frame in frames:
             with self._limit_objects(limit):
-                found = self.model([self._record(frame)])[0]["instances"]
+                found = self.model([self._make_record(frame)])[0]["instances"]
+            # Empty masks have no box, and would be dropped from drawings anyway.
             found = found[found.pred_masks.flatten(1).any(1)]
             objects = [
                 make_object_in_frame(None, label, self.names[label], score, rle)

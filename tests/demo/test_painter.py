@@ -67,7 +67,7 @@ def test_fonts(caplog) -> None:
 
 
 def test_result_page_and_thumbnails() -> None:
-    """Two stretches of time in which an object is seen, and its picture where it is largest."""
+    """The page shows both spans in which an object is visible, the thumbnail its largest frame."""
     small, large, empty = np.zeros((3, 100, 120), bool)
     small[:10, :10] = True
     large[20:60, 20:80] = True
@@ -81,9 +81,9 @@ def test_result_page_and_thumbnails() -> None:
     thumbnails = Thumbnails(result)
     for t in range(5):
         thumbnails.add_frame(t, np.full((100, 120, 3), 40 * t + 40, np.uint8))
-    picture = thumbnails.images[0]
-    assert max(picture.shape) == 120 and picture[40, 60].tolist() == [120] * 3  # of frame 2
-    assert picture[1, 1].tolist() == [60] * 3  # beside the object it is darker
+    thumbnail = thumbnails.images[0]
+    assert max(thumbnail.shape) == 120 and thumbnail[40, 60].tolist() == [120] * 3  # of frame 2
+    assert thumbnail[1, 1].tolist() == [60] * 3  # darker outside the object
     text = render_result_page("<i>", "film.mp4", result, {0: "thumbnails/000.jpg"}, ["A <note>"])
     assert "dog &amp; &lt;cat&gt;" in text and "A &lt;note&gt;" in text
     assert not any(tag in text for tag in ("<cat>", "<note>", "<i>"))

@@ -50,7 +50,7 @@ def test_frames_are_resized_as_in_evaluation(predictor, make_frames) -> None:
         frame = make_frames(1, size)[0]
         expected = T.AugInput(frame)
         T.AugmentationList(build_evaluation_augmentations(64, 128))(expected)
-        got = predictor._record(Frame(frame, 0.0, 0))["image"]
+        got = predictor._make_record(Frame(frame, 0.0, 0))["image"]
         np.testing.assert_array_equal(got.permute(1, 2, 0), expected.image)
 
 
@@ -58,7 +58,7 @@ def test_predict_returns_the_predictions_of_the_model(predictor, make_frames) ->
     frames = make_frames(7)
     result = predictor.predict(frames)
     model = predictor.model
-    records = [predictor._record(Frame(frame, 0.0, 0)) for frame in frames]
+    records = [predictor._make_record(Frame(frame, 0.0, 0)) for frame in frames]
     record = {"video_id": 1, "height": 48, "width": 64}
     record |= {key: [image[key] for image in records] for key in ("image", "clip_image")}
     expected = model([record])[0]
@@ -178,7 +178,7 @@ def test_images_and_the_image_model(trained, predictor, make_frames, tmp_path) -
     frame = make_frames(1)[0]
     image = load(trained, architecture="image")
     assert type(image.model).__name__ == "OVFormer"
-    expected = image.model([image._record(Frame(frame, 0.0, 0))])[0]["instances"]
+    expected = image.model([image._make_record(Frame(frame, 0.0, 0))])[0]["instances"]
     result = image.predict(frame)
     expected_scores = expected.scores.tolist()[: len(result.objects)]
     assert [o.score for o in result.objects] == pytest.approx(expected_scores, abs=1e-6)

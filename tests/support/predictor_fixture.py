@@ -1,4 +1,4 @@
-"""A tiny model of random weights with its tiny CLIP model, saved as a training saves them."""
+"""A tiny model of random weights with its tiny CLIP model, saved as after a training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
 
 
 def save_trained(folder: Path, **options: Any) -> Path:
-    """Save a checkpoint with all that belongs to it inside; "clip" beside it is the CLIP model."""
+    """Save a checkpoint as a training does; its CLIP model is the folder "clip" beside it."""
     cfg = make_cfg(folder, make_clip(folder / "clip"), **options)
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -65,7 +65,7 @@ def save_trained(folder: Path, **options: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, see :func:`save_trained`. Tests leave it as it is."""
+    """A checkpoint, see :func:`save_trained`. Tests must not change it."""
     return save_trained(tmp_path_factory.mktemp("trained"))
 
 
@@ -88,7 +88,7 @@ def make_frames() -> Callable[..., list[np.ndarray]]:
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray]) -> Path:
-    """Write a film of ten frames a second."""
+    """Write a video file of ten frames a second."""
     with VideoWriter(path, 10) as writer:
         for t, frame in enumerate(frames):
             writer.write(frame, t / 10)
@@ -97,5 +97,5 @@ def write_video(path: Path, frames: Sequence[np.ndarray]) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor(trained: Path) -> VideoPredictor:
-    """The tiny model with the vocabulary of its weights. Tests leave it as it is."""
+    """The tiny model with the vocabulary of its weights. Tests must not change it."""
     return VideoPredictor.from_checkpoint(None, trained, device="cpu")

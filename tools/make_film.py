@@ -21,7 +21,7 @@ from ovformer.arguments import exit_on_user_error, positive_int
 from ovformer.data.files.json_file import write_json
 from ovformer.data.files.video_writer import VideoWriter
 from ovformer.files import write_text
-from ovformer.predictor.predictions import categories
+from ovformer.predictor.predictions import to_categories
 from ovformer_tools.shape_scenes import (
     CATEGORY_NAMES,
     NOVEL_NAMES,
@@ -67,7 +67,11 @@ def make_film(args: argparse.Namespace) -> None:
         {"id": number, "video_id": 1, **annotation}
         for number, annotation in enumerate(track_annotations(scene), start=1)
     ]
-    content = {"videos": [video], "annotations": tracks, "categories": categories(CATEGORY_NAMES)}
+    content = {
+        "videos": [video],
+        "annotations": tracks,
+        "categories": to_categories(CATEGORY_NAMES),
+    }
     write_json(args.output.with_suffix(".json"), content)
     write_text(args.output.with_suffix(".txt"), "".join(f"{n}\n" for n in sorted(NOVEL_NAMES)))
     print(f"{args.output}: {', '.join(CATEGORY_NAMES[c] for c in scene.categories)}")

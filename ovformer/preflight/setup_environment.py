@@ -113,10 +113,10 @@ def device_rows() -> Iterator[Row]:
 
 def kernel_rows() -> Iterator[Row]:
     """Yield which kernel is used on each kind of device, and why the others are not."""
-    from ovformer.ops.__main__ import devices
+    from ovformer.ops.__main__ import list_devices
     from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, load_kernel
 
-    for device in devices():
+    for device in list_devices():
         name = f"kernel on {device}"
         try:
             chosen = choose_kernel(device)

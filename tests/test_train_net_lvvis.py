@@ -94,7 +94,7 @@ def test_mAP_scores_it_again(trained: TinyRun, tmp_path: Path) -> None:
     assert again["groups"] == trained.scores()["groups"]
 
 
-def test_a_training_goes_on_where_it_stopped(trained: TinyRun, tmp_path: Path, monkeypatch) -> None:
+def test_a_training_resumes_where_it_stopped(trained: TinyRun, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
     stopped = replace(trained, output=tmp_path / "output")
     stopped.output.mkdir()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,23 +192,3 @@ def test_training(run: TinyRun) -> None:
     other = replace(run, output=run.output / "accumulated")
     other.here(*words, "SOLVER.ACCUMULATION_STEPS", "2")
     assert (other.output / "model_final.pth").is_file()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (
-            lambda run: (run.data.frames / "video3" / "00002.png").unlink(),
-            r"00002\.png \(frame 2 of video 3\)",
-        ),
-        (
-            lambda run: run.data.write("val", videos=[]),
-            "video annotation file",
-        ),
-    ],
-    ids=["missing frame", "no videos"],
-)
-def test_bad_input(run: TinyRun, spoil: Callable, message: str) -> None:
-    spoil(run)
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        run.here("--eval-only")

@@ -64,14 +64,6 @@ def write_pth(path: Path, weights: dict) -> None:
     torch.save({"model": weights, "iteration": 9}, path)
 
 
-def write_bare_pth(path: Path, weights: dict) -> None:
-    torch.save(weights, path)
-
-
-def write_state_dict(path: Path, weights: dict) -> None:
-    torch.save({"state_dict": weights}, path)
-
-
 def write_pickle(path: Path, weights: dict) -> None:
     arrays = {name: value.numpy() for name, value in weights.items()}
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "test"}))
@@ -89,8 +81,8 @@ def write_data_parallel(path: Path, weights: dict) -> None:
     ("write", "suffix"),
     [
         (write_pth, "pth"),
-        (write_bare_pth, "pth"),
-        (write_state_dict, "bin"),
+        (lambda path, weights: torch.save(weights, path), "pth"),
+        (lambda path, weights: torch.save({"state_dict": weights}, path), "bin"),
         (write_data_parallel, "pth"),
         (write_pickle, "pkl"),
         (write_pickled_tensors, "pkl"),
@@ -101,15 +93,6 @@ def test_formats(tmp_path: Path, write: Callable, suffix: str) -> None:
     path = tmp_path / f"weights.{suffix}"
     write(path, filled(Model()))
     assert trained_parameters(load(path)) == {SEED_VALUE}
-
-
-def test_own_checkpoint(tmp_path: Path) -> None:
-    model = Model()
-    model.load_state_dict(filled(model))
-    Checkpointer(model, str(tmp_path)).save("model_final", iteration=3)
-    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    assert trained_parameters(load(tmp_path / "model_final.pth")) == {SEED_VALUE}
-    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 3
 
 
 def test_the_vocabulary_is_the_configs(tmp_path: Path, caplog) -> None:
@@ -124,14 +107,8 @@ def test_the_vocabulary_is_the_configs(tmp_path: Path, caplog) -> None:
         assert f"text embeddings of {num_classes} classes in the checkpoint are not" in caplog.text
 
 
-def test_the_vocabulary_may_be_absent(tmp_path: Path) -> None:
+def test_constants_and_vocabulary_may_be_absent(tmp_path: Path) -> None:
     weights = {k: v for k, v in filled(Model()).items() if k not in Model.VOCABULARY_KEYS}
-    write_pth(tmp_path / "model.pth", weights)
-    assert trained_parameters(load(tmp_path / "model.pth")) == {SEED_VALUE}
-
-
-def test_constants_may_be_absent_or_too_many(tmp_path: Path) -> None:
-    weights = filled(Model())
     del weights["backbone.base.bn.num_batches_tracked"]
     for name in ("pixel_mean", "backbone.layers.0.attn_mask"):
         weights[name] = torch.zeros(1)
@@ -171,10 +148,20 @@ def test_a_checkpoint_of_another_model(tmp_path: Path, change: Callable, words: 
     assert trained_parameters(model) == before
 
 
-def test_a_model_without_backbone_is_not_taken_for_one(tmp_path: Path) -> None:
-    write_pth(tmp_path / "model.pth", {"weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="1 parameters of the model are missing in it: bias"):
-        load(tmp_path / "model.pth", nn.Linear(1, 1))
+@pytest.mark.parametrize(
+    ("weights", "model", "missing"),
+    [
+        ({"weight": torch.zeros(1)}, nn.Linear(1, 1), "bias"),  # a model without backbone
+        ({"visual.proj": torch.zeros(1)}, Model(), "backbone"),  # something else
+        ({"conv1.weight": torch.zeros(1, 1, 1, 1)}, Model(), "backbone.base.bn.bias"),  # a part
+    ],
+)
+def test_not_a_whole_backbone(
+    tmp_path: Path, weights: dict, model: nn.Module, missing: str
+) -> None:
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=rf"missing in it: .*{missing}"):
+        load(tmp_path / "model.pth", model)
 
 
 BACKBONE = ("conv1.weight", "conv1.bias", "bn.weight", "bn.bias", "bn.running_mean")
@@ -189,9 +176,9 @@ def backbone_weights(prefix: str = "", **extra: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("prefix", ["", "backbone.base.", "base."])
 def test_a_backbone_alone(tmp_path: Path, caplog, prefix: str) -> None:
-    """As timm and detectron2 write it; the classifier of its pre-training is left out."""
+    """As timm and detectron2 write it; the classifier of its pre-training is not used."""
     extra = {f"{prefix}fc.weight": torch.zeros(5, 1)} if not prefix else {}
-    write_bare_pth(tmp_path / "resnet.pth", backbone_weights(prefix, **extra))
+    torch.save(backbone_weights(prefix, **extra), tmp_path / "resnet.pth")
     torch.manual_seed(0)
     model = Model()
     before = model.sem_seg_head.class_embed.weight.clone()
@@ -254,55 +241,21 @@ def test_swins_own_file(tmp_path: Path) -> None:
         load(tmp_path / "swin.pth", model)
 
 
-def test_half_a_backbone_is_refused(tmp_path: Path) -> None:
-    weights = backbone_weights()
-    del weights["bn.bias"]
-    write_bare_pth(tmp_path / "resnet.pth", weights)
-    with pytest.raises(ValueError, match=r"missing in it: backbone\.base\.bn\.bias\."):
-        load(tmp_path / "resnet.pth")
-
-
-def test_something_else_is_no_backbone(tmp_path: Path) -> None:
-    write_bare_pth(tmp_path / "clip.pth", {"visual.proj": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"\d parameters of the model are missing in it"):
-        load(tmp_path / "clip.pth")
-
-
-class Attack:
-    def __reduce__(self) -> tuple:
-        return (eval, ("__import__('pathlib').Path('attacked').touch()",))
-
-
-@pytest.mark.parametrize("name", ["model.pkl", "model.pth"])
-def test_code_in_a_file_does_not_run(tmp_path: Path, monkeypatch, name: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    content = {"model": {"weight": Attack()}, "__author__": "x"}
-    if name.endswith(".pkl"):
-        Path(name).write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, name)
-    with pytest.raises(ValueError, match=rf"{name} can't be read: .* that could run code.*eval"):
-        read_weights(name)
-    assert not Path("attacked").exists()
-
-
 @pytest.mark.parametrize("name", ["model.pkl", "model.pth", "model.safetensors"])
 def test_a_truncated_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     writers = {".pkl": write_pickle, ".pth": write_pth}
     writers.get(path.suffix, lambda p, w: save_file(w, p))(path, filled(Model()))
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=rf"{name} can't be read: it is damaged"):
-        read_weights(path)
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"{name} can't be read: it is damaged"):
-        read_weights(path)
+    for content in (path.read_bytes()[:-200], b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            read_weights(path)
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {}])
 def test_no_weights_in_it(tmp_path: Path, content) -> None:
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match="holds no weights. Expected a state dict, got"):
+    with pytest.raises(ValueError, match=r"model\.pth .*Expected a state dict"):
         read_weights(tmp_path / "model.pth")
 
 
@@ -314,7 +267,7 @@ def test_numbers_of_numpy_are_harmless(tmp_path: Path) -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth not found. MODEL\.WEIGHTS names it"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth .*MODEL\.WEIGHTS"):
         load(Path("nowhere.pth"))
 
 
@@ -413,7 +366,7 @@ def test_killed_while_saving(tmp_path: Path, moment: str, name: str) -> None:
     checkpointer.resume_or_load("", resume=True)
     replaced = moment == "last_checkpoint" and name == "model_0000001"
     assert model.weight.item() == (2 if replaced else 1)
-    checkpointer.save("model_final")  # the leftovers are in nobody's way
+    checkpointer.save("model_final")  # incomplete files do not disturb
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 

@@ -1,4 +1,4 @@
-"""Signals: a training finishes its iteration, saves and ends; all else ends at once."""
+"""Signals: a training finishes its iteration, saves and ends; everything else ends at once."""
 
 import contextlib
 import itertools
@@ -145,7 +145,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("stop", range(5))
-def test_a_training_is_saved_and_goes_on(uninterrupted: dict, tmp_path: Path, stop: int) -> None:
+def test_a_training_is_saved_and_resumed(uninterrupted: dict, tmp_path: Path, stop: int) -> None:
     with Interruption() as interruption:
         trainer = training(tmp_path, interruption, stop)
         with pytest.raises(Interrupted) as interrupted:
@@ -212,7 +212,7 @@ class Pids(Dataset):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_processes_that_load_data_go_on(number: int) -> None:
+def test_processes_that_load_data_continue(number: int) -> None:
     batches = iter(DataLoader(Pids(), num_workers=1, worker_init_fn=_init_worker))
     worker = next(batches).item()
     assert worker != os.getpid()

@@ -1,4 +1,4 @@
-"""An evaluation that was interrupted is made up for when the training is resumed."""
+"""An interrupted evaluation is repeated when the training is resumed."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def training(
         folder: OUTPUT_DIR.
         write_period: iterations between two lines of metrics.json.
         stop: "kill" or "signal", and the iteration whose evaluation it comes in.
-        resume: go on with what is in the folder.
+        resume: continue the training in the folder.
     """
     folder.mkdir(exist_ok=True)
     interruption = Interruption()
@@ -91,7 +91,7 @@ def test_curves_and_weights(tmp_path: Path, how: str, iteration: int, write_peri
 
 
 def test_interrupted_once_more(tmp_path: Path) -> None:
-    """In the evaluation that is made up for."""
+    """In the evaluation that is repeated."""
     training(tmp_path / "straight", 2).train()
     folder = tmp_path / "resumed"
     for how in ("kill", "signal", "kill", "signal"):

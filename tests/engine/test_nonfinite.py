@@ -54,7 +54,7 @@ class GoesWrong(Regression):
 
 
 def shares(start: int, seed: int):
-    """Of each batch of four images this process's part."""
+    """This process's part of each batch of four images."""
     for batch in image_batches(start, seed):
         yield batch[comm.get_rank() :: comm.get_world_size()]
 
@@ -71,7 +71,7 @@ def train(folder: Path, way: str, rank: int = 0, **others) -> tuple[Trainer, str
 
 
 def plain_weights() -> dict[str, Tensor]:
-    """Those of a training of as many iterations in which nothing goes wrong."""
+    """The weights of a training without the bad iteration."""
     torch.manual_seed(0)
     trainer = make_trainer(Regression(), shares, BAD_ITERATION)
     trainer.train()

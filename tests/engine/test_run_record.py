@@ -79,8 +79,8 @@ def test_each_start_has_one(tiny_run: TinyRun, monkeypatch) -> None:
     assert fourth["outcome"].startswith("SampleError: ") and str(image) in fourth["outcome"]
 
 
-def test_the_weights_of_a_training_that_is_not_named(tmp_path: Path) -> None:
-    """Those that it is resumed from, also where ``last_checkpoint`` was left out."""
+def test_the_weights_that_a_training_resumes_from(tmp_path: Path) -> None:
+    """Also where there is no ``last_checkpoint``."""
     cfg = get_ovformer_cfg(None, ["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "start.pth"])
     assert run_record._find_weights(cfg, Namespace(resume=True)) == "start.pth"
     (tmp_path / "model_0000003.pth").touch()

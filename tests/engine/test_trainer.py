@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ovformer.d2 import EventStorage, HookBase, JSONWriter
+from ovformer.d2 import HookBase, JSONWriter
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
 from ovformer.engine.trainer import (
     MIN_LOSS_SCALE,
@@ -30,7 +30,7 @@ class Constant(nn.Module):
         return {"loss": (self.weight * records[0]["factor"]).sum()}
 
 
-# torch's, about the first step of a training in float16, which may be left out.
+# torch's, about the first step of a training in float16, which may be skipped.
 FIRST_STEP = pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step:UserWarning")
 
 
@@ -112,18 +112,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(amp_type, bad
         assert words in str(error.value)
 
 
-@pytest.mark.parametrize("amp_type", [None, torch.bfloat16])
-def test_a_gradient_that_is_not_finite_stops_without_a_loss_scale(amp_type) -> None:
-    class Root(Constant):
-        def forward(self, records: list[dict]) -> dict[str, Tensor]:
-            return {"loss": (self.weight - 1).sqrt().sum()}  # 0, with an infinite slope
-
-    model = Root()
-    with pytest.raises(FloatingPointError, match=r"Iteration 0: a gradient is not finite .* inf"):
-        make_trainer(model, factors(1), 1, amp_type=amp_type).train()
-    assert model.weight.item() == 1
-
-
 class HalfGradient(torch.autograd.Function):
     """Sends the gradient through float16, as a layer under autocast does."""
 
@@ -142,7 +130,7 @@ class Overflow(Constant):
 
 
 @FIRST_STEP
-def test_an_overflow_of_float16_only_leaves_a_step_out() -> None:
+def test_an_overflow_of_float16_only_skips_a_step() -> None:
     """The first loss scale, 65536, is too large for a gradient of 2; half of it is not."""
     model = Overflow()
     seen = []
@@ -156,16 +144,20 @@ def test_an_overflow_of_float16_only_leaves_a_step_out() -> None:
 
 
 @FIRST_STEP
-def test_overflows_without_end_stop() -> None:
+@pytest.mark.parametrize("amp_type", [torch.bfloat16, torch.float16])
+def test_infinite_gradients_stop(amp_type: torch.dtype) -> None:
+    """Without a loss scale at once, with one when a smaller scale would not help."""
+
     class Infinite(Constant):
         def forward(self, records: list[dict]) -> dict[str, Tensor]:
-            return {"loss": (self.weight - 1).sqrt().sum()}
+            return {"loss": (self.weight - 1).sqrt().sum()}  # 0, with an infinite slope
 
     model = Infinite()
-    trainer = make_trainer(model, factors(*[1] * 100), 100, amp_type=torch.float16)
-    with pytest.raises(FloatingPointError, match="a gradient is not finite"):
+    trainer = make_trainer(model, factors(*[1] * 100), 100, amp_type=amp_type)
+    with pytest.raises(FloatingPointError, match="gradient"):
         trainer.train()
-    assert 65536 / 2**trainer.iter < MIN_LOSS_SCALE
+    scale = 65536 / 2**trainer.iter
+    assert scale < MIN_LOSS_SCALE if amp_type == torch.float16 else trainer.iter == 0
     assert model.weight.item() == 1
 
 
@@ -247,7 +239,7 @@ def test_nothing_left_to_train(tmp_path: Path, caplog) -> None:
     done.resume_or_load("", resume=True)
     with caplog.at_level("INFO", "ovformer.engine.trainer"):
         done.train()
-    assert "Nothing to train: the checkpoint is of iteration 2, SOLVER.MAX_ITER is 2" in caplog.text
+    assert "iteration 2, SOLVER.MAX_ITER is 2" in caplog.text
 
 
 def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path, caplog) -> None:
@@ -260,7 +252,7 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path, caplog) -> None
 
 def test_the_state_of_another_trainer_is_refused() -> None:
     trainer = make_trainer(Constant(), factors(1), 1)
-    with pytest.raises(ValueError, match=r"no optimizer, grad_scaler, random_states, seed; it was"):
+    with pytest.raises(ValueError, match="optimizer, grad_scaler, random_states, seed.*WEIGHTS"):
         trainer.load_state_dict({"iteration": 3, "_trainer": {}})
 
 
@@ -277,9 +269,3 @@ def test_random_states_are_plain_and_restorable(tmp_path: Path) -> None:
     expected = draw()
     set_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
     assert draw() == expected
-
-
-def test_storage_is_detectron2s() -> None:
-    trainer = make_trainer(Constant(), factors(1), 1)
-    trainer.train()
-    assert isinstance(trainer.storage, EventStorage)

@@ -68,7 +68,7 @@ def test_all_is_well(check, tiny_run: TinyRun) -> None:
     assert not tiny_run.output.exists()
 
 
-def test_nothing_is_there(check, tmp_path: Path, monkeypatch) -> None:
+def test_missing_files(check, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "none"))
     config = str(ROOT / "configs" / "lvvis" / "video_ovformer_R50_bs8.yaml")
     status, output = check("--config-file", config, "--json", "OUTPUT_DIR", str(tmp_path / "out"))
@@ -105,7 +105,7 @@ def test_a_missing_image_a_broken_one_and_one_of_another_size(check, tiny_run: T
     assert status == 0  # which does not read the training set
 
 
-def test_faults_of_the_config(check, tiny_run: TinyRun) -> None:
+def test_errors_of_the_config(check, tiny_run: TinyRun) -> None:
     words = ["SOLVER.BASELR", "1", "SOLVER.IMS_PER_BATCH", "3", "MODEL.META_ARCHITECTURE", "Mine"]
     status, output = check(*tiny_run.command("--num-gpus=2", *words))
     assert status == 1
@@ -120,14 +120,7 @@ def test_faults_of_the_config(check, tiny_run: TinyRun) -> None:
     assert status == 1 and "train_net.py runs OVFormer" in output
 
 
-def test_a_store_that_lacks_images(check, tiny_run: TinyRun) -> None:
-    opts = ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH", "datasets/shapes/clip_train.safetensors"]
-    status, output = check(*tiny_run.command("--json", *opts))
-    assert status == 1
-    assert all("4 images have no CLIP features" in text for text in bad(output))
-
-
-def test_clip_is_loaded_when_it_is_asked_for(check, tiny_run: TinyRun, monkeypatch) -> None:
+def test_clip_is_loaded_on_demand(check, tiny_run: TinyRun, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no network")
 
@@ -165,11 +158,6 @@ def test_videos(check, tmp_path: Path, monkeypatch) -> None:
     status, output = check(*run.command("--decode"))
     assert status == 0, output
     assert "3 videos with 10 frames" in output and "fits the whole model" in output
-    frame = run.data.frames / "video3" / "00003.png"
-    frame.write_bytes(frame.read_bytes()[:60])
-    status, output = check(*run.command("--decode", "--json"))
-    assert status == 1
-    assert bad(output)[0].startswith(f"1 of 10 images are broken: {frame}: the image can't be")
 
 
 def script(tiny_run: TinyRun, *words: str, **env: str) -> subprocess.CompletedProcess:

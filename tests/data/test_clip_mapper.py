@@ -176,14 +176,10 @@ def test_what_detectron2_asks_of_an_image_is_enough(mini_lvis: MiniLvis, tmp_pat
     assert [len(instances) for instances in unlabelled["instances"]] == [0, 0]
 
 
-def test_an_image_of_another_size_is_named(mini_lvis: MiniLvis) -> None:
-    record = {**record_of(1), "height": 41}
-    with pytest.raises(ValueError, match=r"Image 1 .*0001\.png\) has 40 x 60 pixels .* 41 x 60"):
-        ClipMapper(config())(record)
-
-
-def test_an_image_that_cannot_be_decoded_is_named(mini_lvis: MiniLvis) -> None:
+def test_a_wrong_image_is_named(mini_lvis: MiniLvis) -> None:
     record = record_of(1)
+    with pytest.raises(ValueError, match=r"Image 1 .*0001\.png\) has 40 x 60 .* 41 x 60"):
+        ClipMapper(config())({**record, "height": 41})
     Path(record["file_name"]).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"Image 1: .*0001\.png: the image can't be decoded"):
+    with pytest.raises(ValueError, match=r"Image 1: .*0001\.png: .*decoded"):
         ClipMapper(config())(record)

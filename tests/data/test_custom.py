@@ -79,6 +79,8 @@ def test_images(coco: Path, forget: None) -> None:
         (c["image_count"], c["instance_count"], c["frequency"]) for c in metadata.category_info
     ]
     assert counts == [(1, 2, "b"), (0, 0, "n"), (1, 1, "b")]
+    register_custom([entry(coco, name="without_novel", novel=[])])
+    assert MetadataCatalog.get("without_novel").class_groups == {}
 
 
 def test_videos_named_in_a_yaml_or_on_the_command_line(
@@ -126,13 +128,6 @@ def test_the_example_of_the_readme(mini_videos: MiniVideos, tmp_path: Path, forg
     assert Path(DatasetCatalog.get("birds_val")[0]["file_names"][0]).is_file()
 
 
-def test_without_novel_classes_there_are_no_groups(coco: Path, forget: None) -> None:
-    described = entry(coco)
-    del described["novel"]
-    register_custom([described])
-    assert MetadataCatalog.get("my_birds").class_groups == {}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -151,15 +146,12 @@ def test_what_is_wrong(coco: Path, forget: None, changes: dict, message: str) ->
         register_custom([entry(coco, **changes)])
 
 
-def test_a_file_of_another_kind(tmp_path: Path, coco: Path, forget: None) -> None:
-    coco.write_text(json.dumps({"categories": BIRDS}))
-    with pytest.raises(ValueError, match='neither "videos".* nor "images"'):
-        register_custom([entry(coco)])
-    with pytest.raises(ValueError, match=r"expected name, .* got 'birds.yaml'"):
-        register_custom(["birds.yaml"])
-
-
-def test_a_name_that_others_registered(coco: Path, forget: None) -> None:
+def test_other_entries_that_are_wrong(coco: Path, forget: None) -> None:
     DatasetCatalog.register("theirs", lambda: [])
-    with pytest.raises(ValueError, match="the name 'theirs' is taken"):
+    with pytest.raises(ValueError, match="name 'theirs'"):
         register_custom([entry(coco, name="theirs")])
+    coco.write_text(json.dumps({"categories": BIRDS}))
+    with pytest.raises(ValueError, match='"videos".* "images"'):
+        register_custom([entry(coco)])
+    with pytest.raises(ValueError, match=r"expected name, .* 'birds.yaml'"):
+        register_custom(["birds.yaml"])

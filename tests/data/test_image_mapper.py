@@ -1,7 +1,6 @@
 """Images, masks and CLIP inputs as the model gets them."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -212,24 +211,15 @@ def test_stored_features_are_attached(
     assert ImageMapper(cfg, is_train=True).embeddings is None
 
 
-def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(change(path.read_bytes()))
-
-
-@pytest.mark.parametrize(
-    "change", [lambda b: b"", lambda b: b"no image", lambda b: b[:900], lambda b: b[:40] + b[60:]]
-)
-def test_an_image_that_cannot_be_decoded_is_named(
-    records: list[dict], change: Callable[[bytes], bytes]
-) -> None:
+def test_a_wrong_image_is_named(records: list[dict]) -> None:
     path = Path(records[0]["file_name"])
-    spoil(path, change)
-    with pytest.raises(ValueError, match=f"{path}: the image can't be decoded"):
-        mapper()(records[0])
-
-
-def test_a_missing_image_and_one_of_another_size_are_named(records: list[dict]) -> None:
-    with pytest.raises(FileNotFoundError, match="/no/such.jpg: no such image file"):
-        read_rgb("/no/such.jpg")
-    with pytest.raises(ValueError, match=records[0]["file_name"]):
+    with pytest.raises(ValueError, match=str(path)):
         mapper()(dict(records[0], width=61))
+    content = path.read_bytes()
+    for damaged in (b"", b"no image", content[:900], content[:40] + content[60:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path}: .*decoded"):
+            mapper()(records[0])
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        read_rgb(str(path))

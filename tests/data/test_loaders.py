@@ -151,21 +151,6 @@ def test_random_numbers_of_the_process_are_left_alone(mini_lvis: MiniLvis) -> No
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_rare_images_are_repeated(mini_lvis: MiniLvis) -> None:
-    # Category 13 is in one of four images, category 3 in three.
-    cfg = config(
-        "DATALOADER.SAMPLER_TRAIN",
-        "RepeatFactorTrainingSampler",
-        "DATALOADER.REPEAT_THRESHOLD",
-        0.75,
-    )
-    found = [image_id for image_id, _, _ in images(build_train_loader(cfg), 60)]
-    counts = {i: found.count(i) for i in (1, 2, 3, 4)}
-    # Factors: sqrt(0.75 / 0.25) for 1 and 3, sqrt(0.75 / 0.5) for 4 (its crowd counts), 1 for 2.
-    for image_id, factor in {1: 3**0.5, 3: 3**0.5, 4: 1.5**0.5}.items():
-        assert counts[image_id] / counts[2] == pytest.approx(factor, abs=0.3)
-
-
 def test_evaluation_sees_each_image_once(
     mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,15 +166,14 @@ def test_evaluation_sees_each_image_once(
     assert found == [[1, 2, 3], [4, 5]]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_errors_in_workers_name_the_image(mini_lvis: MiniLvis, workers: int) -> None:
+def test_errors_in_workers_name_the_image(mini_lvis: MiniLvis) -> None:
     path = mini_lvis.root / "coco" / "train2017" / "000000000002.png"
     path.write_bytes(path.read_bytes()[:300])
-    loader = build_train_loader(config("DATALOADER.NUM_WORKERS", workers))
-    with pytest.raises(ValueError, match=f"{path}: the image can't be decoded"):
+    loader = build_train_loader(config("DATALOADER.NUM_WORKERS", 2))
+    with pytest.raises(ValueError, match=f"{path}: .*decoded"):
         images(loader, 5)
-    if workers:  # the error keeps the processes, which end slowly when it is collected at last
-        loader._iterator._shutdown_workers()
+    # The error keeps the processes alive, which end slowly when it is collected.
+    loader._iterator._shutdown_workers()
 
 
 def fail(_: object) -> None:
@@ -243,12 +227,6 @@ def test_nothing_can_be_loaded(mini_lvis: MiniLvis) -> None:
         next(iter(build_train_loader(config("DATALOADER.SKIP_BROKEN", True))))
 
 
-def test_too_many_missing_files(mini_lvis: MiniLvis) -> None:
-    broken_images(mini_lvis)
-    with pytest.raises(FileNotFoundError, match="1 of 5 images not found"):
-        build_train_loader(config("DATALOADER.SKIP_BROKEN", True))
-
-
 def test_evaluation_marks_what_is_broken(mini_lvis: MiniLvis) -> None:
     (path,) = (mini_lvis.root / "coco" / "val2017").iterdir()
     path.write_bytes(b"")
@@ -272,50 +250,35 @@ def without_a_folder(data: MiniLvis) -> None:
     (data.root / "coco" / "val2017").rename(data.root / "val")
 
 
-def nothing(_: MiniLvis) -> None:
-    """The data set is fine, the config is not."""
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("DATASETS.TRAIN", "('nope',)", "DATASETS.TRAIN.*'nope'"),
+        ("DATASETS.TRAIN", "()", "DATASETS.TRAIN is empty"),
+        ("INPUT.DATASET_MAPPER_NAME", "coco", "DATASET_MAPPER_NAME.*'coco'.*coco_instance_lsj"),
+        ("DATALOADER.SAMPLER_TRAIN", "Sampler", "SAMPLER_TRAIN.*'Sampler'.*TrainingSampler"),
+        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0"),
+        ("MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", "no.safetensors", "no.safetensors not found"),
+    ],
+)
+def test_wrong_keys_are_named(mini_lvis: MiniLvis, key: str, value: object, message: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        build_train_loader(config(key, value))
 
 
-WRONG = [
-    (
-        nothing,
-        ("DATASETS.TRAIN", "('nope',)"),
-        ValueError,
-        "DATASETS.TRAIN: unknown dataset 'nope'",
-    ),
-    (nothing, ("DATASETS.TRAIN", "()"), ValueError, "DATASETS.TRAIN is empty"),
-    (
-        nothing,
-        ("INPUT.DATASET_MAPPER_NAME", "coco"),
-        ValueError,
-        "INPUT.DATASET_MAPPER_NAME: unknown mapper 'coco'. Known: coco_instance_lsj",
-    ),
-    (
-        nothing,
-        ("DATALOADER.SAMPLER_TRAIN", "Sampler"),
-        ValueError,
-        "unknown sampler 'Sampler'. Known: TrainingSampler, RepeatFactorTrainingSampler",
-    ),
-    (nothing, ("SOLVER.IMS_PER_BATCH", 0), ValueError, "SOLVER.IMS_PER_BATCH is 0"),
-    (
-        nothing,
-        ("MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", "no.safetensors"),
-        FileNotFoundError,
-        "no.safetensors not found",
-    ),
-    (without_annotations, (), ValueError, "nothing in lvis_v1_train has an annotation"),
-    (without_images, (), FileNotFoundError, "2 of 5 images not found, the first is .*00002.png"),
-    (without_a_folder, (), FileNotFoundError, "1 of 5 images not found"),
-]
-
-
-@pytest.mark.parametrize(("change", "opts", "error", "message"), WRONG, ids=[w[3] for w in WRONG])
-def test_what_is_wrong_is_said_before_any_work(
-    mini_lvis: MiniLvis, change: Callable, opts: tuple, error: type, message: str
-) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_annotations, "lvis_v1_train has an annotation"),
+        (without_images, "2 of 5 images not found, .*00002.png"),
+        (without_a_folder, "1 of 5 images not found"),
+    ],
+)
+def test_missing_files_are_named(mini_lvis: MiniLvis, change: Callable, message: str) -> None:
     change(mini_lvis)
-    with pytest.raises(error, match=message):
-        build_train_loader(config(*opts))
+    for skip_broken in (False, True):  # which allows fewer of them by default
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            build_train_loader(config("DATALOADER.SKIP_BROKEN", skip_broken))
 
 
 def test_a_batch_that_does_not_split(mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The LVIS reader: what it keeps, and what it says about files that are not right."""
+"""The LVIS reader: its records, and the errors that name what is wrong in a file."""
 
 import json
 from collections.abc import Callable
@@ -77,26 +77,16 @@ def repeat(kind: str) -> Callable[[dict], None]:
 
 SHORT_RLE = {"size": [40, 60], "counts": [10, 20]}
 OTHER_SIZE = {"size": [60, 40], "counts": [2400]}
-NO_RLE = {"size": [40, 60], "counts": "\u007f\u007f"}
 CUT_OFF = {"size": [40, 60], "counts": compressed_rle(np.eye(40, 60) > 0)["counts"][:-3]}
 FAULTS = [
     (
         edit("annotations", 0, segmentation=[[1, 2, 3, 4]]),
         "annotation 101: .* polygon of 4 numbers",
     ),
-    (edit("annotations", 0, segmentation=[[1] * 7]), "annotation 101: .* polygon of 7 numbers"),
     (edit("annotations", 0, segmentation=[["a"] * 6]), "annotation 101: .* flat list of numbers"),
-    (edit("annotations", 0, segmentation=[[[1] * 6]]), "annotation 101: .* flat list of numbers"),
-    (
-        edit("annotations", 0, segmentation=[]),
-        "annotation 101: segmentation: expected a list of poly",
-    ),
-    (edit("annotations", 0, segmentation=[[np.nan] * 6]), "annotation 101: .* not finite"),
     (edit("annotations", 0, segmentation=SHORT_RLE), "annotation 101: .* RLE of 30 pixels"),
     (edit("annotations", 0, segmentation=OTHER_SIZE), r"annotation 101: .* size \[60, 40\]"),
-    (edit("annotations", 0, segmentation=NO_RLE), "annotation 101: .* character that no RLE has"),
     (edit("annotations", 0, segmentation=CUT_OFF), "annotation 101: segmentation: "),
-    (edit("annotations", 0, segmentation={"size": [40, 60]}), "annotation 101: .* counts are"),
     (edit("annotations", 2, segmentation=None), r"annotation 103 has no \['segmentation'\]"),
     (
         edit("annotations", 2, bbox=[1, 2, 3]),

@@ -14,12 +14,10 @@ from PIL import Image
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, comm
-from ovformer.d2 import transforms as T
 from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
-from ovformer.data.loading import training_sets
 from ovformer.data.loading.video_loaders import build_video_test_loader, build_video_train_loader
-from ovformer.data.samples.clip_mapper import ClipMapper, make_clip_instances
+from ovformer.data.samples.clip_mapper import ClipMapper
 from ovformer.data.samples.video_reader import ReadAhead
 from support.mini_videos import VIDEOS, MiniVideos
 
@@ -107,20 +105,6 @@ def test_instances_are_the_same_in_all_frames(mini_videos: MiniVideos) -> None:
             assert torch.equal(instances.gt_boxes.tensor, boxes)
 
 
-def test_an_instance_that_leaves_keeps_its_label(mini_videos: MiniVideos) -> None:
-    record = next(r for r in load_dataset("ytvis_2019_train") if r["video_id"] == 3)
-    frames = [record["annotations"][t] for t in (2, 3)]
-    same = [T.TransformList([T.NoOpTransform()])] * 2
-    sizes = [(40, 60)] * 2
-    first, last = make_clip_instances(frames, same, sizes, (40, 60))
-    assert first.gt_classes.tolist() == last.gt_classes.tolist() == [0, 5]
-    assert (first.gt_ids.tolist(), last.gt_ids.tolist()) == ([1, 2], [1, -1])
-    assert not last.gt_masks.tensor[1].any()
-    nothing = make_clip_instances([[], []], same, sizes, (40, 60))
-    assert [len(instances) for instances in nothing] == [0, 0]
-    assert nothing[0].gt_masks.tensor.shape == (0, 40, 60)
-
-
 def test_masks_follow_the_frames(mini_videos: MiniVideos) -> None:
     folder = mini_videos.frames_of("train") / "video3"
     for t in range(6):
@@ -147,31 +131,6 @@ def test_the_stream_does_not_depend_on_workers_and_can_go_on(mini_videos: MiniVi
     assert [fingerprint(sample) for sample in samples(config(), 4, start=2)] == expected[4:]
     other = [fingerprint(sample) for sample in samples(config("SEED", 6), 6)]
     assert other != expected
-
-
-def test_videos_without_annotation_can_be_left_out(mini_videos: MiniVideos) -> None:
-    cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", True)
-    assert {sample["video_id"] for sample in samples(cfg, 12)} == {3, 8}
-
-
-def test_repeat_factors_count_videos(
-    mini_videos: MiniVideos, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    factors = []
-    original = training_sets.RepeatFactorTrainingSampler
-
-    class Spy(original):
-        def __init__(self, repeat_factors, **arguments):
-            factors.extend(repeat_factors.tolist())
-            super().__init__(repeat_factors, **arguments)
-
-    monkeypatch.setattr(training_sets, "RepeatFactorTrainingSampler", Spy)
-    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
-    found = samples(config(*sampler, "DATALOADER.REPEAT_THRESHOLD", 3.0), 30)
-    # Each category is in one video of three: sqrt(3.0 / (1 / 3)) = 3.
-    assert factors == pytest.approx([3.0, 3.0, 1.0])
-    counts = [sum(s["video_id"] == number for s in found) for number in VIDEOS]
-    assert counts[0] > 2 * counts[2] and counts[1] > 2 * counts[2]
 
 
 def test_a_test_video(mini_videos: MiniVideos) -> None:
@@ -261,13 +220,6 @@ def test_threads_end_with_the_loop(mini_videos: MiniVideos) -> None:
     assert threading.active_count() == before
 
 
-def test_a_missing_frame_is_named_before_any_work(mini_videos: MiniVideos) -> None:
-    (mini_videos.frames / "video3" / "00002.png").unlink()
-    message = r"ytvis_2019_val: 1 of 10 images not found.*00002\.png \(frame 2 of video 3\)"
-    with pytest.raises(FileNotFoundError, match=message):
-        build_video_test_loader(config(), "ytvis_2019_val")
-
-
 def test_a_frame_that_cannot_be_decoded_is_named(mini_videos: MiniVideos) -> None:
     (mini_videos.frames / "video3" / "00002.png").write_bytes(b"no image")
     loader = iter(build_video_test_loader(config(), "ytvis_2019_val"))
@@ -297,19 +249,6 @@ def test_frames_of_another_size(mini_videos: MiniVideos, caplog: pytest.LogCaptu
     assert [frame.shape for frame in video["image"]] == [(3, 24, 24)]
     assert (video["height"], video["width"]) == (48, 48)
     assert "frames of 24 x 24 pixels, but 48 x 48" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        (("INPUT.RANDOM_FLIP", "flip"), "INPUT.RANDOM_FLIP: unknown flip 'flip'"),
-        (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "by_frame"), "MIN_SIZE_TRAIN_SAMPLING: unknown"),
-        (("INPUT.FORMAT", "L"), "INPUT.FORMAT: unknown format 'L'"),
-    ],
-)
-def test_bad_settings(mini_videos: MiniVideos, opts: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_video_train_loader(config(*opts))
 
 
 def test_images_are_not_videos(mini_lvis) -> None:

@@ -1,4 +1,3 @@
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ovformer.d2 import DatasetCatalog, MetadataCatalog
-from ovformer.data.catalog.dataset_spec import load_categories
+from ovformer.d2 import MetadataCatalog
 from ovformer.data.files.vis_json import group_categories, load_vis_json, read_vis_json, to_rle
 
 SQUARE = np.zeros((4, 6), dtype=np.uint8)
@@ -207,17 +205,3 @@ def test_registered_video_sets(name, classes, sizes) -> None:
     assert len(metadata.thing_classes) == classes
     assert {group: len(members) for group, members in metadata.class_groups.items()} == sizes
     assert metadata.evaluator_type == ("burst" if name == "burst_val" else "vis")
-
-
-def test_registered_set_is_read(content, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="ovis/annotations/valid.json"):
-        DatasetCatalog.get("ovis_val")
-    content = copy.deepcopy(content)
-    content["categories"] = load_categories("ovis")
-    path = tmp_path / "ovis" / "annotations" / "valid.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(content))
-    records = DatasetCatalog.get("ovis_val")
-    assert [record["video_id"] for record in records] == [3, 8]
-    assert records[1]["clip_keys"][0] == "ovis/valid/clip/0.jpg"

@@ -1,8 +1,12 @@
-"""Data: which data sets there are, how they are read, and the batches that the model gets.
+"""Data: the known data sets, their readers, and the batches that the model gets.
 
 Importing this package registers every data set of :mod:`ovformer.data.catalog.datasets` in
-detectron2's catalogs. No data set is read until it is asked for, so ``$DETECTRON2_DATASETS`` may be
-set before or after the import.
+detectron2's catalogs. Data sets are read later, by name, so ``$DETECTRON2_DATASETS`` may be set
+before or after the import.
+
+The packages, in the order of the flow: :mod:`.files` reads and writes single files,
+:mod:`.catalog` names the data sets, :mod:`.samples` turns a dataset dict into a sample,
+:mod:`.loading` makes batches. :mod:`.exports` converts the exports of annotation tools.
 
 The dataset dict
 ----------------
@@ -21,11 +25,11 @@ annotations
     list of dicts with bbox, bbox_mode, category_id (contiguous from 0), segmentation (polygons, or
     a compressed RLE) and iscrowd
 neg_category_ids
-    LVIS: the data set's own ids of the categories that were looked for and not found
+    LVIS: the data set's own ids of the categories that annotators did not find in the image
 not_exhaustive_category_ids
-    LVIS: own ids of the categories of which not every object is annotated
+    LVIS: own ids of the categories that annotators marked only in part
 
-Of a data set of videos, one dict per video. T frames:
+A data set of videos gives one dict per video. T frames:
 
 video_id
     int, unique in the data set
@@ -37,40 +41,40 @@ file_names, clip_keys
     T str each, as above
 annotations
     T lists of dicts, one for each instance that is visible in the frame: as above, and "id", which
-    an instance has in all frames
+    is the same in all frames
 neg_category_ids, not_exhaustive_category_ids
-    BURST: the same of the video
+    BURST: the same for the video
 
 The batch dict
 --------------
-A loader yields a list of dicts, the only thing that data and model share. H W are the pixels of the
-image that the network sees, N instances, D CLIP's width, S the side of the image that CLIP takes:
+A loader yields a list of dicts, the only contract between data and model. H W are the pixels of the
+network's input, N instances, D CLIP's width, S the side of CLIP's input:
 
 image
     uint8 (3, H, W), channels in the order of ``INPUT.FORMAT``
 height, width
-    pixels of the original image, to which predictions are resized
+    pixels of the original image; predictions are resized to it
 file_name, image_id, ...
-    every other field of the dataset dict but annotations
+    the other fields of the dataset dict except annotations
 clip_features
-    float32 (1, D), CLIP's embedding of the image, where a store of them is configured
+    float32 (1, D), CLIP's embedding of the image, if a store of embeddings is configured
 clip_image
-    uint8 (3, S, S) RGB, where none is: the original image, its short edge resized to S and the
-    centre cropped, from which the model computes the embedding
+    uint8 (3, S, S) RGB, if no store is configured: the original image, its short edge resized to S
+    and the centre cropped; the model computes the embedding from it
 instances
     training only: ``Instances`` of image size (H, W) with gt_classes int64 (N,), gt_masks
     ``BitMasks`` (N, H, W) and gt_boxes; none of them is empty
 instance_counts
-    training only, added by the trainer where it cuts a batch into micro-batches: list of int, the
+    training only, added by the trainer when it cuts a batch into micro-batches: list of int, the
     number of instances of each image of the whole batch
 least_size
-    likewise: height and width in pixels that images are at least padded to
+    training only, also added for micro-batches: least height and width in pixels after padding
 broken
-    only with ``DATALOADER.SKIP_BROKEN``. Training: list of str, the messages of the samples that
-    could not be loaded and in whose place this one is; the trainer takes them out. Evaluation: str,
-    the message of an image that could not be loaded, which then has no "image"
+    only with ``DATALOADER.SKIP_BROKEN``. Training: list of str, the messages of the broken samples
+    that this one replaces; the trainer removes them. Evaluation: str, the message of an image that
+    could not be loaded and has no "image"
 
-A video's differs in:
+The dict of a video has other values for:
 
 frames
     evaluation only: an iterator of all T frames in order, each a dict with "image", "file_name" and
@@ -82,21 +86,22 @@ image
     each augmented in its own way and padded to one size (a pseudo-clip); evaluation: an iterator of
     the images of "frames", to be used in place of it. All frames of a video have one size
 video_id, length, file_names
-    length is the number of frames in "image"; a pseudo-clip has "image_id" in place of "video_id"
+    length is the number of frames in "image"; a pseudo-clip has "image_id" instead of "video_id"
 clip_features
     float32 (T, D)
 clip_image
-    where no store is configured: list of T uint8 (3, S, S); evaluation: an iterator of them, like
+    if no store is configured: list of T uint8 (3, S, S); evaluation: an iterator of them, like
     "image" and to be advanced together with it (one that is behind keeps what the other had)
 instances
     training only: list of T ``Instances`` with the same N instances in the same order: gt_classes,
     gt_ids int64 (N,), which are -1 where an instance is absent, gt_masks (empty there), gt_boxes
 instance_counts
-    the number of instances that are visible in each frame of the whole batch; for a model of clips
-    in each clip
+    the number of visible instances of each frame of the whole batch; for a model of clips, of each
+    clip
 
 The prediction dict of an image is ``{"instances": Instances}`` with pred_masks bool
-(N, height, width), scores, pred_classes (contiguous) and pred_boxes. That of a video is
+(N, height, width), scores, pred_classes (contiguous) and pred_boxes. The prediction dict of a
+video is
 ``{"video_id", "image_size": (height, width), "pred_scores": N floats, highest first, "pred_labels":
 N ints, contiguous, "segmentations": N lists of T compressed RLEs}``.
 """

@@ -33,10 +33,6 @@ def test_frames_are_near_each_other_and_as_different_as_can_be(
     assert sorted(shuffled) == frames
 
 
-def test_a_video_of_one_frame_is_repeated() -> None:
-    assert sample_frames(1, 3, 20, seed=0) == [0, 0, 0]
-
-
 def test_all_frames_are_drawn() -> None:
     drawn = [sample_frames(10, 2, 3, seed) for seed in range(300)]
     assert {t for frames in drawn for t in frames} == set(range(10))

@@ -64,12 +64,12 @@ def list_tables() -> list[str]:
 
 
 def clean_name(name: str) -> str:
-    """Return a class name as it is shown and embedded: without underscores and extra spaces."""
+    """Return a class name without underscores and extra spaces, for display and CLIP."""
     return " ".join(name.replace("_", " ").split())
 
 
 def normalise_name(name: str) -> str:
-    """Return a name such that two names that mean the same class are equal."""
+    """Return the form of a name that is equal for two names of the same class."""
     return clean_name(name).casefold()
 
 

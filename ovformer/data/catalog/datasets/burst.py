@@ -1,4 +1,4 @@
-"""BURST, validation videos: 482 LVIS categories, of which the rare ones are novel here."""
+"""BURST, validation videos: 482 LVIS categories; the rare ones are novel here."""
 
 from ovformer.data.catalog.dataset_spec import DatasetSpec
 from ovformer.data.files.lvis_json import BASE_AND_NOVEL
@@ -12,7 +12,7 @@ SPECS = [
         categories="burst",
         read=read_vis_json,
         evaluator="burst",
-        # "common" are BURST's 78 categories that COCO has too, as far as they occur here.
+        # "common" are those of BURST's 78 categories in common with COCO that occur here.
         groups={
             **BASE_AND_NOVEL,
             "common": ("split", ("common",)),

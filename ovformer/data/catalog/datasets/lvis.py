@@ -1,4 +1,4 @@
-"""LVIS v1. The rare categories are the novel ones: training leaves their annotations out."""
+"""LVIS v1. The rare categories are novel: training skips their annotations."""
 
 from ovformer.data.catalog.dataset_spec import DatasetSpec
 from ovformer.data.files.lvis_json import BASE_AND_NOVEL, read_lvis_json

@@ -1,4 +1,4 @@
-"""LV-VIS: 1,196 categories, of which 555 are novel: training leaves their annotations out."""
+"""LV-VIS: 1,196 categories, 555 of them novel. Training skips the novel ones' annotations."""
 
 from ovformer.data.catalog.dataset_spec import DatasetSpec
 from ovformer.data.files.vis_json import read_vis_json

@@ -1,1 +1,1 @@
-"""Operations on tensors that know nothing of models: deformable attention and mask resizing."""
+"""Operations on tensors, independent of models: deformable attention, masks, linear layers."""

@@ -1,4 +1,4 @@
-"""``python -m ovformer.ops``: which kernels of deformable attention there are, and a self-test."""
+"""``python -m ovformer.ops``: list the kernels of deformable attention and test them."""
 
 import logging
 import os
@@ -10,18 +10,19 @@ from ovformer.ops import self_test
 from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, load_kernel
 
 SHAPES = ((12, 20), (24, 40), (48, 80))  # strides 32, 16 and 8 of an image of 360x640, padded
-SMALL_SHAPES = ((3, 5), (6, 10), (12, 20))  # float32 places a sample better on a small map
+SMALL_SHAPES = ((3, 5), (6, 10), (12, 20))  # in float32 a location is more exact on a small map
 HEADS, CHANNELS, POINTS = 8, 32, 4
 TOKENS = sum(height * width for height, width in SHAPES)
 
 
 def list_devices() -> list[torch.device]:
-    """Return the kinds of devices that this machine has and some kernel is made for."""
-    return [torch.device(name) for name in ("cpu", *["cuda"] * torch.cuda.is_available())]
+    """Return this machine's types of devices that have a kernel."""
+    names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [torch.device(name) for name in names]
 
 
 def print_kernels(device: torch.device) -> list[str]:
-    """Print which kernels can be used on a device and why others can't; return the former."""
+    """Print which kernels a device can use and why not the others; return the usable ones."""
     usable = []
     for name in KERNELS:
         reason = load_kernel(name).why_unavailable(device)
@@ -32,7 +33,7 @@ def print_kernels(device: torch.device) -> list[str]:
 
 
 def print_self_test(name: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Print a kernel's differences from PyTorch and its times; return whether it is right."""
+    """Print a kernel's differences from PyTorch and its times; return whether it is correct."""
     kernel = load_kernel(name)
     sizes = (HEADS, CHANNELS, POINTS, dtype, device)
     found = self_test.measure_differences(

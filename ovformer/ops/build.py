@@ -1,6 +1,6 @@
-"""``python -m ovformer.ops.build``: compile the kernels of deformable attention ahead of their use.
+"""``python -m ovformer.ops.build``: compile the kernels of deformable attention before their use.
 
-Imports no torch for the CUDA kernel: its library has a plain C interface and fits to any torch.
+The CUDA kernel needs no torch here: its library has a plain C interface and works with any torch.
 """
 
 import argparse
@@ -26,20 +26,20 @@ OLDEST, NEWEST = 70, 100  # Volta to Blackwell: the compute capabilities, times 
 
 
 def cuda_library_name() -> str:
-    """Return the file name of the CUDA kernel's library: another source is another library."""
+    """Return the file name of the CUDA kernel's library, with a hash of the source in it."""
     digest = hashlib.sha256(CUDA_SOURCE.read_bytes()).hexdigest()
     return f"{CUDA_SOURCE.stem}-{digest[:20]}.so"
 
 
 def find_cuda_library() -> Path | None:
-    """Return the CUDA kernel's library, of this package or of the user's cache, if there is one."""
+    """Return the CUDA kernel's library, from this package or the user's cache, or None."""
     folders = (CUDA_SOURCE.parent, cache_folder())
     paths = (folder / cuda_library_name() for folder in folders)
     return next((path for path in paths if path.exists()), None)
 
 
 def find_nvcc() -> str:
-    """Return the CUDA compiler: of ``$CUDA_HOME``, or on PATH, or where CUDA is usually installed.
+    """Return the CUDA compiler of ``$CUDA_HOME``, on PATH, or in CUDA's usual folder.
 
     Raises:
         BuildError: there is none.
@@ -53,10 +53,10 @@ def find_nvcc() -> str:
 
 
 def list_architectures(nvcc: str) -> list[int]:
-    """Return the compute capabilities, times ten, that a compiler makes code for, in order.
+    """Return the compute capabilities, times ten, that a compiler knows, in order.
 
     Raises:
-        BuildError: the compiler does not say.
+        BuildError: the compiler does not list any.
     """
     run = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True)
     if not (known := re.findall(r"^sm_(\d+)$", run.stdout, re.MULTILINE)):
@@ -65,7 +65,7 @@ def list_architectures(nvcc: str) -> list[int]:
 
 
 def make_architecture_flags(nvcc: str, wanted: Sequence[str]) -> list[str]:
-    """Return flags for code of each architecture, and for PTX of the newest for what comes later.
+    """Return flags for code of each architecture, and for PTX of the newest, which later GPUs run.
 
     Args:
         nvcc: the compiler.
@@ -95,7 +95,7 @@ def build_cuda(wanted: Sequence[str] = ("all",), folder: Path | None = None) -> 
 
     Args:
         wanted: see :func:`make_architecture_flags`.
-        folder: of the library; by default the user's cache, where the kernel is looked for.
+        folder: of the library; by default the user's cache, where the kernel is searched.
 
     Returns:
         The path of the library.
@@ -112,7 +112,7 @@ def build_cuda(wanted: Sequence[str] = ("all",), folder: Path | None = None) -> 
 
 
 def build_cpu() -> None:
-    """Compile the CPU kernel into the user's cache, if it is not there.
+    """Compile the CPU kernel into the user's cache, unless it is there.
 
     Raises:
         BuildError: it can't be used.
@@ -126,7 +126,7 @@ def build_cpu() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compile what the command line asks for; exit with status 1 if something fails."""
+    """Compile the kernels of the command line; exit with status 1 if one fails."""
     parser = argparse.ArgumentParser(prog="python -m ovformer.ops.build", description=__doc__)
     parser.add_argument("--cuda", action="store_true", help="only the CUDA kernel (needs nvcc)")
     parser.add_argument("--cpu", action="store_true", help="only the CPU kernel (needs g++)")

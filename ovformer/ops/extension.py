@@ -1,4 +1,4 @@
-"""Compiled kernels as shared libraries with a plain C interface: made, kept and loaded."""
+"""Compiles, caches and loads kernels: shared libraries with a plain C interface."""
 
 import atexit
 import ctypes
@@ -20,14 +20,14 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class BuildError(RuntimeError):
-    """A library can't be compiled or loaded; the message says why and where more stands."""
+    """A library can't be compiled or loaded; the message says why."""
 
 
 def build_on_first_use(source: Path, command: Sequence[str]) -> ctypes.CDLL:
-    """Load a library from the cache; compile it first if it is not there yet, or is damaged.
+    """Load a library from the cache; compile it if it is absent or damaged.
 
     Args:
-        source: a C++ or CUDA file that includes nothing of this project.
+        source: a C++ or CUDA file that includes no other file of this project.
         command: the compiler and its flags, without source and output.
 
     Returns:
@@ -49,7 +49,7 @@ def build_on_first_use(source: Path, command: Sequence[str]) -> ctypes.CDLL:
 
 
 def cached_path(source: Path, command: Sequence[str]) -> Path:
-    """Return where a library is kept: its name stands for all that it depends on.
+    """Return the path of a library in the cache; its name is a hash of all that it depends on.
 
     Raises:
         BuildError: there is no such compiler.
@@ -63,12 +63,12 @@ def cached_path(source: Path, command: Sequence[str]) -> Path:
 
 
 def compile_library(source: Path, command: Sequence[str], output: Path) -> None:
-    """Compile a library. It appears at once and whole, so several processes may do the same.
+    """Compile a library and append its checksum, which reveals damage.
 
-    Behind it stands its checksum, which tells a damaged file from a sound one.
+    The file appears complete or not at all, so several processes may compile at once.
 
     Raises:
-        BuildError: the compiler failed; the message names the file with all that it said.
+        BuildError: the compiler failed; the message names the file with its full output.
     """
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="building-") as folder:
         built = Path(folder, output.name)
@@ -91,7 +91,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     """Load a library that :func:`compile_library` made.
 
     Raises:
-        BuildError: the file is absent, damaged, or does not fit to this machine.
+        BuildError: the file is absent, damaged, or not for this machine.
     """
     try:
         content = path.read_bytes()
@@ -109,7 +109,7 @@ def cache_folder() -> Path:
 
 
 def writable_folder() -> Path:
-    """Return the cache folder, or one for this process alone if nothing can be written there."""
+    """Return the cache folder, or a temporary one if the cache is not writable."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def writable_folder() -> Path:
 
 
 def compiler_version(compiler: str) -> str:
-    """Return what a compiler says about itself.
+    """Return the version text of a compiler.
 
     Raises:
         BuildError: there is no such compiler.
@@ -134,7 +134,7 @@ def compiler_version(compiler: str) -> str:
 
 @functools.cache
 def describe_processor() -> str:
-    """Return what there is to know about this machine's kind of processor."""
+    """Return the kind and features of this machine's processor."""
     text = platform.machine() + platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -151,7 +151,7 @@ def _temporary_folder() -> Path:
 
 
 def _write_report(line: list[str], text: str, path: Path) -> Path:
-    """Keep what a compiler said: at the path, or among temporary files if that will not stay."""
+    """Write a compiler's output to the path, or a temporary file if its folder is temporary."""
     if path.parent != cache_folder():
         path = Path(tempfile.gettempdir(), f"{path.stem}-{os.getpid()}.log")
     path.write_text(f"{' '.join(line)}\n{text}", encoding="utf-8")

@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """Return ``x @ weight.T + bias``, and the positive part of it if asked.
+    """Return ``x @ weight.T + bias``, optionally followed by a ReLU.
 
-    Without gradients, float32 on a CPU is left to oneDNN, which adds the bias and takes the
-    positive part while the result is in a register, and multiplies faster than the library that
-    PyTorch calls (on processors of AMD). The results differ by rounding.
+    Without gradients, oneDNN computes float32 on a CPU: it adds the bias and applies the ReLU
+    while the result is in a register, and on processors of AMD it multiplies faster than the
+    library that PyTorch calls. The results differ by rounding.
 
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,).
-        relu: take the positive part.
+        relu: apply a ReLU.
 
     Returns:
         (..., O).
@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -
 
 
 def _can_use_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether oneDNN may compute: what traces a network has to see PyTorch's own operators."""
+    """Return whether oneDNN may compute; a trace must see PyTorch's own operators instead."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

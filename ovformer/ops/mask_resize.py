@@ -1,4 +1,4 @@
-"""Mask logits, and their size: both products and resizing are linear, so they can be exchanged.
+"""Mask logits and their resizing: products and resizing are linear, so their order may change.
 
 Legend: ... leading dimensions (batch, frames), Q queries, Cm mask channels, N masks, H W pixels.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
-    """Return the logits of masks, in float32 also under autocast.
+    """Return the mask logits, in float32 also under autocast.
 
     Args:
         mask_embed: (..., Q, Cm).
@@ -28,7 +28,7 @@ def resize_mask_features(mask_features: Tensor, sizes: Sequence[tuple[int, int]]
     """Resize mask features bilinearly to several sizes.
 
     The product of an embedding with the result is the resized mask of that embedding, so one
-    resizing per size serves all queries and layers.
+    resizing per size is enough for all queries and layers.
 
     Args:
         mask_features: (..., Cm, H, W).

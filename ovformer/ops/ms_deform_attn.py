@@ -3,13 +3,13 @@
 One PyTorch operator, ``ovformer::ms_deform_attn``, with several kernels behind it. A kernel is a
 module of three functions on checked, contiguous inputs:
 
-* ``why_unavailable(device) -> str | None``: why it can't run there, in words, or None;
+* ``why_unavailable(device) -> str | None``: the reason why it can't run there, or None;
 * ``forward(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)``;
 * ``backward(grad_output, value, ...)``: the gradients of ``value``, ``sampling_locations`` and
   ``attention_weights``.
 
-``spatial_shapes`` and ``level_start_index`` reach it as int64 tensors on the CPU, and
-``sampling_locations`` and ``attention_weights`` in float32, or float64 when ``value`` is float64.
+It gets ``spatial_shapes`` and ``level_start_index`` as int64 tensors on the CPU, and
+``sampling_locations`` and ``attention_weights`` in float32, or float64 if ``value`` is float64.
 
 Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
 Lq queries.
@@ -28,7 +28,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Kernel -> the type of device that it is for (None: any). ``auto`` takes the first that can run.
+# Kernel -> its type of device (None: any), fastest first: ``auto`` takes the first that can run.
 KERNELS = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu", "torch": None}
 
 _uses_torch_operators = False
@@ -36,10 +36,10 @@ _uses_torch_operators = False
 
 @contextmanager
 def use_torch_operators() -> Iterator[None]:
-    """Have what is traced meanwhile consist of PyTorch's operators, in place of ours.
+    """Compute with PyTorch's own operators in a ``with`` block, so that a trace has none of ours.
 
-    It runs where OVFormer is not installed, or in other software. Levels whose sizes are given as
-    integers may be of any size then: a trace has symbols for them.
+    Such a trace runs without OVFormer, and in other software. If the sizes of levels are given as
+    integers, it may have symbols for them and then takes any size.
     """
     global _uses_torch_operators
     before, _uses_torch_operators = _uses_torch_operators, True
@@ -56,28 +56,28 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Sum values sampled bilinearly at given places of several feature maps, with given weights.
+    """Sample several feature maps bilinearly and return the weighted sum of the samples.
 
     Outside a map the value is zero. Differentiable in ``value``, ``sampling_locations`` and
-    ``attention_weights``. Values may have 16 bits, also under autocast: sums, places and weights
-    are those of float32 then.
+    ``attention_weights``. Values may have 16 bits, also under autocast; sums, locations and
+    weights are computed in float32 then.
 
     Args:
         value: (N, S, M, D); the tokens of a level are its pixels, row by row.
-        spatial_shapes: (L, 2) integers, height and width in pixels of each level. They are read
-            on the host, so a tensor on the CPU, or no tensor, saves a synchronisation.
-        level_start_index: (L,) integers, position of each level's first token.
-        sampling_locations: (N, Lq, M, L, P, 2), x and y; 0 and 1 are the outer edges of the map.
+        spatial_shapes: (L, 2) integers, height and width in pixels of each level. The
+            host reads them, so a tensor on a GPU costs a synchronisation.
+        level_start_index: (L,) integers, index of each level's first token.
+        sampling_locations: (N, Lq, M, L, P, 2), x and y; 0 and 1 are the outer edges of a map.
         attention_weights: (N, Lq, M, L, P).
 
     Returns:
-        (N, Lq, M * D), of the type of ``value``.
+        (N, Lq, M * D), in the dtype of ``value``.
 
     Raises:
-        ValueError: the shapes do not fit together, or ``$OVFORMER_MSDA`` is no kernel.
+        ValueError: the shapes do not match, or ``$OVFORMER_MSDA`` is not a kernel.
         RuntimeError: ``$OVFORMER_MSDA`` names a kernel that can't be used here.
     """
-    samples = _in_full_precision(value, sampling_locations, attention_weights)
+    samples = _to_full_precision(value, sampling_locations, attention_weights)
     if _uses_torch_operators:
         return load_kernel("torch").forward(value, spatial_shapes, level_start_index, *samples)
     return _forward(
@@ -86,12 +86,12 @@ def ms_deform_attn(
 
 
 def to_host_tensor(numbers: Tensor | Sequence) -> Tensor:
-    """Return sizes or positions as a tensor, made on the CPU if they are none."""
+    """Return sizes or indices as a tensor; one that is made here is on the CPU."""
     return numbers if isinstance(numbers, Tensor) else torch.tensor(numbers, device="cpu")
 
 
 def choose_kernel(device: torch.device) -> str:
-    """Return the name of the kernel that ``$OVFORMER_MSDA`` asks for (default ``auto``).
+    """Return the name of the kernel to use, from ``$OVFORMER_MSDA`` (default ``auto``).
 
     Raises:
         ValueError: ``$OVFORMER_MSDA`` is neither ``auto`` nor a kernel.
@@ -107,7 +107,7 @@ def load_kernel(name: str) -> ModuleType:
 
 @functools.cache
 def _choose_kernel(device: torch.device, wanted: str) -> str:
-    """Do what :func:`choose_kernel` does, once per device, with a line in the log."""
+    """Choose a kernel as :func:`choose_kernel`, and log it once per device."""
     if wanted != "auto" and wanted not in KERNELS:
         known = ", ".join(["auto", *KERNELS])
         raise ValueError(f"OVFORMER_MSDA: unknown kernel {wanted!r}. Known: {known}")
@@ -120,23 +120,24 @@ def _choose_kernel(device: torch.device, wanted: str) -> str:
             )
         logger.info("Deformable attention on %s: %s kernel (OVFORMER_MSDA)", device, wanted)
         return wanted
-    passed_over = []
+    skipped = []
     for name, device_type in KERNELS.items():
         if device_type not in (None, device.type):
             continue
         reason = load_kernel(name).why_unavailable(device)
         if reason is None:
             break
-        passed_over.append(f"; not {name}: {reason}")
-    level = logging.WARNING if name == "torch" and passed_over else logging.INFO
-    logger.log(level, "Deformable attention on %s: %s kernel%s", device, name, "".join(passed_over))
+        skipped.append(f"; not {name}: {reason}")
+    # PyTorch instead of a faster kernel costs much time, so it is a warning.
+    level = logging.WARNING if name == "torch" and skipped else logging.INFO
+    logger.log(level, "Deformable attention on %s: %s kernel%s", device, name, "".join(skipped))
     return name
 
 
-def _in_full_precision(
+def _to_full_precision(
     value: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return places and weights in float32, or float64 if the value is: 16 bits are too coarse."""
+    """Return locations and weights in float32, or float64 as the value: 16 bits are too coarse."""
     dtype = torch.promote_types(value.dtype, torch.float32)
     return sampling_locations.to(dtype), attention_weights.to(dtype)
 
@@ -165,7 +166,7 @@ def _backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of value, places and weights."""
+    """Return the gradients of value, sampling locations and attention weights."""
     inputs = _check_inputs(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
@@ -198,7 +199,7 @@ _forward.register_autograd(_differentiate, setup_context=_save_inputs)
 
 
 def _autocast(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
-    """Leave the value as it is, since it is read as often as it is computed with; see above."""
+    """Keep the dtype of the value under autocast: reading it takes the time, not computing."""
     with torch.autocast(value.device.type, enabled=False):
         return ms_deform_attn(
             value, spatial_shapes, level_start_index, sampling_locations, attention_weights
@@ -217,7 +218,7 @@ def _check_inputs(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the inputs as kernels want them, or say what does not fit."""
+    """Return contiguous inputs with sizes on the CPU; raise ValueError if they do not match."""
     if value.dim() != 4 or sampling_locations.dim() != 6 or attention_weights.dim() != 5:
         raise ValueError(
             "ms_deform_attn: expected value (N, S, M, D), sampling_locations (N, Lq, M, L, P, 2) "
@@ -257,6 +258,7 @@ def _check_inputs(
     for height, width in shapes:
         starts.append(starts[-1] + height * width)
     negative = any(side < 0 for shape in shapes for side in shape)
+    # A kernel would read outside of the value's memory.
     if starts.pop() != tokens or level_start_index.tolist() != starts or negative:
         raise ValueError(
             f"ms_deform_attn: levels of {shapes} pixels start at tokens {starts}, but value has "

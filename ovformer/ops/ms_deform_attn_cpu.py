@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention on the CPU: C++ that is compiled when it is first used.
+"""Multi-scale deformable attention on the CPU, in C++ that is compiled at the first use.
 
 Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
 Lq queries.
@@ -22,7 +22,7 @@ COMPILERS = ("g++", "c++", "clang++")
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Return why this kernel can't run on a device, or None; compiles it if need be."""
+    """Return why this kernel can't run on a device, or None; compile it if necessary."""
     if device.type != "cpu":
         return "it is for the CPU"
     return _load()[1]
@@ -35,7 +35,7 @@ def forward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Do what :func:`ovformer.ops.ms_deform_attn.ms_deform_attn` does."""
+    """Return the output (N, Lq, M * D); see :mod:`ovformer.ops.ms_deform_attn`."""
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     output = sampling_locations.new_empty(batch, queries, heads * channels)
@@ -70,7 +70,7 @@ def backward(
 
 
 class _Sizes(ctypes.Structure):
-    """``Sizes`` of the C++ source."""
+    """The struct ``Sizes`` of the C++ source."""
 
     _fields_ = [
         *(
@@ -93,7 +93,7 @@ def _call(function: str, sizes: _Sizes, tensors: tuple[Tensor, ...]) -> None:
     """Call a function of the library on the tensors' memory.
 
     Raises:
-        MemoryError: there is no memory for what the function keeps for itself.
+        MemoryError: there is no memory for the function's buffers.
     """
     dtype = str(tensors[0].dtype).removeprefix("torch.")
     function = getattr(_load()[0], f"ms_deform_attn_{function}_{dtype}")
@@ -103,7 +103,7 @@ def _call(function: str, sizes: _Sizes, tensors: tuple[Tensor, ...]) -> None:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """Return the library, or None and why there is none."""
+    """Return the library, or None and the reason."""
     compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, COMPILERS))[:1]
     if not compiler:
         return None, f"none of {', '.join(COMPILERS)} is on PATH (CXX can name a C++ compiler)"
@@ -114,6 +114,6 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _openmp_of_torch() -> list[str]:
-    """Return flags that link the OpenMP library that torch brings, if any: two share no threads."""
+    """Return flags that link torch's own OpenMP library: two libraries would not share threads."""
     found = sorted(str(path) for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
     return ["-Wl,--no-as-needed", *found, "-Wl,--as-needed"] if found else []

@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention on NVIDIA GPUs: CUDA C++ that is compiled ahead.
+"""Multi-scale deformable attention on NVIDIA GPUs, in CUDA C++.
 
-``python -m ovformer.ops.build`` compiles it; nothing is compiled here.
+``python -m ovformer.ops.build`` compiles it beforehand; this module only loads the library.
 
 Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
 Lq queries.
@@ -38,7 +38,7 @@ def forward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Do what :func:`ovformer.ops.ms_deform_attn.ms_deform_attn` does."""
+    """Return the output (N, Lq, M * D); see :mod:`ovformer.ops.ms_deform_attn`."""
     batch, _, heads, channels = value.shape
     output = value.new_empty(batch, sampling_locations.shape[1], heads * channels)
     inputs = (value, sampling_locations, attention_weights)
@@ -56,7 +56,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of value, sampling locations and attention weights.
 
-    That of value is summed in an order which differs from call to call.
+    The gradient of value is summed in an order that differs from call to call.
     """
     inputs = (value, sampling_locations, attention_weights)
     grad_value = torch.zeros_like(value, dtype=sampling_locations.dtype)
@@ -66,7 +66,7 @@ def backward(
 
 
 class _Sizes(ctypes.Structure):
-    """``Sizes`` of the CUDA source."""
+    """The struct ``Sizes`` of the CUDA source."""
 
     _fields_ = [
         *(
@@ -86,11 +86,11 @@ def _call(
     grad_output: tuple[Tensor, ...],
     results: tuple[Tensor, ...],
 ) -> None:
-    """Start a function of the library on the tensors' device, in its current stream.
+    """Launch a function of the library on the tensors' device and current stream.
 
     Raises:
-        ValueError: a tensor does not fit.
-        RuntimeError: CUDA can't start it.
+        ValueError: a tensor has the wrong shape, dtype or device.
+        RuntimeError: CUDA reports an error.
     """
     value, locations, weights = inputs
     _check(value, shapes, starts, locations, weights, *grad_output)
@@ -100,8 +100,8 @@ def _call(
     pointers = (ctypes.c_void_p(x.data_ptr()) for x in (*grad_output, *inputs, *results))
     stream = ctypes.c_void_p(_stream(value.device))
     with torch.cuda.device_of(value):
-        start = getattr(_load()[0], name)
-        error = start(ctypes.byref(sizes), _index(value.device), stream, *pointers)
+        function = getattr(_load()[0], name)
+        error = function(ctypes.byref(sizes), _index(value.device), stream, *pointers)
     if error:
         raise RuntimeError(f"{name} on {value.device}: {error.decode()}")
 
@@ -114,7 +114,7 @@ def _check(
     weights: Tensor,
     grad_output: Tensor | None = None,
 ) -> None:
-    """Raise a ValueError unless the library can read each tensor as what it takes it for."""
+    """Raise ValueError for a wrong tensor: the library would read or write outside its memory."""
     if value.dtype not in DTYPES:
         raise ValueError(f"ms_deform_attn: value is {value.dtype}, expected one of {DTYPES}")
     batch, _, heads, channels = value.shape
@@ -152,7 +152,7 @@ def _stream(device: torch.device) -> int:
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """Return the library, or None and why there is none."""
+    """Return the library, or None and the reason."""
     path = find_cuda_library()
     if path is None:
         return None, "it is not compiled: `python -m ovformer.ops.build` does so (needs nvcc)"
@@ -165,7 +165,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def declare_return_types(library: ctypes.CDLL) -> None:
-    """Tell ctypes that the library's functions return None, or in words what went wrong."""
+    """Declare that the library's functions return None or an error message."""
     library.ms_deform_attn_usable.restype = ctypes.c_char_p
     for dtype in DTYPES:
         for function in ("forward", "backward"):

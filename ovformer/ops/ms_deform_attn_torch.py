@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in PyTorch alone: runs everywhere, others must equal it.
+"""Multi-scale deformable attention in PyTorch alone: it runs everywhere and is the reference.
 
 Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
 Lq queries.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BILINEAR, ZEROS = 0, 0  # interpolation and padding, as grid_sample's backward names them
+BILINEAR, ZEROS = 0, 0  # interpolation and padding mode of grid_sample's backward
 
 
 def why_unavailable(device: torch.device) -> str | None:
@@ -25,7 +25,7 @@ def forward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Do what :func:`ovformer.ops.ms_deform_attn.ms_deform_attn` does; differentiable."""
+    """Return the output (N, Lq, M * D), differentiable; see :mod:`ovformer.ops.ms_deform_attn`."""
     batch, _, heads, channels = value.shape
     output = sampling_locations.new_zeros(batch * heads, channels, sampling_locations.shape[1])
     weights = _by_head(attention_weights)
@@ -47,7 +47,7 @@ def backward(
     weights = _by_head(attention_weights)
     grad_output = grad_output.to(weights.dtype).unflatten(2, value.shape[2:])
     grad_output = grad_output.permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(-1)  # (N*M, D, Lq, 1)
-    grad_maps = [grad_output[:, :, :0, 0]]
+    grad_maps = [grad_output[:, :, :0, 0]]  # empty, for inputs without levels
     grad_grids = weights.new_zeros(*weights.shape, 2)
     grad_weights = torch.zeros_like(weights)
     for level, maps, grids in _levels(value, spatial_shapes, level_start_index, sampling_locations):
@@ -70,13 +70,13 @@ def backward(
 
     return (
         grad_value.to(value.dtype).contiguous(),
-        by_query(2 * grad_grids),  # a grid goes from -1 to 1
+        by_query(2 * grad_grids),  # grids go from -1 to 1, sampling locations from 0 to 1
         by_query(grad_weights),
     )
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """Bring (N, Lq, M, ...) to (N*M, Lq, ...): the channels of a head are sampled together."""
+    """Reshape (N, Lq, M, ...) to (N*M, Lq, ...), as the channels of a head are sampled together."""
     return x.transpose(1, 2).flatten(0, 1)
 
 

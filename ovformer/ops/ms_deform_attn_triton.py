@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in Triton: on GPUs where nothing was compiled ahead.
+"""Multi-scale deformable attention in Triton: for GPUs without the compiled CUDA kernel.
 
 Legend: N batch, S tokens of all levels, M heads, D channels of a head, L levels, P points,
 Lq queries.
@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
         raise
     kernels = None
 
-NUMBERS = 1024  # of one program: its rows times its channels, 8 for each thread of 4 warps
+NUMBERS = 1024  # rows times channels of one program: 8 for each thread of 4 warps
 
 
 def why_unavailable(device: torch.device) -> str | None:
@@ -31,7 +31,7 @@ def forward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Do what :func:`ovformer.ops.ms_deform_attn.ms_deform_attn` does."""
+    """Return the output (N, Lq, M * D); see :mod:`ovformer.ops.ms_deform_attn`."""
     batch, _, heads, channels = value.shape
     output = value.new_empty(batch, sampling_locations.shape[1], heads * channels)
     levels = _on_device(value, spatial_shapes, level_start_index)
@@ -49,7 +49,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of value, sampling locations and attention weights.
 
-    That of value is summed in an order which differs from call to call.
+    The gradient of value is summed in an order that differs from call to call.
     """
     inputs = (value, sampling_locations, attention_weights)
     grad_value = torch.zeros_like(value, dtype=sampling_locations.dtype)
@@ -68,16 +68,19 @@ def _on_device(value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor)
 def _launch(
     kernel, levels: Tensor, value: Tensor, locations: Tensor, weights: Tensor, *others: Tensor
 ) -> None:
-    """Start a program for each few rows, on the value's device and in its current stream."""
+    """Launch a kernel on the value's device and current stream; each program takes a few rows."""
     batch, tokens, heads, channels = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     rows = batch * queries * heads
     block = kernels.next_power_of_2(max(channels, 1))
-    at_once = max(NUMBERS // block, 1)
+    rows_per_program = max(NUMBERS // block, 1)
     if rows == 0:
         return
     sizes = (rows, tokens, heads, channels, queries, len(levels), points)
     with torch.cuda.device_of(value):
-        kernel[(-(-rows // at_once),)](
-            *(levels, value, locations, weights, *others, *sizes), ROWS=at_once, BLOCK=block
+        programs = -(-rows // rows_per_program)  # rounded up
+        kernel[(programs,)](
+            *(levels, value, locations, weights, *others, *sizes),
+            ROWS=rows_per_program,
+            BLOCK=block,
         )

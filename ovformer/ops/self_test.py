@@ -1,4 +1,4 @@
-"""Comparison of the kernels of deformable attention with the PyTorch one, on random inputs.
+"""Compares the kernels of deformable attention with the PyTorch one, on random inputs.
 
 Legend: N batch, M heads, D channels of a head, L levels, P points, Lq queries.
 """
@@ -33,9 +33,9 @@ def random_inputs(
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """Return inputs of the operator; some places are outside of the maps, none near a kink.
+    """Return inputs of the operator; some locations are outside of the maps, none near a kink.
 
-    The gradient of a place jumps where it passes a pixel's centre, so there roundings would matter.
+    The gradient of a location jumps at the centre of a pixel, where roundings would matter.
 
     Args:
         shapes: height and width of each level in pixels; 0 is allowed.
@@ -44,8 +44,8 @@ def random_inputs(
         heads: M.
         channels: D.
         points: P.
-        dtype: of the values; places and weights have at least float32.
-        device: of everything but shapes and starts.
+        dtype: of the values; locations and weights have at least float32.
+        device: of all tensors except shapes and starts.
         seed: of the random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -58,14 +58,14 @@ def random_inputs(
     # From two pixels before the map to two behind it, a tenth of a pixel or more from any centre.
     pixels = torch.rand(*sizes, 2, generator=generator, dtype=torch.float64) * (extents + 4) - 2
     pixels = pixels.floor() + 0.1 + 0.8 * pixels.frac().abs()
-    places = (pixels + 0.5) / extents.clamp(min=1)
+    locations = (pixels + 0.5) / extents.clamp(min=1)
     weights = torch.randn(sizes, generator=generator).flatten(3).softmax(3).view(sizes)
     accurate = torch.promote_types(dtype, torch.float32)
     return (
         value.to(device, dtype),
         spatial_shapes,
         starts,
-        places.to(device, accurate),
+        locations.to(device, accurate),
         weights.to(device, accurate),
     )
 
@@ -75,16 +75,16 @@ def measure_differences(name: str, inputs: Inputs) -> dict[str, float]:
 
     Args:
         name: of the kernel.
-        inputs: as :func:`random_inputs` gives them.
+        inputs: those of :func:`random_inputs`.
 
     Returns:
         For each of ``RESULTS`` the largest difference, relative to the largest value.
     """
-    value, shapes, starts, places, weights = inputs
+    value, shapes, starts, locations, weights = inputs
     generator = torch.Generator().manual_seed(1)
-    size = (len(value), places.shape[1], value.shape[2] * value.shape[3])
+    size = (len(value), locations.shape[1], value.shape[2] * value.shape[3])
     grad_output = torch.randn(size, generator=generator).to(value)
-    exact = (value.double(), shapes, starts, places.double(), weights.double())
+    exact = (value.double(), shapes, starts, locations.double(), weights.double())
     results = []
     for kernel, arguments in ((name, inputs), ("torch", exact)):
         module = load_kernel(kernel)
@@ -99,22 +99,23 @@ def measure_differences(name: str, inputs: Inputs) -> dict[str, float]:
 
 
 def within_tolerance(found: dict[str, float], dtype: torch.dtype) -> bool:
-    """Return whether differences are those of roundings alone; what is no number never is."""
+    """Return whether all differences can be roundings; NaN cannot."""
     return all(difference <= TOLERANCES[dtype] for difference in found.values())
 
 
 def measure_best_time(
     function: Callable[[], object], device: torch.device, seconds: float = 0.4
 ) -> float:
-    """Return the shortest time that a function took, in seconds, within some time of trying.
+    """Call a function repeatedly and return its shortest time in seconds.
 
     Args:
         function: called at least twice, as the first call may prepare something.
-        device: that it computes on.
-        seconds: to try.
+        device: where it computes.
+        seconds: how long to repeat.
     """
     best, end = float("inf"), perf_counter() + seconds
     for call in range(1000):
+        # GPUs compute asynchronously: wait before and after, so that all of the call is timed.
         _wait_for(device)
         start = perf_counter()
         function()

@@ -1,7 +1,7 @@
 """Triton programs of multi-scale deformable attention; see ``ms_deform_attn_triton.py``.
 
-A program takes ROWS rows, each one head of one query, and BLOCK channels, a power of two, of which
-those behind the last are masked. Sums have the type of the sampling locations.
+A program takes ROWS rows, each one head of one query, and BLOCK channels. BLOCK is a power of two;
+channels beyond the last are masked. Sums have the dtype of the sampling locations.
 
 ``levels`` is (L, 3): height, width, first token. Other arrays and sizes as in the legend: N batch,
 S tokens of all levels, M heads, D channels of a head, L levels, P points, Lq queries.
@@ -13,17 +13,17 @@ from triton import next_power_of_2
 
 __all__ = ["backward_kernel", "forward_kernel", "next_power_of_2"]
 
-# Sizes that differ from call to call, of which none is worth a kernel of its own.
+# Sizes that differ from call to call: Triton must not compile a kernel for each value.
 VARYING = ["rows", "tokens", "queries"]
 
 
 @triton.jit
 def _locate(levels, level, locations, sample, active):
-    """Find the pixel up left of each place, and its shares; `near` says which have any pixel."""
+    """Return the pixel up left of each location and the shares; `near`: any pixel is in the map."""
     height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
     x = tl.load(locations + 2 * sample, mask=active, other=0.0) * width - 0.5
     y = tl.load(locations + 2 * sample + 1, mask=active, other=0.0) * height - 0.5
-    near = active & (x >= -1) & (x < width) & (y >= -1) & (y < height)  # not what is no number
+    near = active & (x >= -1) & (x < width) & (y >= -1) & (y < height)  # false for NaN
     x, y = tl.where(near, x, 0.0), tl.where(near, y, 0.0)
     column, row = tl.floor(x), tl.floor(y)
     return near, height, width, row.to(tl.int64), column.to(tl.int64), y - row, x - column
@@ -31,7 +31,7 @@ def _locate(levels, level, locations, sample, active):
 
 @triton.jit
 def _corner(head, start, row, column, height, width, stride, near, channel, within):
-    """Return where the channels of a pixel stand, and which of them exist."""
+    """Return the offsets of a pixel's channels, and a mask of those that exist."""
     inside = near & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     pixel = head + (start + row * width + column) * stride
     return pixel[:, None] + channel[None, :], inside[:, None] & within[None, :]
@@ -87,7 +87,7 @@ def forward_kernel(
 
 @triton.jit
 def _visit(value, grad_value, at, inside, share, grad):
-    """Add a share of the output's gradient to that of a pixel; return the pixel's numbers."""
+    """Add a share of the output's gradient to that of a pixel; return the pixel's values."""
     tl.atomic_add(grad_value + at, share[:, None] * grad, mask=inside, sem="relaxed")
     return tl.load(value + at, mask=inside, other=0.0).to(grad.dtype)
 
@@ -112,7 +112,7 @@ def backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add to the gradient of value (N, S, M, D); write those of places and weights."""
+    """Add to the gradient of value (N, S, M, D); write those of locations and weights."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK)
     active, within = row < rows, channel < channels

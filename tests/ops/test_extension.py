@@ -1,8 +1,9 @@
-"""Libraries are compiled once, kept, and compiled again only when there is a reason to."""
+"""Libraries are compiled once, cached, and compiled again only for a reason."""
 
 import ctypes
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_it_is_compiled_once(source, caplog) -> None:
         for _ in range(2):
             assert build_on_first_use(source, command()).answer() == 42
     (path,) = cache_folder().iterdir()
-    assert [r.message for r in caplog.records] == [f"Compiling answer.cpp, once, to {path}"]
+    assert [str(path) in record.message for record in caplog.records] == [True]
 
 
 def test_another_source_or_flag_or_compiler_is_another_library(source, tmp_path) -> None:
@@ -70,22 +71,23 @@ def test_a_damaged_library_is_compiled_again(damage, source, caplog) -> None:
     }
     path.unlink()  # as it is in use
     path.write_bytes(damaged[damage])
-    with pytest.raises(BuildError, match="is damaged"):
+    with pytest.raises(BuildError, match=re.escape(str(path))):
         load_library(path)
     assert build_on_first_use(source, command()).answer() == 42
-    assert "is damaged. It is compiled again." in caplog.text
+    assert str(path) in caplog.text
     assert path.read_bytes()[:1000] == whole[:1000]
 
 
-def test_a_cache_that_can_not_be_written_is_no_hindrance(source, caplog, monkeypatch) -> None:
+def test_without_a_writable_cache_it_compiles_to_a_temporary_folder(
+    source, caplog, monkeypatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(source))  # a file, where no folder can be made
     assert build_on_first_use(source, command()).answer() == 42
-    assert "Compiled kernels can't be kept" in caplog.text
-    assert "XDG_CACHE_HOME moves them" in caplog.text
+    assert "XDG_CACHE_HOME" in caplog.text
 
 
 @pytest.mark.parametrize("writable", [True, False])
-def test_what_the_compiler_says_stands_in_the_named_file(source, writable, monkeypatch) -> None:
+def test_the_compiler_output_is_in_the_named_file(source, writable, monkeypatch) -> None:
     source.write_text("int broken(\n")
     if not writable:
         monkeypatch.setenv("XDG_CACHE_HOME", str(source))
@@ -101,7 +103,7 @@ def test_what_the_compiler_says_stands_in_the_named_file(source, writable, monke
 
 
 def test_a_compiler_that_is_missing_is_named(source) -> None:
-    with pytest.raises(BuildError, match="no compiler no-such-compiler on PATH"):
+    with pytest.raises(BuildError, match="no-such-compiler"):
         build_on_first_use(source, ["no-such-compiler"])
 
 

@@ -1,4 +1,4 @@
-"""``python -m ovformer.ops`` says which kernels there are and fails when one is wrong."""
+"""``python -m ovformer.ops`` lists the kernels and fails if one is wrong."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from ovformer.ops import ms_deform_attn_torch, self_test
 from ovformer.ops.ms_deform_attn import KERNELS
 
 
-def test_the_command_names_all_kernels_and_tests_what_can_be_used() -> None:
+def test_the_command_lists_all_kernels_and_tests_the_usable_ones() -> None:
     environment = {**os.environ, "OVFORMER_MSDA": "torch"}
     line = [sys.executable, "-m", "ovformer.ops"]
     run = subprocess.run(line, env=environment, capture_output=True, text=True)
@@ -52,4 +52,4 @@ def test_a_kernel_that_does_not_exist_fails_the_command(monkeypatch, capsys) -> 
     with pytest.raises(SystemExit) as end:
         report.main()
     assert end.value.code == 1
-    assert "unknown kernel 'fast'" in capsys.readouterr().out
+    assert "'fast'" in capsys.readouterr().out

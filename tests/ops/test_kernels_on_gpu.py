@@ -23,7 +23,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def differentiable(inputs):
-    """Inputs of which value, places and weights need a gradient; and those three."""
+    """Return inputs whose value, locations and weights need a gradient, and these three."""
     inputs = tuple(x.requires_grad_(x.is_floating_point()) for x in inputs)
     return inputs, (inputs[0], *inputs[3:])
 
@@ -39,13 +39,13 @@ def test_it_equals_pytorch_in_float64(channels, dtype, kernel) -> None:
 @pytest.mark.parametrize(
     "sizes", [{"batch": 0}, {"queries": 0}, {"heads": 1, "points": 1}, {"shapes": []}]
 )
-def test_it_survives_what_is_empty(sizes, kernel) -> None:
+def test_empty_inputs(sizes, kernel) -> None:
     inputs = random_inputs(**{"shapes": [(3, 4)], "device": "cuda", **sizes})
     found = measure_differences(kernel, inputs)
     assert within_tolerance(found, torch.float64), found
 
 
-def test_gradients_are_those_of_differences(kernel) -> None:
+def test_gradients_equal_finite_differences(kernel) -> None:
     inputs = random_inputs([(2, 3), (4, 3)], device="cuda")
     (_, shapes, starts, _, _), variables = differentiable(inputs)
     assert torch.autograd.gradcheck(
@@ -112,6 +112,6 @@ def test_a_map_of_more_than_2_to_the_31_numbers(kernel) -> None:
     torch.testing.assert_close(output, torch.ones_like(output), rtol=0, atol=2e-3)
 
 
-def test_without_a_choice_a_kernel_for_gpus_is_taken(monkeypatch) -> None:
+def test_the_default_is_a_kernel_for_gpus(monkeypatch) -> None:
     monkeypatch.delenv("OVFORMER_MSDA", raising=False)
     assert choose_kernel(torch.device("cuda", 0)) in ("cuda", "triton")

@@ -11,7 +11,7 @@ from ovformer.ops.linear import linear
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 7, 5), (2, 0, 5)])
-def test_it_is_pytorchs_linear(shape, bias, relu) -> None:
+def test_it_equals_pytorchs_linear(shape, bias, relu) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator)
     weight, constant = torch.randn(4, 5, generator=generator), torch.randn(4, generator=generator)

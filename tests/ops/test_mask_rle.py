@@ -15,7 +15,7 @@ from ovformer.ops.mask_rle import encode_masks, encode_runs
     density=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 10_000),
 )
-def test_both_ways_give_pycocotools_codes(shape, density, seed) -> None:
+def test_both_functions_equal_pycocotools(shape, density, seed) -> None:
     masks = torch.from_numpy(np.random.default_rng(seed).random(shape) < density)
     codes = encode_masks(masks)
     assert encode_runs(masks) == codes and len(codes) == len(masks)

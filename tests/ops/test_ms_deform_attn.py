@@ -1,4 +1,4 @@
-"""The operator equals its definition and the recorded numbers, whatever kernel is behind it."""
+"""The operator equals its definition and the recorded numbers with every kernel."""
 
 import itertools
 import logging
@@ -16,13 +16,13 @@ OPERATOR = torch.ops.ovformer.ms_deform_attn.default
 
 
 def differentiable(inputs):
-    """Inputs of which value, places and weights need a gradient; and those three."""
+    """Return inputs whose value, locations and weights need a gradient, and these three."""
     inputs = tuple(x.requires_grad_(x.is_floating_point()) for x in inputs)
     return inputs, (inputs[0], *inputs[3:])
 
 
 def definition(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
-    """One number after the other."""
+    """Compute the output one sample after the other."""
     batch, queries, heads, levels, points, _ = sampling_locations.shape
     output = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
     for index in itertools.product(*map(range, (batch, queries, heads, levels, points))):
@@ -41,7 +41,7 @@ def definition(value, spatial_shapes, level_start_index, sampling_locations, att
 
 
 @pytest.mark.parametrize("shapes", [[(4, 5)], [(1, 1), (3, 7)], [(2, 3), (5, 4), (1, 6)]])
-def test_it_is_its_definition(shapes, kernel) -> None:
+def test_it_equals_its_definition(shapes, kernel) -> None:
     inputs = random_inputs(shapes)
     torch.testing.assert_close(ms_deform_attn(*inputs), definition(*inputs), rtol=0, atol=1e-12)
 
@@ -63,7 +63,7 @@ def test_output_and_gradients_are_the_recorded_ones(reference, kernel) -> None:
         torch.testing.assert_close(value.grad, recorded[f"grad_{key}"], rtol=1e-9, atol=1e-11)
 
 
-def test_gradients_are_those_of_differences(kernel) -> None:
+def test_gradients_equal_finite_differences(kernel) -> None:
     if kernel == "triton":
         pytest.skip("takes minutes in Triton's interpreter; on a GPU: test_kernels_on_gpu.py")
     (_, shapes, starts, _, _), variables = differentiable(random_inputs([(2, 3), (4, 3)]))
@@ -85,7 +85,7 @@ def test_16_bit_values_are_computed_in_float32(dtype, kernel) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_values_keep_their_type_and_places_have_float32(dtype, kernel) -> None:
+def test_under_autocast_values_keep_their_type_and_locations_are_float32(dtype, kernel) -> None:
     value, shapes, starts, places, weights = random_inputs([(3, 4), (6, 8)], dtype=torch.float32)
     coarse = (value.to(dtype), shapes, starts, places.to(dtype), weights.to(dtype))
     coarse, variables = differentiable(coarse)
@@ -99,13 +99,13 @@ def test_under_autocast_values_keep_their_type_and_places_have_float32(dtype, ke
         assert [x.dtype for x in grads] == [dtype] * 3
 
 
-def test_the_operator_alone_wants_places_in_float32() -> None:
+def test_the_operator_alone_needs_locations_in_float32() -> None:
     value, shapes, starts, places, weights = random_inputs([(3, 4)], dtype=torch.float32)
-    with pytest.raises(ValueError, match="sampling_locations is torch.float16 .* expected torch.f"):
+    with pytest.raises(ValueError, match="sampling_locations .*float16.*float32"):
         OPERATOR(value, shapes, starts, places.half(), weights)
 
 
-def test_pytorch_finds_no_fault_with_the_operators(kernel) -> None:
+def test_the_operators_pass_opcheck(kernel) -> None:
     inputs, variables = differentiable(random_inputs([(2, 3), (4, 3)], dtype=torch.float32))
     torch.library.opcheck(OPERATOR, inputs)
     grad_output = torch.randn(2, 3, 6)
@@ -147,7 +147,7 @@ def test_sizes_need_not_be_tensors(kernel) -> None:
     assert output.equal(ms_deform_attn(*inputs))
 
 
-def test_written_out_it_is_exported_without_itself_for_any_size() -> None:
+def test_with_torch_operators_it_is_exported_for_any_size() -> None:
     class Module(torch.nn.Module):
         def forward(self, first, second, *samples):
             shapes = [tuple(x.shape[1:3]) for x in (first, second)]
@@ -176,7 +176,7 @@ def test_written_out_it_is_exported_without_itself_for_any_size() -> None:
     torch.testing.assert_close(exported.module()(*other), Module()(*other))
 
 
-def test_it_makes_tensors_where_its_inputs_are(kernel) -> None:
+def test_it_makes_tensors_on_the_device_of_its_inputs(kernel) -> None:
     inputs, variables = differentiable(random_inputs([(2, 3), (4, 3)]))
     with torch.device("meta"):  # what is made without a device has no numbers
         output = ms_deform_attn(*inputs)
@@ -194,17 +194,17 @@ def test_shapes_may_have_any_integer_type(kernel) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"value": torch.zeros(2, 12, 6)}, r"expected value \(N, S, M, D\)"),
-        ({"value": torch.zeros(2, 13, 2, 3)}, "value has 13 tokens"),
-        ({"level_start_index": torch.tensor([1])}, r"level_start_index is \[1\]"),
+        ({"value": torch.zeros(2, 12, 6)}, r"value \(N, S, M, D\)"),
+        ({"value": torch.zeros(2, 13, 2, 3)}, "13 tokens"),
+        ({"level_start_index": torch.tensor([1])}, r"level_start_index .*\[1\]"),
         ({"spatial_shapes": torch.tensor([(3, 4), (1, 1)])}, "2 spatial_shapes"),
         ({"spatial_shapes": torch.tensor([(-3, -4)])}, "-3, -4"),
-        ({"spatial_shapes": torch.tensor([3, 4])}, r"spatial_shapes is \(2,\)"),
-        ({"sampling_locations": torch.zeros(2, 3, 2, 1, 3, 2)}, "sampling_locations is"),
-        ({"attention_weights": torch.zeros(2, 3, 1, 1, 2)}, "attention_weights is"),
+        ({"spatial_shapes": torch.tensor([3, 4])}, r"spatial_shapes .*\(2,\)"),
+        ({"sampling_locations": torch.zeros(2, 3, 2, 1, 3, 2)}, "sampling_locations"),
+        ({"attention_weights": torch.zeros(2, 3, 1, 1, 2)}, "attention_weights"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(changed, message) -> None:
+def test_wrong_shapes_are_errors(changed, message) -> None:
     names = (
         "value",
         "spatial_shapes",
@@ -226,18 +226,20 @@ def test_the_environment_chooses_the_kernel(kernel, fresh_choice, caplog) -> Non
     ]
 
 
-def test_what_is_no_kernel_is_refused(monkeypatch) -> None:
+def test_an_unknown_kernel_is_an_error(monkeypatch) -> None:
     monkeypatch.setenv("OVFORMER_MSDA", "fast")
-    with pytest.raises(ValueError, match=f"'fast'. Known: auto, {', '.join(KERNELS)}"):
+    with pytest.raises(ValueError, match=f"OVFORMER_MSDA.*'fast'.*auto, {', '.join(KERNELS)}"):
         choose_kernel(CPU)
 
 
 def test_a_kernel_that_can_not_be_used_is_an_error(monkeypatch, fresh_choice) -> None:
     monkeypatch.setenv("OVFORMER_MSDA", "cpu")
-    with pytest.raises(RuntimeError, match="cpu, but this .* on meta: it is for the CPU. Usable"):
+    with pytest.raises(
+        RuntimeError, match="OVFORMER_MSDA=cpu.* meta.*torch.*python -m ovformer.ops"
+    ):
         choose_kernel(torch.device("meta"))
     monkeypatch.setenv("CXX", "/no/such/compiler")
-    with pytest.raises(RuntimeError, match="there is no compiler /no/such/compiler"):
+    with pytest.raises(RuntimeError, match="/no/such/compiler"):
         ms_deform_attn(*random_inputs([(2, 3)]))
 
 
@@ -252,4 +254,4 @@ def test_without_a_compiler_pytorch_takes_over_and_says_so_once(
         ms_deform_attn(*inputs)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "torch kernel; not cpu: none of g++, c++, clang++ is on PATH" in record.message
+    assert "torch kernel" in record.message and "g++, c++, clang++" in record.message

@@ -1,4 +1,4 @@
-"""The CUDA kernel's module checks what it hands over, and its source is right beyond one launch."""
+"""The CUDA kernel's module checks its inputs; its source is right beyond one launch."""
 
 import ctypes
 
@@ -28,7 +28,7 @@ def test_no_levels_at_all_give_zeros(cuda_kernel_on_host) -> None:
 
 
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
-def test_numbers_that_are_not_at_multiples_of_16_bytes(dtype, cuda_kernel_on_host) -> None:
+def test_values_that_are_not_aligned_to_16_bytes(dtype, cuda_kernel_on_host) -> None:
     """A view into a larger tensor may begin anywhere; reading 16 bytes there fails on a GPU."""
     value, *others = random_inputs([(3, 4), (2, 2)], channels=16, dtype=dtype)
     shifted = torch.cat([value.new_zeros(1), value.flatten()])[1:].view_as(value)
@@ -53,7 +53,7 @@ def test_numbers_that_are_not_at_multiples_of_16_bytes(dtype, cuda_kernel_on_hos
         ({"attention_weights": torch.zeros(2, 3, 2, 2, 2).to("meta")}, "weights is .* on meta"),
     ],
 )
-def test_what_the_library_could_not_read_is_named_before_it_is_called(
+def test_wrong_inputs_are_errors_before_the_library_is_called(
     changes, message, monkeypatch
 ) -> None:
     monkeypatch.setattr(cuda, "_load", lambda: pytest.fail("the library was called"))
@@ -64,7 +64,7 @@ def test_what_the_library_could_not_read_is_named_before_it_is_called(
         cuda.backward(torch.zeros(2, 3, 6, dtype=tensors["value"].dtype), **tensors)
 
 
-def test_a_gradient_of_another_shape_or_type_is_named(monkeypatch) -> None:
+def test_a_gradient_of_another_shape_or_type_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(cuda, "_load", lambda: pytest.fail("the library was called"))
     for grad_output in (torch.zeros(2, 3, 7), torch.zeros(2, 3, 6).half()):
         with pytest.raises(ValueError, match=r"grad_output is .* expected \(2, 3, 6\), torch.fl"):
@@ -86,7 +86,7 @@ def test_device_and_stream_reach_cuda_and_its_errors_are_raised(
         cuda.backward(torch.zeros(2, 3, 6), **tensors)
 
 
-def test_why_it_is_not_available_is_said_in_words(
+def test_the_reason_why_it_is_unavailable(
     cuda_on_host: ctypes.CDLL, monkeypatch, tmp_path, fresh_choice
 ) -> None:
     gpu = torch.device("cuda:1")

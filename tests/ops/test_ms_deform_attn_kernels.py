@@ -1,4 +1,4 @@
-"""Every kernel equals PyTorch in float64 on random shapes, and survives what is out of range."""
+"""Every kernel equals PyTorch in float64 on random shapes, also with extreme locations."""
 
 import math
 import subprocess
@@ -35,7 +35,7 @@ def test_each_kernel_equals_pytorch_in_float64(kernel, **arguments) -> None:
 
 
 @pytest.mark.parametrize("far", [-1e30, 1e19, 1e37, -1.6, 3.1])
-def test_places_far_outside_sample_nothing(far, kernel) -> None:
+def test_locations_far_outside_sample_nothing(far, kernel) -> None:
     value, shapes, starts, places, weights = random_inputs([(3, 4), (5, 2)], dtype=torch.float32)
     inputs = value.requires_grad_(), shapes, starts, places.fill_(far), weights
     output = ms_deform_attn(*inputs)
@@ -44,7 +44,7 @@ def test_places_far_outside_sample_nothing(far, kernel) -> None:
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_place_that_is_no_number_touches_only_its_query(broken, kernel) -> None:
+def test_a_nan_location_affects_only_its_query(broken, kernel) -> None:
     inputs = random_inputs([(3, 4), (5, 2)], queries=4, dtype=torch.float32)
     expected = ms_deform_attn(*inputs)
     inputs[3][:, 2] = broken
@@ -57,7 +57,7 @@ def test_a_place_that_is_no_number_touches_only_its_query(broken, kernel) -> Non
 
 
 @pytest.mark.parametrize("edge", [-0.5, 0.0, 0.5, 1.0, 1.5])
-def test_places_on_a_kink_have_the_derivative_of_pytorch(edge, kernel) -> None:
+def test_locations_on_a_kink_have_the_derivative_of_pytorch(edge, kernel) -> None:
     """At a pixel's centre, or one pixel outside of the map, two derivatives are right."""
     inputs = random_inputs([(1, 1), (2, 2)])
     inputs[3].fill_(edge)

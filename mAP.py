@@ -17,7 +17,7 @@ from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name, load_categories
 from ovformer.data.files.json_file import name_file_in_errors
 from ovformer.data.files.vis_json import group_categories, load_vis_json
-from ovformer.evaluation.results_reader import Oddities, find_results, read_results
+from ovformer.evaluation.results_reader import PredictionCounter, find_results, read_results
 from ovformer.evaluation.video_metric import VideoMetric, get_protocol
 
 
@@ -87,19 +87,19 @@ def score(args: argparse.Namespace) -> None:
     groups = group_categories(
         ground_truth["categories"], spec.groups, load_categories(spec.categories)
     )
-    oddities = Oddities(ground_truth)
-    predictions = oddities.watch(read_results(results))
+    counter = PredictionCounter(ground_truth)
+    predictions = counter.count(read_results(results))
     predictions = tqdm(predictions, desc=args.et, unit=" predictions")
     name = "scores" if args.protocol == "standard" else f"scores_{args.protocol}"
     out = (args.out or results.parent) / name
     about = {"dataset": args.et, "results": str(results), "ground_truth": str(truth)}
     if args.protocol == "hota":
         # Imported here: only this protocol needs a package of the extra [eval].
-        from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota
+        from ovformer.evaluation.burst_hota import format_hota, score_burst_hota, write_hota
 
         with name_file_in_errors(results):
-            hota = burst_hota(ground_truth, predictions, groups, args.workers)
-        print(hota_table(hota))
+            hota = score_burst_hota(ground_truth, predictions, groups, args.workers)
+        print(format_hota(hota))
         write_hota(hota, out, **about)
     else:
         metric = VideoMetric(ground_truth, groups, get_protocol(args.protocol, spec.evaluator))
@@ -110,7 +110,7 @@ def score(args: argparse.Namespace) -> None:
             print(f"Note: {scores.note}.")
         print(scores.table())
         scores.write(out, **about)
-    for note in oddities.notes():
+    for note in counter.warnings():
         print(f"Note: {note}")
     print(f"Written to {out}.json and {out}.csv")
 

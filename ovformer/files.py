@@ -1,9 +1,8 @@
-"""Files that are whole or not there. A leaf: every layer may use it.
+"""Write files that are complete or absent. A leaf: every layer may use it.
 
-What is written goes to a temporary name, ``<name>.tmp``, is brought onto the disk, and then takes
-the place of the file in one step. A kill or a full disk at any moment leaves the old file as it
-was; so should a power cut, which was not tried. Files that only grow, such as logs, are not written
-this way.
+The content goes to a temporary name, ``<name>.tmp``, is synced to the disk, and then replaces the
+file in one step. A kill or a full disk at any moment leaves the old file unchanged; so should a
+power cut, which was not tried. Files that only grow, such as logs, are not written this way.
 """
 
 import csv
@@ -17,27 +16,27 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp"
-# What file systems say that sync no folders, such as some on networks.
+# Errors of file systems that can't sync folders, such as some on networks.
 _CAN_NOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 _CHUNK = 1 << 22  # bytes read at a time
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust writes it
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the name that a file has while it is written."""
+    """Return the name of a file while it is being written."""
     return path.with_name(path.name + TEMPORARY)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file by its name; it appears, or replaces another one, when the block has ended.
+    """Give a block a temporary file to write; when the block ends, it replaces ``path``.
 
     Args:
         path: the file; missing folders are made.
 
     Yields:
-        The temporary name to write to. When the block raises, that file is removed, which also
-        makes room on a full disk.
+        The temporary path to write to. When the block raises, that file is deleted, which also
+        frees a full disk.
 
     Raises:
         OSError: the file can't be written; its ``filename`` is ``path``.
@@ -50,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if (cause := _failed_write(error, temporary)) is not None:
+        if (cause := _find_write_error(error, temporary)) is not None:
             raise type(cause)(cause.errno, cause.strerror, str(path)) from error
         raise
     try:
@@ -61,7 +60,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is complete or not there, as :func:`replacing` does.
+    """Write a binary file that is complete or absent, see :func:`replacing`.
 
     Args:
         path: the file; missing folders are made.
@@ -75,21 +74,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 that is complete or not there."""
+    """Write a text file in UTF-8 that is complete or absent."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table that is complete or not there; its first row has the names."""
+    """Write a CSV file that is complete or absent; its first row has the column names."""
     with replacing(path) as temporary:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a damaged file to a free name, ``<name>.damaged`` or with a number, and return it."""
-    names = (f"{path.name}.damaged{number or ''}" for number in range(1 << 30))
-    free = next(new for name in names if not (new := path.with_name(name)).exists())
+    """Rename a damaged file to ``<name>.damaged``, with a number if that exists, and return it."""
+    free, number = path.with_name(f"{path.name}.damaged"), 0
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.damaged{number}")
     path.rename(free)
     return free
 
@@ -104,7 +105,7 @@ def sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the system write what it holds of a file or folder onto the disk."""
+    """Have the system write the cached content of a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,11 +113,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _failed_write(error: BaseException, temporary: Path) -> OSError | None:
-    """Return what the system said, also where a library hides it behind an error of its own.
+def _find_write_error(error: BaseException, temporary: Path) -> OSError | None:
+    """Return the system's error about writing the temporary file, or None if there is none.
 
-    ``torch.save`` raises RuntimeError in its place, and safetensors an error that has its number in
-    the text. An error about another file, which the block may have read, is none of these.
+    Libraries hide it: ``torch.save`` raises RuntimeError instead, and safetensors an error with the
+    number in its text. An error about another file, which the block may have read, does not count.
     """
     if isinstance(error, RuntimeError):
         error = error.__context__

@@ -25,7 +25,7 @@ from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name
 from ovformer.data.files.vis_json import group_categories, load_vis_json
-from ovformer.evaluation.results_reader import Oddities, find_results, read_checked
+from ovformer.evaluation.results_reader import PredictionCounter, find_results, read_checked
 from ovformer.files import replacing
 
 
@@ -125,7 +125,7 @@ def check(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict]:
         ValueError: a prediction has an unknown video or category, the wrong number of masks, masks
             of another size or a score that is not a number; or a video has too many predictions.
     """
-    per_video, oddities = Counter(), Oddities(videos)
+    per_video, counter = Counter(), PredictionCounter(videos)
     for video_id, entries in tqdm(read_checked(results, videos), unit=" videos"):
         per_video[video_id] += len(entries)
         if per_video[video_id] > max_per_video:
@@ -133,8 +133,8 @@ def check(results: Path, videos: Mapping, max_per_video: int) -> Iterator[dict]:
                 f"{results}: more than {max_per_video} predictions for video {video_id}. Evaluate "
                 "again with a smaller TEST.DETECTIONS_PER_IMAGE, or set --max-per-video."
             )
-        yield from oddities.watch(entries)
-    for note in oddities.notes():
+        yield from counter.count(entries)
+    for note in counter.warnings():
         print(f"Note: {note}")
 
 

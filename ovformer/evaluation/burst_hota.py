@@ -2,9 +2,9 @@
 
 Ground truth and results in the YouTube-VIS format are turned back into BURST's own, which TrackEval
 reads. It scores a class only in the videos where the class is present or known to be absent, and
-drops unmatched predictions where not every instance was annotated. Two habits of the official code
-that a reader should know: HOTA compares the *boxes* of the masks (track AP the masks), and of
-BURST's classes the groups and near-synonyms that TAO calls distractors are left out.
+drops unmatched predictions where not every instance was annotated. The official code has two
+peculiarities: HOTA compares the *boxes* of the masks (track AP the masks), and the classes that TAO
+calls distractors (groups and near-synonyms) are left out.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 
 METRICS = ("HOTA", "DetA", "AssA", "AP")
 
-# Own category ids are moved out of the range of TAO's, some of which TrackEval treats specially.
+# Added to our category ids: TrackEval treats some of TAO's ids specially.
 _OWN_IDS = 10_000
 _SPLIT = "val"
 
@@ -44,7 +44,7 @@ class _OwnCategories(trackeval.datasets.BURST):
         return super()._postproc_ground_truth_data(data) | {"categories": data["categories"]}
 
 
-def burst_hota(
+def score_burst_hota(
     ground_truth: Mapping,
     predictions: Iterable[dict],
     groups: Mapping[str, Collection[int]] | None = None,
@@ -53,8 +53,8 @@ def burst_hota(
     """Score results with TrackEval, as the official BURST benchmark does.
 
     Args:
-        ground_truth: from :func:`.load_vis_json`. Where it has "cate_ori",
-            TAO's categories in the order of "categories", TrackEval gets those; otherwise its own.
+        ground_truth: from :func:`.load_vis_json`. Where it has "cate_ori" (TAO's categories in the
+            order of "categories"), TrackEval gets these, otherwise "categories".
         predictions: entries of results.json.
         groups: name of a group -> its category ids.
         workers: processes.
@@ -64,17 +64,18 @@ def burst_hota(
         0 to 1; NaN where a group has none.
 
     Raises:
-        ValueError: the ground truth has no annotations, or a prediction is for another data set.
+        ValueError: the ground truth has no annotations, or a prediction belongs to another data
+            set.
     """
     if not ground_truth.get("annotations"):
         raise ValueError("The annotation file has no annotations: HOTA cannot be computed.")
-    original = _original_ids(ground_truth)
+    original = _map_to_original_ids(ground_truth)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_json(root / "gt" / "all_classes.json", _burst_ground_truth(ground_truth, original))
+        write_json(root / "gt" / "all_classes.json", _convert_ground_truth(ground_truth, original))
         write_json(
             root / "trackers" / "results" / "data" / "results.json",
-            {"sequences": list(_burst_predictions(ground_truth, predictions, original))},
+            {"sequences": list(_convert_predictions(ground_truth, predictions, original))},
         )
         per_class = _run_trackeval(root, "cate_ori" not in ground_truth, workers)
     own = {number: category_id for category_id, number in original.items()}
@@ -88,8 +89,8 @@ def burst_hota(
     }
 
 
-def hota_table(hota: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the scores of :func:`burst_hota` as the official code prints them, in percent."""
+def format_hota(hota: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the scores of :func:`score_burst_hota` as the official code does, in percent."""
     lines = [f"{'Metric':<8}" + "".join(f"{name.capitalize():>10}" for name in hota["HOTA"])]
     for metric, values in hota.items():
         lines.append(f"{metric:<8}" + "".join(f"{100 * value:10.2f}" for value in values.values()))
@@ -97,12 +98,12 @@ def hota_table(hota: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def write_hota(hota: Mapping[str, Mapping[str, float]], path: Path, **about: str) -> None:
-    """Write the scores of :func:`burst_hota`.
+    """Write the scores of :func:`score_burst_hota`.
 
     Args:
         hota: the scores.
         path: without suffix; ``.json`` and ``.csv`` are added.
-        about: where the scores come from, kept in the JSON file.
+        about: where the scores come from; written to the JSON file.
     """
     names = list(hota["HOTA"])
     groups = {
@@ -118,8 +119,8 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _original_ids(ground_truth: Mapping) -> dict[int, int]:
-    """Map category ids of the file to those that TrackEval gets."""
+def _map_to_original_ids(ground_truth: Mapping) -> dict[int, int]:
+    """Return {category id of the file: category id that TrackEval gets}."""
     categories = ground_truth["categories"]
     if "cate_ori" in ground_truth:
         pairs = zip(categories, ground_truth["cate_ori"], strict=True)
@@ -127,8 +128,8 @@ def _original_ids(ground_truth: Mapping) -> dict[int, int]:
     return {category["id"]: _OWN_IDS + category["id"] for category in categories}
 
 
-def _sequence(video: Mapping) -> dict:
-    """Describe a video as BURST does. TrackEval reads a frame number from each file name."""
+def _make_sequence(video: Mapping) -> dict:
+    """Describe a video in BURST's format. TrackEval reads frame numbers from the file names."""
     return {
         "id": video["id"],
         "dataset": Path(video["file_names"][0]).parent.as_posix().replace("/", "-"),
@@ -139,11 +140,11 @@ def _sequence(video: Mapping) -> dict:
     }
 
 
-def _burst_ground_truth(ground_truth: Mapping, original: Mapping[int, int]) -> dict:
+def _convert_ground_truth(ground_truth: Mapping, original: Mapping[int, int]) -> dict:
     sequences = {}
     for video in ground_truth["videos"]:
         sequences[video["id"]] = {
-            **_sequence(video),
+            **_make_sequence(video),
             "track_category_ids": {},
             "segmentations": [{} for _ in range(video["length"])],
             **{
@@ -165,7 +166,7 @@ def _burst_ground_truth(ground_truth: Mapping, original: Mapping[int, int]) -> d
     return {"split": _SPLIT, "categories": categories, "sequences": list(sequences.values())}
 
 
-def _burst_predictions(
+def _convert_predictions(
     ground_truth: Mapping, predictions: Iterable[dict], original: Mapping[int, int]
 ) -> Iterable[dict]:
     videos = {video["id"]: video for video in ground_truth["videos"]}
@@ -174,13 +175,13 @@ def _burst_predictions(
     for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
         entries = list(entries)
         checker.check(video_id, entries)
-        sequence = {**_sequence(videos[video_id]), "track_category_ids": {}}
+        sequence = {**_make_sequence(videos[video_id]), "track_category_ids": {}}
         frames = [{} for _ in range(videos[video_id]["length"])]
         for entry in entries:
             track = str(next(tracks))
             sequence["track_category_ids"][track] = original[entry["category_id"]]
             for frame, mask in zip(frames, entry["segmentations"], strict=True):
-                # The official code counts an empty mask as a detection: it has to be left out.
+                # The official code counts an empty mask as a detection, so drop it here.
                 if mask and coco_mask.area(mask):
                     frame[track] = {"rle": mask["counts"], "score": entry["score"]}
         yield {**sequence, "segmentations": frames}

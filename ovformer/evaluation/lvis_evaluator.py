@@ -1,9 +1,9 @@
 """LVIS average precision of instance masks, and the same for groups of classes.
 
-LVIS is annotated federatedly (Gupta et al., 2019): of each image it is known for some categories
-only whether they occur in it. A prediction counts if its category is annotated in the image or
-listed as absent from it; one that matches nothing is left out of account if the category was not
-annotated exhaustively; and only the 300 predictions with the highest scores of an image count.
+The annotation of LVIS is federated (Gupta et al., 2019): for each image only some categories are
+known to occur or not to occur in it. A prediction counts if its category is annotated in the image
+or listed as absent from it; an unmatched prediction is ignored if its category was not annotated
+exhaustively; and only the 300 predictions of an image with the highest scores count.
 """
 
 import logging
@@ -24,15 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class LvisEvaluator(DatasetEvaluator):
-    """Collects predicted instances, writes them to ``results.json`` and scores them."""
+    """Collects predicted instances, writes them to ``results.json`` and scores them.
+
+    Args:
+        dataset_name: a data set whose annotations are in LVIS format.
+        output_folder: where ``results.json`` and ``scores.json`` are written.
+    """
 
     def __init__(self, dataset_name: str, output_folder: Path) -> None:
-        """Prepare for a data set.
-
-        Args:
-            dataset_name: a data set whose annotations are in LVIS format.
-            output_folder: where ``results.json`` and ``scores.json`` are written.
-        """
         metadata = MetadataCatalog.get(dataset_name)
         self.output_folder = Path(output_folder)
         self._annotation_file = Path(metadata.json_file)
@@ -40,7 +39,7 @@ class LvisEvaluator(DatasetEvaluator):
         self._category_ids = {index: category_id for category_id, index in ids.items()}
         self._groups = {
             group: [self._category_ids[index] for index in members]
-            for group, members in class_groups(metadata).items()
+            for group, members in group_classes(metadata).items()
         }
         self._predictions: list[dict] = []
 
@@ -49,7 +48,7 @@ class LvisEvaluator(DatasetEvaluator):
         self._predictions = []
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """Take the predictions for a batch, both as :mod:`ovformer.data` describes them."""
+        """Collect the predictions for a batch; :mod:`ovformer.data` describes both."""
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
             for label, score, rle in zip(
@@ -71,18 +70,19 @@ class LvisEvaluator(DatasetEvaluator):
         """Write and score the predictions of all processes.
 
         Returns:
-            ``{"segm": scores}`` as :func:`lvis_scores` gives them; nothing where the scorer is not
-            installed or the data set has no annotations; None where this is not the main process.
+            ``{"segm": scores}`` of :func:`score_lvis`; {} where the scorer is not installed or the
+            data set has no annotations; None in all processes except the main one.
         """
         parts = comm.gather(self._predictions)
         if not comm.is_main_process():
             return None
         predictions = [prediction for part in parts for prediction in part]
+        # Before the scores: a failure there must not lose the predictions.
         path = self.output_folder / "results.json"
         write_json(path, predictions)
         logger.info("%d predictions written to %s", len(predictions), path)
         try:
-            scores, per_category = lvis_scores(self._annotation_file, predictions, self._groups)
+            scores, per_category = score_lvis(self._annotation_file, predictions, self._groups)
         except ModuleNotFoundError as error:
             if error.name != "faster_coco_eval":
                 raise
@@ -93,20 +93,20 @@ class LvisEvaluator(DatasetEvaluator):
             )
             return {}
         if not scores:
-            logger.warning("%s holds no annotations: nothing to score.", self._annotation_file)
+            logger.warning("%s has no annotations: nothing to score.", self._annotation_file)
             return {}
         write_json(
             self.output_folder / "scores.json",
-            {"segm": _without_nan(scores), "categories": list(map(_without_nan, per_category))},
+            {"segm": _replace_nan(scores), "categories": list(map(_replace_nan, per_category))},
         )
         return {"segm": scores}
 
 
-def class_groups(metadata: object) -> dict[str, list[int]]:
-    """Return the groups of classes that are scored on their own, by contiguous index.
+def group_classes(metadata: object) -> dict[str, list[int]]:
+    """Return the groups of classes with scores of their own, as {group: contiguous indices}.
 
     Args:
-        metadata: of a data set; ``category_info`` gives the frequency groups r, c and f, and
+        metadata: of a data set; ``category_info`` has the frequency groups r, c and f, and
             ``class_groups`` the others.
     """
     groups: dict[str, list[int]] = {frequency: [] for frequency in FREQUENCIES}
@@ -116,7 +116,7 @@ def class_groups(metadata: object) -> dict[str, list[int]]:
     return groups | dict(metadata.get("class_groups", {}))
 
 
-def lvis_scores(
+def score_lvis(
     annotation_file: Path, predictions: Sequence[Mapping], groups: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, float], list[dict]]:
     """Compute LVIS's average precision of masks.
@@ -126,7 +126,7 @@ def lvis_scores(
             searched for all categories.
         predictions: dicts with image_id, category_id (of the file), score and segmentation (RLE).
         groups: name -> category ids. The group "novel" adds AP_novel and AP50_novel; the frequency
-            groups r, c and f are called as LVIS does, APr, APc and APf.
+            groups r, c and f add APr, APc and APf, as LVIS names them.
 
     Returns:
         Scores in percent, NaN where there is nothing to find: AP, AP50, AP75, APs, APm, APl (by
@@ -143,20 +143,20 @@ def lvis_scores(
     if not truth.anns:
         return {}, []
     for category in truth.dataset["categories"]:
-        category.setdefault("frequency", "f")  # asked for, but its groups are not what we read
+        category.setdefault("frequency", "f")  # required, but its groups are not used here
     for image in truth.dataset["images"]:
         # COCO's format has no such lists: all images were searched for all categories.
         image.setdefault("neg_category_ids", list(truth.cats))
         image.setdefault("not_exhaustive_category_ids", [])
-    detections = truth.loadRes(best_per_image(predictions, MAX_DETECTIONS_PER_IMAGE))
+    detections = truth.loadRes(keep_best_per_image(predictions, MAX_DETECTIONS_PER_IMAGE))
     scorer = COCOeval_faster(
         truth, detections, "segm", lvis_style=True, print_function=lambda _: None
     )
     scorer.params.maxDets = [MAX_DETECTIONS_PER_IMAGE]
     ids = sorted(truth.cats)
-    # One category at a time, over the images that say something about it: all pairs of image and
+    # One category at a time, over the images in which it was searched: all pairs of image and
     # category together would need 28 GB on LVIS val.
-    images = _images_of_categories(truth.dataset)
+    images = _find_images_of_categories(truth.dataset)
     # IoU thresholds .50 to .95, recall thresholds, categories, areas (all, small, medium, large)
     precision = np.full((10, 101, len(ids), 4), -1.0)
     for column, category_id in enumerate(ids):
@@ -193,8 +193,8 @@ def lvis_scores(
     return scores, per_category
 
 
-def _images_of_categories(content: Mapping) -> dict[int, list[int]]:
-    """Return for each category the images in which it is annotated or listed as absent."""
+def _find_images_of_categories(content: Mapping) -> dict[int, list[int]]:
+    """Return {category id: images in which it is annotated or listed as absent}."""
     images = defaultdict(set)
     for image in content["images"]:
         for category_id in image.get("neg_category_ids", ()):
@@ -204,7 +204,7 @@ def _images_of_categories(content: Mapping) -> dict[int, list[int]]:
     return {category_id: sorted(of_category) for category_id, of_category in images.items()}
 
 
-def best_per_image(predictions: Sequence[Mapping], limit: int) -> list[dict]:
+def keep_best_per_image(predictions: Sequence[Mapping], limit: int) -> list[dict]:
     """Return copies of the ``limit`` predictions of each image that have the highest scores."""
     by_image = defaultdict(list)
     for prediction in predictions:
@@ -217,11 +217,11 @@ def best_per_image(predictions: Sequence[Mapping], limit: int) -> list[dict]:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """Return the mean in percent over what is defined; the scorer marks the rest by -1."""
+    """Return the mean of the defined values in percent; the scorer marks others by -1."""
     defined = precision[precision > -1]
     return float(defined.mean() * 100) if defined.size else float("nan")
 
 
-def _without_nan(values: Mapping) -> dict:
+def _replace_nan(values: Mapping) -> dict:
     """Replace NaN, which JSON does not know, by None."""
     return {key: None if value != value else value for key, value in values.items()}

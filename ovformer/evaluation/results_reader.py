@@ -1,11 +1,10 @@
-"""results.json of video instance segmentation: find it, read and check one prediction at a time.
+"""Find, read and check results.json of video instance segmentation, one prediction at a time.
 
 The file is a JSON list of predictions {"video_id", "score", "category_id": the data set's own id,
 "segmentations": one COCO RLE per frame}.
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -15,7 +14,7 @@ from pathlib import Path
 from ovformer.data.files.json_file import LIST, NUMBER, Kind, name_file_in_errors, shorten
 from ovformer.data.files.untrusted_masks import find_fault
 
-# Ids are looked up, so that it does not matter here whether they are whole.
+# Ids are looked up in the ground truth, so any number is accepted here.
 FIELDS: dict[str, Kind] = {
     "video_id": NUMBER,
     "score": NUMBER,
@@ -24,13 +23,11 @@ FIELDS: dict[str, Kind] = {
 }
 
 _CHUNK = 1 << 22  # characters read at a time
-_LONGEST = 1 << 29  # characters of a prediction
-_NEAR_END = 16  # a word or an escape of JSON is no longer
+_LONGEST = 1 << 29  # most characters of one prediction
+_NEAR_END = 16  # most characters of a word or an escape of JSON
 _DECODER = json.JSONDecoder()
 _BLANKS = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
-
-logger = logging.getLogger(__name__)
 
 
 def find_results(folder: Path, dataset: str) -> Path:
@@ -66,7 +63,7 @@ def find_results(folder: Path, dataset: str) -> Path:
 
 
 def read_results(path: Path) -> Iterator[dict]:
-    """Read a results file without ever holding more than a few predictions.
+    """Read a results file while holding only a few predictions in memory.
 
     Args:
         path: a JSON list of predictions.
@@ -76,7 +73,7 @@ def read_results(path: Path) -> Iterator[dict]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is cut off or no list of predictions.
+        ValueError: the file is cut off, or is not a list of predictions.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Results file {path} not found.")
@@ -88,7 +85,7 @@ def read_results(path: Path) -> Iterator[dict]:
         position += 1
         number = longest = 0
         while True:
-            # A prediction that is cut off by the end of the chunk would be decoded twice.
+            # Read on early: a prediction that the end of the chunk cuts off is decoded twice.
             if len(text) - position < 2 * longest:
                 text, position = text[position:] + file.read(_CHUNK), 0
             start = position = _SEPARATOR.match(text, position).end()
@@ -97,12 +94,10 @@ def read_results(path: Path) -> Iterator[dict]:
             try:
                 prediction, position = _decode(text, position)
             except _CutOffError as error:
-                # Twice as much each time, so that a long one is not decoded again and again.
-                chunk = (
-                    ""
-                    if len(text) - position > _LONGEST
-                    else file.read(max(_CHUNK, len(text) - position))
-                )
+                chunk, length = "", len(text) - position
+                if length <= _LONGEST:
+                    # Double the text each time, so that a long prediction is decoded few times.
+                    chunk = file.read(max(_CHUNK, length))
                 if not chunk:
                     raise ValueError(
                         f"{path}: prediction {number} is cut off or not valid JSON ({error}). "
@@ -114,24 +109,25 @@ def read_results(path: Path) -> Iterator[dict]:
                 raise ValueError(
                     f"{path}: prediction {number} is not valid JSON ({error})."
                 ) from None
-            if fault := _fault(prediction):
-                raise ValueError(f"{path}: prediction {number} {fault}")
+            if error := _find_format_error(prediction):
+                raise ValueError(f"{path}: prediction {number} {error}")
             longest = max(longest, position - start)
             yield prediction
             number += 1
         if (text[position + 1 :] + file.read(_CHUNK)).strip():
-            raise ValueError(f"{path}: goes on after its list of {number} predictions has ended.")
+            raise ValueError(f"{path}: text follows the end of its list of {number} predictions.")
 
 
 def read_checked(path: Path, ground_truth: Mapping) -> Iterator[tuple[int, list[dict]]]:
-    """Read a results file, and check it against its ground truth.
+    """Read a results file and check it against its ground truth.
 
     Args:
         path: a JSON list of predictions.
         ground_truth: see :class:`ResultsChecker`.
 
     Yields:
-        The id of a video, and those of its predictions that follow one another in the file.
+        The id of a video, and its predictions. A video whose predictions are scattered over the
+        file is yielded several times.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -145,47 +141,51 @@ def read_checked(path: Path, ground_truth: Mapping) -> Iterator[tuple[int, list[
         yield video_id, entries
 
 
-class Oddities:
-    """Counts what is allowed in a results file, but lowers its scores and is seldom meant."""
+class PredictionCounter:
+    """Counts repeated predictions and videos without any: allowed, but they lower the scores.
+
+    Args:
+        ground_truth: see :class:`ResultsChecker`.
+    """
 
     def __init__(self, ground_truth: Mapping) -> None:
-        """Prepare, see :class:`ResultsChecker`."""
         self._videos = {video["id"] for video in ground_truth["videos"]}
-        self._without = set(self._videos)
-        self._seen: set[int] = set()  # hashes, which are small
+        self._empty = set(self._videos)
+        self._seen: set[int] = set()  # hashes: a file has millions of predictions
         self._repeated = 0
 
-    def watch(self, predictions: Iterable[dict]) -> Iterator[dict]:
-        """Yield the same predictions, which are counted as they go by."""
+    def count(self, predictions: Iterable[dict]) -> Iterator[dict]:
+        """Count predictions and yield them unchanged."""
         for prediction in predictions:
-            self._without.discard(prediction["video_id"])
+            self._empty.discard(prediction["video_id"])
             content = json.dumps([prediction[key] for key in FIELDS])
-            self._repeated += hash(content) in self._seen
+            if hash(content) in self._seen:
+                self._repeated += 1
             self._seen.add(hash(content))
             yield prediction
 
-    def notes(self) -> Iterator[str]:
-        """Yield sentences on what was counted."""
-        if self._without:
-            yield f"no prediction for {len(self._without)} of {len(self._videos)} videos."
+    def warnings(self) -> Iterator[str]:
+        """Yield a sentence for each kind of problem that was counted."""
+        if self._empty:
+            yield f"no prediction for {len(self._empty)} of {len(self._videos)} videos."
         if self._repeated:
             yield (
                 f"{self._repeated} predictions repeat earlier ones, with the same score and masks: "
-                "were files joined? An object counts once, so all but one are counted as wrong."
+                "were files joined? Only one of them counts as right, all others as wrong."
             )
 
 
 class _CutOffError(ValueError):
-    """JSON that may be valid if there is more of it."""
+    """The JSON may be valid once more text is read."""
 
 
 def _decode(text: str, position: int) -> tuple[object, int]:
     """Return the JSON value that begins somewhere in a text, and where it ends.
 
     Raises:
-        _CutOffError: there is a fault, but only the end of the text may be to blame.
-        ValueError: there is one elsewhere, or a number of thousands of digits.
-        RecursionError: it is nested too deeply.
+        _CutOffError: there is an error at the end of the text, where more text may mend it.
+        ValueError: there is an error elsewhere, or a number of thousands of digits.
+        RecursionError: the value is nested too deeply.
     """
     try:
         return _DECODER.raw_decode(text, position)
@@ -195,8 +195,8 @@ def _decode(text: str, position: int) -> tuple[object, int]:
         raise ValueError(error.msg) from error
 
 
-def _fault(prediction: object) -> str | None:
-    """Say in which way a value is no prediction."""
+def _find_format_error(prediction: object) -> str | None:
+    """Return why a value is not a prediction, or None if it is one."""
     if not isinstance(prediction, dict) or not prediction.keys() >= FIELDS.keys():
         return f"has to be an object with {', '.join(FIELDS)}; found {shorten(prediction)}."
     for key, kind in FIELDS.items():
@@ -206,17 +206,16 @@ def _fault(prediction: object) -> str | None:
 
 
 class ResultsChecker:
-    """Tells predictions that belong to a ground truth from those that do not."""
+    """Checks that predictions are well formed and belong to a ground truth.
+
+    Args:
+        ground_truth: from :func:`ovformer.data.files.vis_json.load_vis_json`.
+    """
 
     def __init__(self, ground_truth: Mapping):
-        """Prepare.
-
-        Args:
-            ground_truth: from :func:`ovformer.data.files.vis_json.load_vis_json`.
-        """
         self._lengths = {video["id"]: video["length"] for video in ground_truth["videos"]}
         self._categories = {category["id"] for category in ground_truth["categories"]}
-        # Frames of one video may differ in size; then the true masks tell.
+        # Frames of one video may differ in size: then each size of a true mask is right.
         self._sizes = {v["id"]: {(v["height"], v["width"])} for v in ground_truth["videos"]}
         for annotation in ground_truth.get("annotations") or ():
             sizes = {tuple(mask["size"]) for mask in annotation["segmentations"] if mask}
@@ -224,37 +223,38 @@ class ResultsChecker:
         self._checked = 0
 
     def check(self, video_id: int, entries: Sequence[dict]) -> None:
-        """Check predictions of one video. All of a file are checked in its order.
+        """Check predictions of one video; call this for a whole file in its order.
 
         Args:
             video_id: its id.
             entries: its predictions.
 
         Raises:
-            ValueError: the video or a category is not in the ground truth, a score is no finite
-                number, or the masks are not one compressed RLE (or ``None``) of the right size per
-                frame. The message counts predictions from 0, as they were checked.
+            ValueError: the video or a category is not in the ground truth, a score is not finite,
+                or the masks are not one compressed RLE (or ``None``) of the right size per frame.
+                The message numbers predictions from 0, in the order of the checks.
         """
         for number, entry in enumerate(entries, start=self._checked):
-            if fault := _fault(entry) or self._misfit(video_id, entry):
-                raise ValueError(f"Prediction {number}, for video {shorten(video_id)}, {fault}")
+            if error := _find_format_error(entry) or self._find_mismatch(video_id, entry):
+                raise ValueError(f"Prediction {number}, for video {shorten(video_id)}, {error}")
+        # All masks in one call: the check runs over arrays.
         masks = [mask for entry in entries for mask in entry["segmentations"] if mask is not None]
         if fault := find_fault(masks):
-            place = self._place_of(masks[fault.index], entries)
             raise ValueError(
-                f"{place} has a mask that is not a compressed COCO RLE: {fault.reason}."
+                f"{self._name_frame_of(masks[fault.index], entries)} has a mask that is not a "
+                f"compressed COCO RLE: {fault.reason}."
             )
         sizes = self._sizes[video_id]
         if wrong := next((mask for mask in masks if tuple(mask["size"]) not in sizes), None):
             height, width = min(sizes)
             raise ValueError(
-                f"{self._place_of(wrong, entries)} has a mask of size {list(wrong['size'])} "
+                f"{self._name_frame_of(wrong, entries)} has a mask of size {list(wrong['size'])} "
                 f"(height, width), but the video has {height} x {width} pixels."
             )
         self._checked += len(entries)
 
-    def _misfit(self, video_id: int, entry: Mapping) -> str | None:
-        """Say in which way a prediction does not belong to the ground truth, but for its masks."""
+    def _find_mismatch(self, video_id: int, entry: Mapping) -> str | None:
+        """Return why a prediction does not belong to the ground truth; masks are not looked at."""
         if video_id not in self._lengths:
             return (
                 f"which the ground truth does not have ({len(self._lengths)} videos, ids "
@@ -274,10 +274,10 @@ class ResultsChecker:
             )
         return None
 
-    def _place_of(self, mask: object, entries: Sequence[Mapping]) -> str:
-        """Return how messages call the frame of a prediction that has this very mask."""
+    def _name_frame_of(self, mask: object, entries: Sequence[Mapping]) -> str:
+        """Return how messages name the frame of a prediction that has this mask object."""
         for number, entry in enumerate(entries, start=self._checked):
             for frame, other in enumerate(entry["segmentations"]):
                 if other is mask:
                     return f"Prediction {number}, for video {entry['video_id']}, frame {frame},"
-        raise AssertionError("the mask is of none of the predictions")
+        raise AssertionError("no prediction has the mask")

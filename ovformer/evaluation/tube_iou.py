@@ -22,13 +22,13 @@ def tube_areas(tubes: Sequence[Tube], num_frames: int) -> np.ndarray:
 
     Args:
         tubes: N tubes of ``num_frames`` frames each.
-        num_frames: T, needed where there is no tube.
+        num_frames: T; the tubes do not tell it where N is 0.
 
     Returns:
         int64 (N, T); 0 in a frame where the tube is ``None`` or empty.
     """
     areas = np.zeros((len(tubes), num_frames), dtype=np.int64)
-    # A model that takes the best pairs of query and class gives a tube once for each class.
+    # A model that keeps the best pairs of query and class returns a tube once for each class.
     measured: dict[tuple, np.ndarray] = {}
     for row, tube in zip(areas, tubes, strict=True):
         key = tuple([mask and mask["counts"] for mask in tube])
@@ -63,14 +63,14 @@ def tube_iou(
 ) -> np.ndarray:
     """Compute the IoU of each predicted with each target tube: summed over frames, then divided.
 
-    Frames are compared one at a time, all pairs of tubes in one call. That call gives the ratio
-    ``r = intersection / (a + g - intersection)`` of two masks of ``a`` and ``g`` pixels, from which
-    the intersection is ``r (a + g) / (1 + r)``: a whole number, and rounding makes it exact again.
+    One call of pycocotools compares all pairs of tubes in one frame. It returns the ratio
+    ``r = intersection / (a + g - intersection)`` of two masks of ``a`` and ``g`` pixels, so the
+    intersection is ``r (a + g) / (1 + r)``: a whole number, which rounding makes exact again.
 
     Args:
         predictions: D tubes of T frames each.
         targets: G tubes of T frames each.
-        prediction_areas: (D, T) from :func:`tube_areas`, computed when it is not given.
+        prediction_areas: (D, T) from :func:`tube_areas`; computed by default.
         target_areas: (G, T) likewise.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Evaluation on a data set of videos: keeps what is finished, writes results.json, scores it."""
+"""Evaluation on a data set of videos: keeps finished videos, writes and scores results.json."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,33 +25,31 @@ class VideoEvaluator(DatasetEvaluator):
 
     Attributes:
         finished: ids of the videos that need not be run again, the same in all processes.
+
+    Args:
+        dataset_name: a data set whose annotations are in YouTube-VIS format.
+        output_folder: where ``results.json``, ``scores.json`` and ``scores.csv`` are written.
+        resume: keep the videos that an interrupted evaluation finished.
     """
 
     def __init__(self, dataset_name: str, output_folder: Path, resume: bool = False) -> None:
-        """Prepare for a data set. All processes have to do this.
-
-        Args:
-            dataset_name: a data set whose annotations are in YouTube-VIS format.
-            output_folder: where ``results.json``, ``scores.json`` and ``scores.csv`` are written.
-            resume: keep the videos that an interrupted evaluation finished.
-        """
         metadata = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
         self._annotation_file = Path(metadata.json_file)
         contiguous = metadata.thing_dataset_id_to_contiguous_id
         self._category_ids = sorted(contiguous, key=contiguous.get)
-        # Of a data set that was not registered by a DatasetSpec, all classes are one group.
+        # Only a DatasetSpec has groups of classes; users may register data sets without one.
         self._groups = getattr(metadata.get("spec"), "groups", {})
         self._categories = metadata.get("category_info", [])
         self._results = Path(output_folder) / "results.json"
         rank = comm.get_rank()
         if rank == 0:
             self._writer = ResultsWriter(self._results, rank, resume)
-        comm.synchronize()  # the first process removes what is not kept
+        comm.synchronize()  # the first process has deleted the parts that are not kept
         if rank != 0:
             self._writer = ResultsWriter(self._results, rank, resume)
         self.finished = frozenset(self._writer.finished)
-        comm.synchronize()  # all know what is finished before one goes on
+        comm.synchronize()  # all processes have read the parts before one writes to them
         if self.finished:
             logger.info(
                 "%s: the predictions of %d videos are kept. With other weights, evaluate without "
@@ -61,10 +59,10 @@ class VideoEvaluator(DatasetEvaluator):
             )
 
     def reset(self) -> None:
-        """Do nothing: what is finished stays."""
+        """Do nothing: finished videos stay finished."""
 
     def process(self, inputs: Sequence[Mapping], outputs: Sequence[Mapping]) -> None:
-        """Write the predictions for a batch, both as :mod:`ovformer.data` describes them."""
+        """Write the predictions for a batch; :mod:`ovformer.data` describes both."""
         for record, output in zip(inputs, outputs, strict=True):
             self._writer.add(record["video_id"], to_results(output, self._category_ids))
 
@@ -73,8 +71,8 @@ class VideoEvaluator(DatasetEvaluator):
 
         Returns:
             ``{"segm": scores}`` with the rows of the table for all classes ("AP") and for each
-            group ("AP_novel") in percent, NaN where there is nothing to find; nothing where the
-            data set has no labels here; None where this is not the main process.
+            group ("AP_novel") in percent, NaN where there is nothing to find; {} where the
+            annotation file has no labels; None in all processes except the main one.
         """
         self._writer.close()
         comm.synchronize()
@@ -83,11 +81,11 @@ class VideoEvaluator(DatasetEvaluator):
         merge_results(self._results)
         logger.info("Predictions written to %s", self._results)
         scores = self._score()
-        remove_parts(self._results)  # until here, --resume goes on with the scores alone
+        remove_parts(self._results)  # after a crash before this line, --resume only scores again
         return scores
 
     def _score(self) -> dict[str, dict[str, float]]:
-        """Score ``results.json``, if the labels are here."""
+        """Score ``results.json``, if the annotation file has labels."""
         ground_truth = load_vis_json(self._annotation_file)
         if not ground_truth.get("annotations"):
             logger.info(
@@ -111,18 +109,17 @@ class VideoEvaluator(DatasetEvaluator):
             results=str(self._results),
             ground_truth=str(self._annotation_file),
         )
-        return {"segm": percentages(scores)}
+        return {"segm": to_percent(scores)}
 
 
-def percentages(scores: VideoScores) -> dict[str, float]:
-    """Return the rows of a table by name, in percent: "AP", and of groups "AP_novel".
+def to_percent(scores: VideoScores) -> dict[str, float]:
+    """Return the rows of a table in percent by name: "AP", and for groups "AP_novel".
 
     A row is NaN where the class or size has no ground truth.
     """
-    return {
-        row.name if group == "all" else f"{row.name}_{group}": value * 100
-        if value >= 0
-        else float("nan")
-        for group in ("all", *scores.groups)
-        for row, value in zip(ROWS, scores.group(group).tolist(), strict=True)
-    }
+    values = {}
+    for group in ("all", *scores.groups):
+        suffix = "" if group == "all" else f"_{group}"
+        for row, value in zip(ROWS, scores.group(group).tolist(), strict=True):
+            values[row.name + suffix] = 100 * value if value >= 0 else float("nan")
+    return values

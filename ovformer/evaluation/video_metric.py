@@ -2,12 +2,12 @@
 
 It is COCO's metric with tubes in place of masks: predictions of a class are matched with true
 tubes, best score first, at ten thresholds of tube IoU; areas are averaged over the frames in which
-a tube is visible. As in LVIS and TAO, a file may say of a video which categories it does not have
-("neg_category_ids") and of which not every instance was annotated ("not_exhaustive_category_ids"):
-then predictions of categories that are neither annotated nor excluded do not count, and neither do
-unmatched ones of the latter.
+a tube is visible. As in LVIS and TAO, a file may list for a video the categories that it does not
+have ("neg_category_ids") and those of which not every instance was annotated
+("not_exhaustive_category_ids"). Then predictions of categories that are neither annotated nor
+listed as absent do not count, and neither do unmatched predictions of the second list's categories.
 
-Predictions are added a video at a time, and only scores, areas and overlaps are kept.
+Predictions are added one video at a time, and only scores, areas and overlaps are kept.
 
 D predictions and G targets (true tubes) of one class in one video, N predictions of one class in
 all videos, A area ranges, I IoU thresholds, R recall thresholds, T frames, K classes
@@ -24,7 +24,7 @@ import numpy as np
 
 from ovformer.evaluation.results_reader import ResultsChecker
 from ovformer.evaluation.tube_iou import Tube, mean_areas, tube_areas, tube_iou
-from ovformer.evaluation.video_scores import AREAS, IOU_THRESHOLDS, VideoScores, class_rows
+from ovformer.evaluation.video_scores import AREAS, IOU_THRESHOLDS, VideoScores, score_class
 
 MAX_PREDICTIONS = 100  # of one class in one video
 
@@ -39,11 +39,11 @@ class Protocol:
     """How predictions and targets are compared.
 
     Attributes:
-        name: "standard", or "published" for what the published scorer of a data set computes.
+        name: "standard", or "published" for the published scorer of a data set.
         reuse_targets: one target may match any number of predictions.
         all_small: every tube counts as small.
         all_labelled: each video counts as searched for all instances of all categories.
-        lose_id_zero: what matches the annotation with id 0 counts as unmatched.
+        lose_id_zero: predictions that match the annotation with id 0 count as unmatched.
         note: what a reader of the scores has to know.
     """
 
@@ -74,7 +74,7 @@ def get_protocol(name: str, evaluator: str) -> Protocol:
         evaluator: of the data set, "vis" or "burst". Only BURST's published scorer differs.
 
     Raises:
-        ValueError: there is no such protocol.
+        ValueError: there is no protocol of this name.
     """
     if name not in ("standard", "published"):
         raise ValueError(f"Unknown protocol {name!r}. Known: standard, published.")
@@ -105,7 +105,16 @@ class _Targets:
 
 
 class VideoMetric:
-    """Compares predictions with the ground truth, a video at a time."""
+    """Compares predictions with the ground truth, one video at a time.
+
+    Args:
+        ground_truth: from :func:`ovformer.data.files.vis_json.load_vis_json`.
+        groups: name of a group -> its category ids.
+        protocol: the standard one by default.
+
+    Raises:
+        ValueError: the ground truth has no annotations.
+    """
 
     def __init__(
         self,
@@ -113,16 +122,6 @@ class VideoMetric:
         groups: Mapping[str, Collection[int]] | None = None,
         protocol: Protocol | None = None,
     ):
-        """Prepare the ground truth.
-
-        Args:
-            ground_truth: from :func:`ovformer.data.files.vis_json.load_vis_json`.
-            groups: name of a group -> its category ids.
-            protocol: the standard one by default.
-
-        Raises:
-            ValueError: the ground truth has no annotations.
-        """
         if ground_truth.get("annotations") is None:
             raise ValueError(
                 "The annotation file has no annotations, so nothing can be scored here. (Labels of "
@@ -137,25 +136,25 @@ class VideoMetric:
         # By (category id, video id); overlaps as (numbers of the predictions (D,), IoU (D, G)).
         self._targets = self._index_targets(ground_truth["annotations"])
         self._overlaps = defaultdict(list)
-        # For each call of _add_video: category ids, video ids, scores, areas, partial, all (N,).
+        # One entry per call of _add_video: category ids, video ids, scores, areas, partial, (N,).
         self._predictions: list[tuple[np.ndarray, ...]] = []
         self._num_predictions = 0
         self._scored = {category_id for category_id, _ in self._targets}
-        # Videos that were not searched for all categories, and pairs not annotated to the end.
+        # Categories for which a video was searched, if not all; pairs not annotated exhaustively.
         self._searched: dict[int, set[int]] = {}
         self._partial: set[tuple[int, int]] = set()
         if not self.protocol.all_labelled:
             self._index_labels(ground_truth["videos"])
 
     def update(self, predictions: Iterable[dict]) -> None:
-        """Add predictions: entries of results.json, best ordered by video.
+        """Add predictions, which are entries of results.json.
 
         Args:
-            predictions: of any number of videos. One that is split over several calls gives the
-                same scores.
+            predictions: of any number of videos; ordering them by video is faster. A video may be
+                split over several calls.
 
         Raises:
-            ValueError: a prediction is damaged, or is not one for these videos and categories.
+            ValueError: a prediction is damaged, or belongs to other videos or categories.
         """
         for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
             self._add_video(video_id, list(entries))
@@ -199,28 +198,31 @@ class VideoMetric:
         areas = tube_areas(tubes, len(tubes[0]))
         mean = mean_areas(areas)
         for index, annotation in enumerate(annotations):
-            # The file's own areas count where it has them, as in the official scorers.
+            # Areas of the file have precedence, as in the official scorers.
             given = [area for area in annotation.get("areas") or () if area]
             if given:
                 mean[index] = np.mean(given)
+        if self.protocol.all_small:
+            mean[:] = 0
         crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations])
         return _Targets(
             tubes=tubes,
             areas=areas,
             crowd=crowd,
-            counted=~(_outside(mean * (not self.protocol.all_small)) | crowd),
+            counted=~(_find_outside(mean) | crowd),
             ids=np.array([annotation["id"] for annotation in annotations]),
         )
 
     def _add_video(self, video_id: int, entries: list[dict]) -> None:
         self._checker.check(video_id, entries)
+        # Overlaps are the costly part: skip categories that are not scored in this video.
         scored = self._scored & self._searched.get(video_id, self._scored)
         entries = [entry for entry in entries if entry["category_id"] in scored]
         tubes = [entry["segmentations"] for entry in entries]
         areas = tube_areas(tubes, self._lengths[video_id])
         categories = np.array([entry["category_id"] for entry in entries], dtype=np.int64)
         scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
-        means = mean_areas(areas) * (not self.protocol.all_small)
+        means = np.zeros(len(entries)) if self.protocol.all_small else mean_areas(areas)
         present = {entry["category_id"] for entry in entries}
         partial = [
             category_id for category_id in present if (category_id, video_id) in self._partial
@@ -239,7 +241,7 @@ class VideoMetric:
         self._num_predictions += len(entries)
 
     def _rank_predictions(self) -> _Ranked:
-        """Sort all predictions by category, best first, and leave out what is beyond the limit."""
+        """Sort all predictions by category, best first; drop those over the limit of a video."""
         nothing = tuple(np.zeros(0, dtype) for dtype in (int, int, float, float, bool))
         columns = zip(nothing, *self._predictions, strict=True)
         categories, videos, scores, areas, partial = map(np.concatenate, columns)
@@ -266,9 +268,9 @@ class VideoMetric:
             predictions: of all classes.
         """
         start, stop = np.searchsorted(predictions.categories, [category_id, category_id + 1])
-        # Unmatched predictions out of the area range are neither right nor wrong.
+        # Unmatched predictions outside of the area range are neither right nor wrong.
         ignored = np.repeat(
-            _outside(predictions.areas[start:stop])[:, None], len(IOU_THRESHOLDS), axis=1
+            _find_outside(predictions.areas[start:stop])[:, None], len(IOU_THRESHOLDS), axis=1
         )
         matched = np.zeros_like(ignored)
         num_targets = np.zeros(len(AREAS), dtype=np.int64)
@@ -277,7 +279,8 @@ class VideoMetric:
             num_targets += targets.counted.sum(axis=1)
             blocks = self._overlaps.get((category_id, video_id))
             if blocks:
-                numbers, overlaps = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+                numbers = np.concatenate([numbers for numbers, _ in blocks])
+                overlaps = np.concatenate([overlaps for _, overlaps in blocks])
                 places = predictions.places[numbers]
                 rows = np.argsort(places)
                 rows = rows[places[rows] >= 0]
@@ -285,7 +288,7 @@ class VideoMetric:
                     overlaps[rows], targets, self.protocol, matched, ignored, places[rows] - start
                 )
         ignored |= predictions.partial[start:stop] & ~matched
-        return class_rows(matched, ignored, predictions.ranks[start:stop], num_targets)
+        return score_class(matched, ignored, predictions.ranks[start:stop], num_targets)
 
 
 def match_tubes(
@@ -298,16 +301,17 @@ def match_tubes(
 ) -> None:
     """Match the predictions of one class in one video, best first, each with its best free target.
 
-    Targets that do not count are taken only where no other is left; of equally good ones the last
-    is taken. A prediction that is matched with a target that does not count is ignored.
+    A prediction takes a target that does not count only where no other target is left, and the last
+    one of equally good targets. A prediction with a target that does not count is ignored.
 
     Args:
         overlaps: (D, G) tube IoU, best prediction first.
         targets: the G targets.
         protocol: whether a target may be taken again.
-        matched: bool (A, I, N), False for all D; gets True where a prediction is matched.
-        ignored: bool (A, I, N), which unmatched predictions are ignored; gets the matched ones.
-        places: (D,) where the D predictions are among the N of the class.
+        matched: bool (A, I, N), False for all D; set to True where a prediction is matched.
+        ignored: bool (A, I, N), which unmatched predictions are ignored; changed where a prediction
+            is matched.
+        places: (D,) indices of the D predictions among the N of the class.
     """
     reusable = targets.crowd | protocol.reuse_targets
     free = np.ones((*matched.shape[:2], len(targets.tubes)), dtype=bool)
@@ -315,6 +319,7 @@ def match_tubes(
         possible = free & (overlaps[d] >= _THRESHOLDS)
         preferred = possible & targets.counted[:, None]
         candidates = np.where(preferred.any(axis=2, keepdims=True), preferred, possible)
+        # COCO's matching takes the last of equal overlaps, argmax the first: look from the end.
         reverse = np.where(candidates, overlaps[d], -1)[..., ::-1]
         a, i = candidates.any(axis=2).nonzero()
         g = len(targets.tubes) - 1 - reverse.argmax(axis=2)[a, i]
@@ -323,6 +328,6 @@ def match_tubes(
         free[a, i, g] = reusable[g]
 
 
-def _outside(areas: np.ndarray) -> np.ndarray:
-    """Tell which areas (N,) are out of which range, bool (A, N)."""
+def _find_outside(areas: np.ndarray) -> np.ndarray:
+    """Return which areas (N,) are outside of which range, bool (A, N)."""
     return (areas < _RANGES[:, :1]) | (areas > _RANGES[:, 1:])

@@ -60,8 +60,8 @@ class VideoScores:
         categories: the K categories, each with "id" and "name".
         groups: name of a group -> its category ids.
         values: float64 (12, K), the rows of :data:`ROWS` from 0 to 1; NaN where no target counts.
-        protocol: which protocol gave them.
-        note: what a reader has to know.
+        protocol: name of the protocol that computed them.
+        note: for readers of the scores; may be empty.
     """
 
     categories: list[dict]
@@ -77,7 +77,7 @@ class VideoScores:
             name: "all" or one of ``groups``.
 
         Returns:
-            float64 (12,); -1 where none of them has, as COCO writes it.
+            float64 (12,); -1 where none of them has targets, as COCO writes it.
         """
         values = self.values
         if name != "all":
@@ -89,7 +89,7 @@ class VideoScores:
         return np.where(count > 0, total / np.maximum(count, 1), -1.0)
 
     def table(self) -> str:
-        """Return the published table: for each row a line for all classes and one per group."""
+        """Return the table that published code prints: per row, a line for all and per group."""
         lines = []
         for number, row in enumerate(ROWS):
             iou = "0.50:0.95" if row.iou is None else f"{row.iou:.2f}"
@@ -102,11 +102,11 @@ class VideoScores:
         return "\n".join(lines)
 
     def write(self, path: Path, **about: str) -> None:
-        """Write the scores next to each other as JSON and CSV.
+        """Write the scores as JSON and CSV.
 
         Args:
             path: without suffix; ``.json`` and ``.csv`` are added.
-            about: where the scores come from, kept in the JSON file.
+            about: where the scores come from; written to the JSON file.
         """
         names = [row.name for row in ROWS]
         groups = [(name, self.group(name)) for name in ("all", *self.groups)]
@@ -130,12 +130,12 @@ class VideoScores:
             path.with_name(path.name + ".csv"),
             [
                 ["protocol", "kind", "id", "name", *names],
-                *([self.protocol, *about, *_csv_values(values)] for *about, values in rows),
+                *([self.protocol, *labels, *_csv_values(values)] for *labels, values in rows),
             ],
         )
 
 
-def class_rows(
+def score_class(
     matched: np.ndarray, ignored: np.ndarray, ranks: np.ndarray, num_targets: np.ndarray
 ) -> np.ndarray:
     """Compute the values of :data:`ROWS` for one class.
@@ -143,7 +143,7 @@ def class_rows(
     Args:
         matched: bool (A, I, N), best prediction of all videos first.
         ignored: bool (A, I, N).
-        ranks: (N,) place of a prediction among those of its video, from 0.
+        ranks: (N,) rank of a prediction among those of the class in its video, from 0.
         num_targets: (A,) targets that count.
 
     Returns:
@@ -185,8 +185,8 @@ def _average_precision(right: np.ndarray, wrong: np.ndarray, num_targets: np.nda
     average = np.zeros((num_areas, num_ious))
     rows = np.arange(num_ious)[:, None]
     for a in num_targets.nonzero()[0]:
-        # How many targets have to be found for each recall, and after which prediction they are.
-        # Rows are looked up all at once: each gets a range of numbers of its own.
+        # How many targets have to be found for each recall, and after which prediction they are
+        # found. One search over all thresholds: an offset gives each its own range of numbers.
         recalls = np.arange(num_targets[a] + 1) / num_targets[a]
         needed = np.minimum(np.searchsorted(recalls, RECALL_THRESHOLDS), length + 1)
         places = np.searchsorted(
@@ -196,16 +196,14 @@ def _average_precision(right: np.ndarray, wrong: np.ndarray, num_targets: np.nda
     return average
 
 
-def _defined(value: float) -> bool:
+def _is_defined(value: float) -> bool:
     return value >= 0  # neither NaN nor COCO's -1
 
 
 def _json_values(names: list[str], values: np.ndarray) -> dict[str, float | None]:
-    return {
-        name: float(value) if _defined(value) else None
-        for name, value in zip(names, values, strict=True)
-    }
+    pairs = zip(names, values, strict=True)
+    return {name: float(value) if _is_defined(value) else None for name, value in pairs}
 
 
 def _csv_values(values: np.ndarray) -> list[str]:
-    return [f"{value:.6f}" if _defined(value) else "" for value in values]
+    return [f"{value:.6f}" if _is_defined(value) else "" for value in values]

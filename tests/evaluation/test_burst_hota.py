@@ -11,7 +11,7 @@ from ovformer.data.files.vis_json import load_vis_json
 from ovformer.evaluation.video_metric import VideoMetric
 
 trackeval = pytest.importorskip("trackeval", reason="needs the extra [eval]")
-from ovformer.evaluation.burst_hota import burst_hota, hota_table, write_hota  # noqa: E402
+from ovformer.evaluation.burst_hota import format_hota, score_burst_hota, write_hota  # noqa: E402
 
 TAO_IDS = [
     4,
@@ -39,7 +39,7 @@ def burst(make_video_set, tmp_path) -> tuple[dict, dict, list[dict]]:
 def test_equals_the_official_code(burst, tmp_path: Path) -> None:
     truth, loaded, predictions = burst
     groups = {"common": [3], "uncommon": [1, 5, 7], "none": []}
-    found = burst_hota(copy.deepcopy(loaded), predictions, groups)
+    found = score_burst_hota(copy.deepcopy(loaded), predictions, groups)
 
     # BURST's own format, written down independently.
     tao = {c["id"]: o["id"] for c, o in zip(truth["categories"], truth["cate_ori"], strict=True)}
@@ -127,35 +127,35 @@ def test_track_ap_equals_our_average_precision(make_video_set, tmp_path) -> None
         loaded = load_vis_json(path)
         metric = VideoMetric(loaded)
         metric.update(predictions)
-        found = burst_hota(loaded, predictions)["AP"]["all"]
+        found = score_burst_hota(loaded, predictions)["AP"]["all"]
         assert found == pytest.approx(metric.compute().group()[0], abs=1e-12)
 
 
 def test_two_processes_give_the_same(burst) -> None:
     _, loaded, predictions = burst
-    assert burst_hota(loaded, predictions, workers=2) == burst_hota(loaded, predictions)
+    assert score_burst_hota(loaded, predictions, workers=2) == score_burst_hota(loaded, predictions)
 
 
 def test_no_predictions_score_zero(burst) -> None:
-    found = burst_hota(burst[1], [])
+    found = score_burst_hota(burst[1], [])
     assert found["HOTA"]["all"] == found["AP"]["all"] == 0
 
 
 def test_foreign_results_are_an_error(burst) -> None:
     _, loaded, predictions = burst
     with pytest.raises(ValueError, match="video 9999, which the ground truth does not have"):
-        burst_hota(loaded, [{**predictions[0], "video_id": 9999}])
+        score_burst_hota(loaded, [{**predictions[0], "video_id": 9999}])
 
 
 def test_missing_labels_are_an_error(burst) -> None:
     with pytest.raises(ValueError, match="no annotations"):
-        burst_hota({**burst[1], "annotations": None}, [])
+        score_burst_hota({**burst[1], "annotations": None}, [])
 
 
 def test_table_and_files(tmp_path) -> None:
     values = {"all": 0.25, "common": float("nan")}
     hota = {"HOTA": values, "DetA": values, "AssA": values, "AP": values}
-    assert hota_table(hota).splitlines()[1].split() == ["HOTA", "25.00", "nan"]
+    assert format_hota(hota).splitlines()[1].split() == ["HOTA", "25.00", "nan"]
     write_hota(hota, tmp_path / "scores_hota", dataset="burst_val")
     content = json.loads((tmp_path / "scores_hota.json").read_text())
     assert content["groups"]["all"]["AP"] == 0.25 and content["groups"]["common"]["AP"] is None

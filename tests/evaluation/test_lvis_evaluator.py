@@ -16,9 +16,9 @@ from ovformer.data.files.json_file import read_json
 from ovformer.evaluation import lvis_evaluator
 from ovformer.evaluation.lvis_evaluator import (
     LvisEvaluator,
-    best_per_image,
-    class_groups,
-    lvis_scores,
+    group_classes,
+    keep_best_per_image,
+    score_lvis,
 )
 
 SIDE = 40
@@ -93,7 +93,7 @@ def test_equals_the_official_code(reference, tmp_path, monkeypatch, limit: int) 
         f: [c["id"] for c in recorded["truth"]["categories"] if c["frequency"] == f] for f in "rcf"
     }
     monkeypatch.setattr(lvis_evaluator, "MAX_DETECTIONS_PER_IMAGE", limit)
-    scores, per_category = lvis_scores(path, recorded["predictions"], groups)
+    scores, per_category = score_lvis(path, recorded["predictions"], groups)
     expected = recorded["scores"][str(limit)]
     for ours, theirs in zip(per_category, expected.pop("per_category"), strict=True):
         assert ours["AP"] == pytest.approx(100 * theirs, rel=1e-12)
@@ -101,7 +101,7 @@ def test_equals_the_official_code(reference, tmp_path, monkeypatch, limit: int) 
 
 
 def test_one_of_two_objects_found(tmp_path) -> None:
-    scores, per_category = lvis_scores(truth_file(tmp_path), [FOUND], GROUPS)
+    scores, per_category = score_lvis(truth_file(tmp_path), [FOUND], GROUPS)
     for name in ("AP", "AP50", "AP75", "APs", "APr", "AP_novel", "AP50_novel"):
         assert scores[name] == pytest.approx(HALF), name
     for name in ("APm", "APl", "APc", "APf", "AP_base", "AP50_base"):
@@ -112,13 +112,13 @@ def test_one_of_two_objects_found(tmp_path) -> None:
 
 def test_a_false_positive_above_halves_the_precision(tmp_path) -> None:
     predictions = [FOUND, prediction(0, 20, 0.9)]
-    assert lvis_scores(truth_file(tmp_path), predictions, {})[0]["AP"] == pytest.approx(HALF / 2)
+    assert score_lvis(truth_file(tmp_path), predictions, {})[0]["AP"] == pytest.approx(HALF / 2)
 
 
 def test_a_false_positive_is_forgiven_where_not_all_objects_were_annotated(tmp_path) -> None:
     path = truth_file(tmp_path, not_exhaustive=[5])
     predictions = [FOUND, prediction(0, 20, 0.9)]
-    assert lvis_scores(path, predictions, {})[0]["AP"] == pytest.approx(HALF)
+    assert score_lvis(path, predictions, {})[0]["AP"] == pytest.approx(HALF)
 
 
 @pytest.mark.parametrize(("absent", "expected"), [([], HALF), ([5], HALF / 2)])
@@ -126,7 +126,7 @@ def test_another_image_counts_only_if_the_category_is_known_to_be_absent(
     tmp_path, absent, expected
 ) -> None:
     predictions = [FOUND, prediction(0, 20, 0.9, image_id=2)]
-    scores, _ = lvis_scores(truth_file(tmp_path, absent=absent), predictions, {})
+    scores, _ = score_lvis(truth_file(tmp_path, absent=absent), predictions, {})
     assert scores["AP"] == pytest.approx(expected)
 
 
@@ -139,40 +139,40 @@ def test_in_coco_format_all_images_count(tmp_path) -> None:
         del category["frequency"]
     path.write_text(json.dumps(content))
     predictions = [FOUND, prediction(0, 20, 0.9, image_id=2)]
-    scores, _ = lvis_scores(path, predictions, {})
+    scores, _ = score_lvis(path, predictions, {})
     assert scores["AP"] == pytest.approx(HALF / 2)
 
 
 def test_only_the_best_predictions_of_an_image_count(tmp_path) -> None:
     crowd = [prediction(0, 20, 0.9, category_id=6)] * lvis_evaluator.MAX_DETECTIONS_PER_IMAGE
     path = truth_file(tmp_path)
-    assert lvis_scores(path, [FOUND, *crowd[1:]], {})[0]["AP"] == pytest.approx(HALF)
-    assert lvis_scores(path, [FOUND, *crowd], {})[0]["AP"] == 0
+    assert score_lvis(path, [FOUND, *crowd[1:]], {})[0]["AP"] == pytest.approx(HALF)
+    assert score_lvis(path, [FOUND, *crowd], {})[0]["AP"] == 0
 
 
-def test_best_per_image() -> None:
+def test_the_best_predictions_of_each_image_are_kept() -> None:
     predictions = [
         {"image_id": image_id, "score": score, "bbox": [0, 0, 1, 1]}
         for image_id in (1, 2)
         for score in (0.2, 0.9, 0.5)
     ]
-    assert best_per_image(predictions, 2) == [
+    assert keep_best_per_image(predictions, 2) == [
         {"image_id": image_id, "score": score} for image_id in (1, 2) for score in (0.9, 0.5)
     ]
 
 
 def test_nothing_predicted_and_nothing_annotated(tmp_path) -> None:
     path = truth_file(tmp_path)
-    assert lvis_scores(path, [], {})[0]["AP"] == 0
+    assert score_lvis(path, [], {})[0]["AP"] == 0
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": []}))
-    assert lvis_scores(path, [FOUND], GROUPS) == ({}, [])
+    assert score_lvis(path, [FOUND], GROUPS) == ({}, [])
 
 
 def test_groups_of_classes() -> None:
     info = [{"frequency": "r"}, {"frequency": "f"}, {"frequency": "r"}]
     values = {"category_info": info, "class_groups": {"base": [1], "novel": [0, 2]}}
-    groups = class_groups(SimpleNamespace(get=values.get))
+    groups = group_classes(SimpleNamespace(get=values.get))
     assert groups == {"r": [0, 2], "c": [], "f": [1], "base": [1], "novel": [0, 2]}
 
 
@@ -228,7 +228,7 @@ def test_results_are_written_before_scoring(evaluator, monkeypatch) -> None:
     def fail(*args):
         raise MemoryError
 
-    monkeypatch.setattr(lvis_evaluator, "lvis_scores", fail)
+    monkeypatch.setattr(lvis_evaluator, "score_lvis", fail)
     feed(evaluator)
     with pytest.raises(MemoryError):
         evaluator.evaluate()

@@ -49,9 +49,9 @@ def work(args: argparse.Namespace) -> None:
     """Encode this process's part of the images that are not in the output yet."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     if args.dataset:
-        images = dataset_images(args.dataset)
+        images = find_dataset_images(args.dataset)
     else:
-        images = folder_images(args.images)
+        images = find_folder_images(args.images)
     info = {"clip": args.clip, "pretrained": args.pretrained}
     dtype = torch.float16 if args.half else torch.float32
     with ImageEmbeddingWriter(args.output, info, dtype) as writer:
@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def dataset_images(names: Iterable[str]) -> dict[str, str]:
+def find_dataset_images(names: Iterable[str]) -> dict[str, str]:
     """Return key -> file of all images, or frames of videos, of registered data sets.
 
     Raises:
@@ -113,7 +113,7 @@ def dataset_images(names: Iterable[str]) -> dict[str, str]:
     return images
 
 
-def folder_images(folder: Path) -> dict[str, str]:
+def find_folder_images(folder: Path) -> dict[str, str]:
     """Return key -> file of all images in a folder and its sub-folders.
 
     Raises:

@@ -1,21 +1,15 @@
 import json
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from ovformer.data.catalog.vocabulary import read_vocabulary
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.prompts import expand_templates
 from ovformer.modeling.language.text_classifier import load_text_classifier
+from support.tiny_clip import make_clip
 
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-    "text_cfg": {"context_length": 12, "width": 32, "heads": 2, "layers": 1},
-}
 CATEGORIES = [{"id": 9, "name": "blue_ring"}, {"id": 4, "name": "red_circle"}]
 
 
@@ -27,11 +21,7 @@ def tool(load_tool):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> str:
     """Name of a tiny local CLIP model."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("clip")
-    save_file(open_clip.CLIP(**CONFIG).state_dict(), path / "open_clip_model.safetensors")
-    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
-    return f"local-dir:{path}"
+    return make_clip(tmp_path_factory.mktemp("clip") / "model")
 
 
 def test_names_and_prompts(tool, clip, tmp_path, capsys) -> None:

@@ -1,64 +1,55 @@
 """tools/save_clip_features.py, with a tiny CLIP model."""
 
-import importlib.util
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from ovformer.d2 import DatasetCatalog
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore, crop_for_embedding
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from support.mini_lvis import MiniLvis
+from support.tiny_clip import make_clip
 
 TOOL = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
-MODEL = {
-    "embed_dim": 12,
-    "vision_cfg": {"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "width": 32, "heads": 2, "layers": 1},
-}
 
-spec = importlib.util.spec_from_file_location("save_clip_features", TOOL)
-save_clip_features = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(save_clip_features)
+
+@pytest.fixture(scope="module")
+def tool(load_tool) -> ModuleType:
+    return load_tool("save_clip_features")
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The name of a tiny CLIP model on disk."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    save_file(open_clip.CLIP(**MODEL).state_dict(), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": MODEL, "preprocess_cfg": {"size": 16}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return f"local-dir:{folder}"
+    return make_clip(tmp_path_factory.mktemp("clip") / "model", width=12)
 
 
-def run(clip: str, output: Path, *arguments: object) -> ImageEmbeddingStore:
-    options = ["--output", output, "--clip", clip, "--device", "cpu", "--num-workers", 0]
-    save_clip_features.main([str(a) for a in [*options, *arguments]])
-    return ImageEmbeddingStore.open(output)
+@pytest.fixture
+def run(tool) -> Callable[..., ImageEmbeddingStore]:
+    """A function that runs the tool and returns what it stored."""
+
+    def run(clip: str, output: Path, *arguments: object) -> ImageEmbeddingStore:
+        options = ["--output", output, "--clip", clip, "--device", "cpu", "--num-workers", 0]
+        tool.main([str(a) for a in [*options, *arguments]])
+        return ImageEmbeddingStore.open(output)
+
+    return run
 
 
 def expected(encoder: CLIPEncoder, file: str) -> torch.Tensor:
     return encoder.encode_image(encoder.preprocess(Image.open(file))[None])[0]
 
 
-def test_features_of_data_sets(
-    mini_lvis: MiniLvis,
-    tmp_path: Path,
-    clip: str,
-) -> None:
+def test_features_of_data_sets(mini_lvis: MiniLvis, tmp_path: Path, clip: str, run) -> None:
     output = tmp_path / "metadata" / "features.safetensors"
     arguments = ["--dataset", "lvis_v1_train", "lvis_v1_val", "--batch-size", 2]
     store = run(clip, output, *arguments, "--num-workers", 1)
@@ -79,9 +70,7 @@ def test_the_tool_sees_images_as_the_model_does(clip: str, size: tuple[int, int]
 
 
 def test_features_of_a_folder_in_half_precision(
-    mini_lvis: MiniLvis,
-    tmp_path: Path,
-    clip: str,
+    mini_lvis: MiniLvis, tmp_path: Path, clip: str, run
 ) -> None:
     (mini_lvis.root / "coco" / "notes.txt").write_text("no image")
     store = run(clip, tmp_path / "f.safetensors", "--images", mini_lvis.root / "coco", "--half")
@@ -91,12 +80,8 @@ def test_features_of_a_folder_in_half_precision(
     assert torch.equal(store.get(record), feature.half().float())
 
 
-def test_an_interrupted_run_goes_on(
-    mini_lvis: MiniLvis,
-    tmp_path: Path,
-    clip: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+def test_an_interrupted_run_resumes(
+    mini_lvis: MiniLvis, tmp_path: Path, clip: str, tool, run, monkeypatch, capsys
 ) -> None:
     read = []
 
@@ -108,12 +93,12 @@ def test_an_interrupted_run_goes_on(
 
     output = tmp_path / "features.safetensors"
     arguments = [clip, output, "--dataset", "lvis_v1_train", "--batch-size", 1]
-    monkeypatch.setattr(save_clip_features, "read_rgb", interrupt)
+    monkeypatch.setattr(tool, "read_rgb", interrupt)
     with pytest.raises(SystemExit) as end:
         run(*arguments)
     assert end.value.code == 130
     assert not output.exists()
-    monkeypatch.setattr(save_clip_features, "read_rgb", read_rgb)
+    monkeypatch.setattr(tool, "read_rgb", read_rgb)
     store = run(*arguments)
     assert "2 of 5 images to encode" in capsys.readouterr().out
     store.require(DatasetCatalog.get("lvis_v1_train"))
@@ -122,10 +107,7 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_bad_arguments_are_named(
-    mini_lvis: MiniLvis,
-    tmp_path: Path,
-    clip: str,
-    user_error: Callable[..., str],
+    mini_lvis: MiniLvis, tmp_path: Path, clip: str, tool, user_error
 ) -> None:
     broken = mini_lvis.root / "coco" / "val2017" / "000000000003.png"
     broken.write_bytes(b"no image")
@@ -137,16 +119,12 @@ def test_bad_arguments_are_named(
         (clip, [], ["--dataset", "--images"]),
         (clip, ["--dataset", "lvis_v1_val"], [str(broken)]),
     ):
-        message = user_error(save_clip_features.main, *words, "--clip", model, *others)
+        message = user_error(tool.main, *words, "--clip", model, *others)
         assert [key for key in keys if key not in message] == [], message
 
 
 @pytest.mark.slow
-def test_several_processes(
-    mini_lvis: MiniLvis,
-    tmp_path: Path,
-    clip: str,
-) -> None:
+def test_several_processes(mini_lvis: MiniLvis, tmp_path: Path, clip: str, run) -> None:
     """Five images and one more run with a sixth: three processes then have none."""
     outputs = [tmp_path / "output" / name for name in ("one.safetensors", "four.safetensors")]
     folder = mini_lvis.root / "coco"
@@ -158,11 +136,7 @@ def test_several_processes(
         words += ["--num-workers", 0, "--num-gpus", 4]
         process = subprocess.run(
             [sys.executable, TOOL, *map(str, words)],
-            env={
-                **os.environ,
-                "DETECTRON2_DATASETS": str(mini_lvis.root),
-                "PYTHONPATH": str(TOOL.parents[1]),
-            },
+            env={**os.environ, "DETECTRON2_DATASETS": str(mini_lvis.root)},
             capture_output=True,
             text=True,
             timeout=600,

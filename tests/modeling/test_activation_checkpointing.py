@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from support.video_models import CLIP_DIM, CLIPS, TINY, build_video_model, training_batch
+from support.video_models import CLIPS, TINY, build_small_model, training_batch
 
 SIZES = {
     **TINY,
@@ -39,7 +39,7 @@ def test_same_gradients_from_less_memory(tmp_path, kind, precision) -> None:
     results = []
     for enabled in (False, True):
         options = {"MODEL.ACTIVATION_CHECKPOINTING": enabled, **(CLIPS if kind == "clips" else {})}
-        model = build_video_model(tmp_path, 3, CLIP_DIM, SIZES, **options)
+        model = build_small_model(tmp_path, sizes=SIZES, **options)
         head = model.sem_seg_head
         assert head.predictor.activation_checkpointing is enabled
         assert head.pixel_decoder.transformer.activation_checkpointing is enabled

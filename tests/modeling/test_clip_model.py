@@ -6,11 +6,9 @@ import torch
 from ovformer.d2 import META_ARCH_REGISTRY
 from ovformer.modeling.meta_arch.clip_model import VideoOVFormer
 from support.video_models import (
-    CLIP_DIM,
     CLIPS,
-    TINY,
     assert_same_prediction,
-    build_video_model,
+    build_small_model,
     training_batch,
     video,
 )
@@ -22,7 +20,7 @@ def build(tmp_path):
 
     def build_tiny(**options):
         options = {f"MODEL.MASK_FORMER.TEST.{key}": value for key, value in options.items()}
-        return build_video_model(tmp_path, 3, CLIP_DIM, TINY, **{**CLIPS, **options})
+        return build_small_model(tmp_path, **{**CLIPS, **options})
 
     return build_tiny
 
@@ -55,7 +53,7 @@ def test_a_decoder_for_the_other_kind_of_input_is_refused(tmp_path, key, wanted)
     options = dict([list(CLIPS.items())[1 - key]])
     message = f"TRANSFORMER_DECODER_NAME: .* does not go with .* Set it to {wanted}Scale"
     with pytest.raises(ValueError, match=message):
-        build_video_model(tmp_path, 3, CLIP_DIM, TINY, **options)
+        build_small_model(tmp_path, **options)
 
 
 def frame_pairs(record):

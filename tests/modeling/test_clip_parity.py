@@ -20,7 +20,7 @@ from support.recorded_numbers import (
     assert_same_tubes,
     gradient_difference,
 )
-from support.video_models import CLIPS, RECORDED, build_video_model
+from support.video_models import CLIPS, RECORDED, build_small_model
 
 CLASSES = 100
 CLIP_LENGTHS = (5, 5, 2)
@@ -38,7 +38,7 @@ def recorded(reference):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, fill_weights):
     folder = tmp_path_factory.mktemp("small")
-    model = build_video_model(folder, CLASSES, 512, RECORDED, frequencies="nbb", **OPTIONS)
+    model = build_small_model(folder, CLASSES, 512, RECORDED, frequencies="nbb", **OPTIONS)
     fill_weights.fill_state_dict(model.state_dict())
     return model
 

@@ -5,7 +5,7 @@ import torch
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.modeling.meta_arch.execution import Execution
-from support.video_models import TINY, build_video_model
+from support.video_models import build_small_model
 
 WORDS = {
     "MODEL.CHANNELS_LAST": "sometimes",
@@ -20,7 +20,7 @@ def build(tmp_path):
     """Function from config keys to a tiny model in evaluation mode."""
 
     def build(**options):
-        return build_video_model(tmp_path, 9, 16, TINY, **options).eval()
+        return build_small_model(tmp_path, 9, **options).eval()
 
     return build
 

@@ -10,11 +10,9 @@ from ovformer.d2 import META_ARCH_REGISTRY
 from ovformer.modeling.meta_arch.frame_model import OVFormerVideo
 from support.recorded_numbers import assert_same_tubes
 from support.video_models import (
-    CLIP_DIM,
     RECORDED,
-    TINY,
     assert_same_prediction,
-    build_video_model,
+    build_small_model,
     training_batch,
     video,
 )
@@ -25,7 +23,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def recorded_model(tmp_path_factory, fill_weights):
-    model = build_video_model(tmp_path_factory.mktemp("recorded"), 100, 512, RECORDED).eval()
+    model = build_small_model(tmp_path_factory.mktemp("recorded"), 100, 512, RECORDED).eval()
     fill_weights.fill_state_dict(model.state_dict())
     return model
 
@@ -33,7 +31,7 @@ def recorded_model(tmp_path_factory, fill_weights):
 @pytest.fixture
 def build(tmp_path):
     """Function from config keys to a tiny model of three classes, for inference."""
-    return lambda **options: build_video_model(tmp_path, 3, CLIP_DIM, TINY, **options).eval()
+    return lambda **options: build_small_model(tmp_path, **options).eval()
 
 
 @pytest.fixture

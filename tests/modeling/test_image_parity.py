@@ -9,20 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-import ovformer.modeling  # noqa: F401  (registers)
-from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import BitMasks, Instances, build_model
+from ovformer.d2 import BitMasks, Instances
 from ovformer.modeling.tracks.postprocess import predict_instances
 from support.recorded_numbers import (
-    LAYERS,
     TOLERANCE,
     assert_same,
     assert_same_losses,
     assert_same_outputs,
     gradient_difference,
 )
-
-CLASSES, QUERIES = 100, 20
+from support.video_models import RECORDED, build_small_model
 
 
 @pytest.fixture(scope="module")
@@ -33,36 +29,8 @@ def recorded(reference):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, fill_weights):
     folder = tmp_path_factory.mktemp("small")
-    text = np.random.RandomState(7 + CLASSES).standard_normal((CLASSES, 512)).astype(np.float32)
-    np.save(folder / "text.npy", text)
-    categories = [
-        {"id": i + 1, "image_count": (i * 37) % 101 + 1, "frequency": "rcf"[i % 3]}
-        for i in range(CLASSES)
-    ]
-    (folder / "categories.json").write_text(json.dumps(categories))
-    head, former = "MODEL.SEM_SEG_HEAD", "MODEL.MASK_FORMER"
-    options = {
-        "MODEL.META_ARCHITECTURE": "OVFormer",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.BACKBONE.NAME": "build_timm_backbone",
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-        f"{head}.NAME": "MaskFormerHead",
-        f"{head}.NUM_CLASSES": CLASSES,
-        f"{head}.IN_FEATURES": ["layer2", "layer3", "layer4", "layer5"],
-        f"{head}.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["layer3", "layer4", "layer5"],
-        f"{head}.CONVS_DIM": 256,
-        f"{head}.MASK_DIM": 64,
-        f"{head}.TRANSFORMER_ENC_LAYERS": 2,
-        f"{former}.NUM_OBJECT_QUERIES": QUERIES,
-        f"{former}.DIM_FEEDFORWARD": 128,
-        f"{former}.DEC_LAYERS": LAYERS,
-        f"{former}.TRAIN_NUM_POINTS": 256,
-        f"{former}.CLIP_TEXT_PATH": str(folder / "text.npy"),
-        f"{former}.CAT_INFO_PATH": str(folder / "categories.json"),
-        "TEST.DETECTIONS_PER_IMAGE": 10,
-    }
-    model = build_model(get_ovformer_cfg(opts=[x for pair in options.items() for x in pair]))
+    kind = {"MODEL.META_ARCHITECTURE": "OVFormer"}
+    model = build_small_model(folder, 100, 512, RECORDED, frequencies="rcf", **kind)
     fill_weights.fill_state_dict(model.state_dict())
     return model
 

@@ -18,9 +18,8 @@ from ovformer.modeling.meta_arch.video_inference import split_into_windows
 from support.video_models import (
     CLIP_DIM,
     CLIPS,
-    TINY,
     assert_same_prediction,
-    build_video_model,
+    build_small_model,
     video,
 )
 
@@ -36,7 +35,7 @@ def build(request, tmp_path):
         keys = ("WINDOW_SIZE", "CLIP_LENGTH")
         options |= {f"MODEL.MASK_FORMER.TEST.{key}": window for key in keys}
         options |= MODELS[request.param]
-        return build_video_model(tmp_path, 3, CLIP_DIM, TINY, **options).eval()
+        return build_small_model(tmp_path, **options).eval()
 
     return build_tiny
 
@@ -236,14 +235,14 @@ MEASURE = """
 import re, sys, tempfile
 from pathlib import Path
 import torch
-from support.video_models import CLIPS, TINY, build_video_model
+from support.video_models import CLIPS, build_small_model
 
 torch.set_num_threads(1)
 num_frames, kind = int(sys.argv[1]), sys.argv[2]
 with tempfile.TemporaryDirectory() as folder:
     options = {"MODEL.MASK_FORMER.TEST.WINDOW_SIZE": 2}
     options |= CLIPS if kind == "clips" else {}
-    model = build_video_model(Path(folder), 50, 16, TINY, **options).eval()
+    model = build_small_model(Path(folder), 50, **options).eval()
 frames = (torch.randint(0, 256, (3, 360, 640), dtype=torch.uint8) for _ in range(num_frames))
 record = {"image": frames, "clip_features": torch.randn(num_frames, 16)}
 (prediction,) = model([record])

@@ -17,11 +17,10 @@ from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.text_classifier import save_text_classifier
 from ovformer.predictor import VideoPredictor
 from support.tiny_clip import make_clip
-from support.video_models import TINY
+from support.video_models import PARTS, TINY
 
 WORDS = ["red circle", "blue ring", "green star"]
 TEMPLATES = ["a {}", "the {}"]
-_FEATURES = ["layer2", "layer3", "layer4", "layer5"]
 
 
 def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
@@ -30,18 +29,14 @@ def make_cfg(folder: Path, clip: str, **options: Any) -> CfgNode:
     weights = CLIPEncoder.from_pretrained(clip).embed_names(WORDS, TEMPLATES)
     save_text_classifier(classifier, weights, WORDS, {"templates": TEMPLATES})
     values = {
+        **PARTS,
         **TINY,
         "MODEL.META_ARCHITECTURE": "OVFormer",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.BACKBONE.NAME": "build_timm_backbone",
         "MODEL.CLIP.NAME": clip,
         "MODEL.CLIP.PRETRAINED": "",
         "MODEL.CLIP.EMBED_DIM": 16,
         "MODEL.CLIP.IMAGE_SIZE": 32,
-        "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(WORDS),
-        "MODEL.SEM_SEG_HEAD.IN_FEATURES": _FEATURES,
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": _FEATURES[1:],
         "MODEL.MASK_FORMER.CLIP_TEXT_PATH": str(classifier),
         "DATASETS.TRAIN": (),
         "DATASETS.TEST": (),

@@ -1,6 +1,7 @@
-"""Models and videos for the tests: the small models of the recorded files, and tiny ones."""
+"""Models and videos for the tests: the small models of the recorded files, and the tiny one."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import BitMasks, Instances, build_model
+from ovformer.d2 import BitMasks, CfgNode, Instances, build_model
 
 CLIP_DIM = 16  # of the videos below
 
@@ -26,6 +27,15 @@ RECORDED = {
     "MODEL.MASK_FORMER.DEC_LAYERS": 5,
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 256,
     "TEST.DETECTIONS_PER_IMAGE": 10,
+}
+FEATURES = ["layer2", "layer3", "layer4", "layer5"]
+# The classes of all parts of these models; their sizes are those of RECORDED or TINY.
+PARTS = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_timm_backbone",
+    "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": FEATURES,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": FEATURES[1:],
 }
 TINY = {
     "MODEL.TIMM.BASE_NAME": "resnet18",
@@ -48,18 +58,21 @@ CLIPS = {
 }
 
 
-def build_video_model(
-    folder: Path, classes: int, clip_dim: int, sizes: dict, frequencies: str = "f", **options: Any
-) -> nn.Module:
-    """Return a model of random weights in training mode, an OVFormerVideo unless options say else.
+def make_cfg(options: Mapping[str, Any], config_file: str | None = None) -> CfgNode:
+    """Return the config of some keys and their values, and perhaps of a file."""
+    return get_ovformer_cfg(config_file, [word for pair in options.items() for word in pair])
+
+
+def write_vocabulary(
+    folder: Path, classes: int, clip_dim: int, frequencies: str = "f"
+) -> dict[str, Any]:
+    """Write a text classifier and category information; return the config keys that name them.
 
     Args:
-        folder: where its classifier is written.
+        folder: of the files.
         classes: number of classes.
         clip_dim: width of CLIP's space.
-        sizes: RECORDED or TINY.
         frequencies: of the classes in turn, as in files of category information.
-        **options: more config keys, last.
     """
     random = np.random.RandomState(7 + classes)
     np.save(folder / "text.npy", random.standard_normal((classes, clip_dim)).astype(np.float32))
@@ -72,23 +85,43 @@ def build_video_model(
         for i in range(classes)
     ]
     (folder / "categories.json").write_text(json.dumps(categories))
-    features = ["layer2", "layer3", "layer4", "layer5"]
-    options = {
-        "MODEL.META_ARCHITECTURE": "OVFormerVideo",
-        "MODEL.DEVICE": "cpu",
-        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+    return {
         "MODEL.CLIP.EMBED_DIM": clip_dim,
-        "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": classes,
-        "MODEL.SEM_SEG_HEAD.IN_FEATURES": features,
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": features[1:],
         "MODEL.MASK_FORMER.CLIP_TEXT_PATH": str(folder / "text.npy"),
         "MODEL.MASK_FORMER.CAT_INFO_PATH": str(folder / "categories.json"),
-        **sizes,
-        **options,
     }
+
+
+def build_small_model(
+    folder: Path,
+    classes: int = 3,
+    clip_dim: int = CLIP_DIM,
+    sizes: Mapping[str, Any] = TINY,
+    frequencies: str = "f",
+    **options: Any,
+) -> nn.Module:
+    """Return a model of random weights in training mode, an OVFormerVideo by default.
+
+    Args:
+        folder: of the files of its vocabulary.
+        classes: number of classes.
+        clip_dim: width of CLIP's space.
+        sizes: TINY or RECORDED.
+        frequencies: of the classes, see :func:`write_vocabulary`.
+        **options: more config keys, last.
+    """
+    vocabulary = write_vocabulary(folder, classes, clip_dim, frequencies)
+    kind = {"MODEL.META_ARCHITECTURE": "OVFormerVideo"}
     torch.manual_seed(0)
-    return build_model(get_ovformer_cfg(None, [x for pair in options.items() for x in pair]))
+    return build_model(make_cfg({**kind, **PARTS, **vocabulary, **sizes, **options}))
+
+
+def assert_gradients_are_finite(model: nn.Module) -> None:
+    """Every trained parameter takes part in the losses, as training on several GPUs requires."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 def video(num_frames, size=(40, 56), seed=0, **more):

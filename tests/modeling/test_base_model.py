@@ -144,6 +144,7 @@ def test_targets_are_padded_and_may_be_empty() -> None:
         instances.gt_classes = torch.arange(count)
         instances.gt_masks = BitMasks(torch.ones(count, 5, 7, dtype=torch.bool))
         records.append({"instances": instances})
+    assert [build().instance_counts(record) for record in records] == [[2], [0]]
     full, empty = build().prepare_targets(records, (8, 16))
     assert full["labels"].tolist() == [0, 1] and full["masks"].dtype == torch.bool
     assert full["masks"].shape == (2, 8, 16) and full["masks"].sum() == 2 * 5 * 7
@@ -158,12 +159,6 @@ def test_training_without_annotations_says_what_is_missing() -> None:
         build().instance_counts({"video_id": 7})
 
 
-def test_instances_of_an_image_are_counted() -> None:
-    instances = Instances((5, 7))
-    instances.gt_classes = torch.arange(2)
-    assert build().instance_counts({"instances": instances}) == [2]
-
-
 class Criterion(nn.Module):
     num_classes = 3
     weight_dict = {"loss_a": 2.0, "loss_b": 0.5}
@@ -174,11 +169,7 @@ class Criterion(nn.Module):
 
 
 def test_losses_are_weighted_by_name() -> None:
-    losses = build(Criterion()).compute_losses({"x": torch.tensor(3.0)}, [])
-    assert losses == {"loss_a": torch.tensor(6.0), "loss_b": torch.tensor(15.0)}
-
-
-def test_the_criterion_knows_the_instances_of_the_whole_batch() -> None:
+    """The criterion gets the numbers of instances of the whole batch."""
     losses = build(Criterion()).compute_losses({"x": torch.tensor(3.0)}, [], [1, 0, 2])
     assert losses == {"loss_a": torch.tensor(2.0), "loss_b": torch.tensor(5.0)}
 

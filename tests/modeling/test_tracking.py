@@ -204,13 +204,6 @@ def test_scores_of_all_pairs_by_hand(num_frames) -> None:
         assert score.item() == pytest.approx((video_score * total / (pixels + 1e-6)).item())
 
 
-def test_no_frame_is_left_out_at_ratio_zero() -> None:
-    tracks, _ = random_tracks(5)
-    with tracks:
-        assert tracks.select(100, 0.0).visible.all()
-        assert not tracks.select(100, 0.9).visible.all()
-
-
 def test_empty_masks_have_score_zero_and_empty_codes() -> None:
     with VideoTracks() as tracks:
         for _ in range(3):
@@ -219,21 +212,9 @@ def test_empty_masks_have_score_zero_and_empty_codes() -> None:
         assert best.scores.tolist() == [0.0] * 4 and not best.visible.any()
         sizes = MaskSizes((20, 20), (18, 20), (9, 11))
         tubes = encode_tubes(tracks.masks, best.queries.tolist(), best.visible.numpy(), sizes, CPU)
+    assert tracks._file._file.closed
     assert [len(tube) for tube in tubes] == [3] * 4
     assert all(code["size"] == [9, 11] and not coco_mask.area(code) for code in sum(tubes, []))
-
-
-def test_half_precision_is_scored_in_float32() -> None:
-    with VideoTracks() as tracks:
-        tracks.append(torch.randn(2, 4).half(), torch.randn(2, 2).half(), torch.randn(2, 5, 5))
-        assert tracks.select(4, 0.1).scores.dtype == torch.float32
-
-
-def test_the_file_is_closed_at_the_end() -> None:
-    tracks, _ = random_tracks(2)
-    with tracks:
-        assert tracks.num_frames == 2 and tracks._file.size > 0
-    assert tracks._file._file.closed
 
 
 MEASURE = """

@@ -54,16 +54,6 @@ def test_it_is_torchs_attention(pair, masked, tokens) -> None:
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_with_one_token_query_and_key_weights_get_a_gradient_of_zero(pair) -> None:
-    ours, _ = pair
-    token = torch.randn(BATCH, 1, WIDTH)
-    grads = gradients(ours, ours(torch.randn(BATCH, QUERIES, WIDTH), token, token))
-    assert all(grad is not None for grad in grads.values())
-    for name in ("in_proj_weight", "in_proj_bias"):
-        assert not grads[name][: 2 * WIDTH].any()
-        assert grads[name][2 * WIDTH :].any()
-
-
 @pytest.mark.parametrize("heads", [0, 5])
 def test_a_width_that_cannot_be_divided_into_heads_is_refused(heads) -> None:
     with pytest.raises(ValueError, match=f"width 24 cannot have {heads} heads"):

@@ -14,13 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import (
-    CfgNode,
-    DatasetCatalog,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-    comm,
-)
+from ovformer.d2 import CfgNode, DatasetCatalog, RepeatFactorTrainingSampler, TrainingSampler, comm
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.data.loading import loaders
 from ovformer.data.loading.loaders import StreamSampler, build_test_loader, build_train_loader

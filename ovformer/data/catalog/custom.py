@@ -107,7 +107,4 @@ def _make_groups(
         chosen.add(known.get(item, item))
     if not chosen:
         return {}
-    return {
-        "base": ("id", tuple(sorted(ids - chosen))),
-        "novel": ("id", tuple(sorted(chosen))),
-    }
+    return {"base": ("id", tuple(sorted(ids - chosen))), "novel": ("id", tuple(sorted(chosen)))}

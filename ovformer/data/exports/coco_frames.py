@@ -11,12 +11,7 @@ from typing import Any
 
 from ovformer.data.exports.media import FrameFiles
 from ovformer.data.exports.shapes import Box, Region, Shape, make_polygon
-from ovformer.data.exports.tracks import (
-    AnnotatedVideo,
-    Export,
-    FrameTracks,
-    name_place_in_errors,
-)
+from ovformer.data.exports.tracks import AnnotatedVideo, Export, FrameTracks, name_place_in_errors
 from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
 
 
@@ -94,10 +89,7 @@ def _make_video(
     ]
     size = sizes.pop()
     return AnnotatedVideo(
-        name,
-        FrameFiles(files),
-        joined.tracks(len(frames)),
-        size=None if None in size else size,
+        name, FrameFiles(files), joined.tracks(len(frames)), size=None if None in size else size
     )
 
 

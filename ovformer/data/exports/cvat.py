@@ -17,13 +17,7 @@ import numpy as np
 
 from ovformer.data.exports.cvat_frames import frames_by_name, frames_by_number
 from ovformer.data.exports.shapes import Box, CroppedMask, Shape, make_ellipse, make_polygon
-from ovformer.data.exports.tracks import (
-    AnnotatedVideo,
-    Export,
-    FrameTracks,
-    KeyFrame,
-    Track,
-)
+from ovformer.data.exports.tracks import AnnotatedVideo, Export, FrameTracks, KeyFrame, Track
 from ovformer.data.files.image_files import natural_sort_key
 
 # What CVAT can put into a track or an image.

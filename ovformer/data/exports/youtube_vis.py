@@ -33,11 +33,7 @@ def check_boxes(videos: Iterable[AnnotatedVideo]) -> None:
 
 
 def convert_video(
-    video: AnnotatedVideo,
-    length: int,
-    size: tuple[int, int],
-    chosen: Sequence[int],
-    export: Export,
+    video: AnnotatedVideo, length: int, size: tuple[int, int], chosen: Sequence[int], export: Export
 ) -> list[dict]:
     """Return the annotations of a video, without ids of video and category.
 

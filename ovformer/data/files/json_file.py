@@ -59,9 +59,7 @@ TEXTS = _list_of(TEXT, "a list of texts")
 
 
 def read_json(
-    path: Path,
-    keys: Sequence[str] = (),
-    object_hook: Callable[[dict], dict] | None = None,
+    path: Path, keys: Sequence[str] = (), object_hook: Callable[[dict], dict] | None = None
 ) -> dict | list:
     """Read a JSON file.
 

@@ -65,10 +65,7 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
 
 
 def stream_loader(
-    cfg: CfgNode,
-    sets: Sequence[list[dict]],
-    mapper: Callable[[dict], dict],
-    start_iteration: int,
+    cfg: CfgNode, sets: Sequence[list[dict]], mapper: Callable[[dict], dict], start_iteration: int
 ) -> DataLoader:
     """Return the endless loader of ``DATASETS.TRAIN`` for a mapper of images or of videos.
 

@@ -7,13 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from ovformer.d2 import (
-    CfgNode,
-    MetadataCatalog,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-    comm,
-)
+from ovformer.d2 import CfgNode, MetadataCatalog, RepeatFactorTrainingSampler, TrainingSampler, comm
 from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.files.image_files import check_images_exist, read_missing_limit
 

@@ -191,6 +191,6 @@ def _make_one_frame_video(record: dict) -> dict:
         "file_names": [record["file_name"]],
         "clip_keys": [record.get("clip_key") or make_image_key(record["file_name"])],
         "annotations": [
-            [{**a, "id": number} for number, a in enumerate(record.get("annotations", []))],
+            [{**a, "id": number} for number, a in enumerate(record.get("annotations", []))]
         ],
     }

@@ -31,6 +31,7 @@ def count_categories(content: dict) -> list[dict]:
         lengths = {}
     check_entries("annotation", annotations, {"category_id": WHOLE, parent: WHOLE})
     images, instances = Counter(), Counter()
+    # An image counts once for a category, however many instances it has: hence the set.
     for category_id, number in {(a["category_id"], a[parent]) for a in annotations}:
         images[category_id] += lengths.get(number, 1)
     for annotation in annotations:

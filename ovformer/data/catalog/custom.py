@@ -33,6 +33,7 @@ def register_custom(entries: Sequence[Mapping]) -> None:
     errors: list[Exception] = []
     if not isinstance(entries, list | tuple):
         raise ValueError(f"{_KEY}: expected a list of data sets, got {shorten(entries)}.")
+    # All wrong entries are reported at once, and do not keep the others from being registered.
     for number, entry in enumerate(entries):
         try:
             register_dataset(_make_spec(number, entry))
@@ -68,6 +69,7 @@ def _make_spec(number: int, entry: Mapping) -> DatasetSpec:
     images = resolve_path(entry["images"]).absolute()
     if annotations.suffix != ".json":
         raise ValueError(f"{place}: annotations: expected a .json file, got {annotations}.")
+    # The format and the metric follow from the content of the file.
     content = read_json(annotations, ("categories",))
     if not ("videos" in content or "images" in content):
         raise ValueError(

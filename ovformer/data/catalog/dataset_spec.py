@@ -72,6 +72,7 @@ def register_dataset(spec: DatasetSpec) -> None:
         MetadataCatalog.remove(spec.name)
     if spec.name in DatasetCatalog.list():
         DatasetCatalog.remove(spec.name)
+    # Only the reader is registered: files are read when DatasetCatalog.get asks for them.
     DatasetCatalog.register(spec.name, functools.partial(_read_dataset, spec))
 
     categories = load_categories(spec.categories)

@@ -37,6 +37,7 @@ def read_coco(content: dict[str, Any], export: Export) -> tuple[list[AnnotatedVi
         images = {image["id"]: image for image in content["images"]}
         video_names = {v["id"]: v["name"] for v in content.get("videos") or () if "name" in v}
         groups = defaultdict(list)
+        # Exports from Windows have backslashes in their file names.
         for image in images.values():
             folder = str(PurePosixPath(image["file_name"].replace("\\", "/")).parent)
             groups[image.get("video_id", folder)].append(image)

@@ -254,6 +254,7 @@ def _make_track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVi
             track.keys[max(track.keys)].lasts = False
     tracks, joined, num_alone = [], FrameTracks(export), 0
     for track, identity in listed:
+        # CVAT writes a mask as a track of one frame: those of a group become one object.
         lone = _find_only_frame(track, step)
         num_alone += lone is not None and identity is None
         if lone is None or identity is None:

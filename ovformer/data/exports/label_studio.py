@@ -128,6 +128,7 @@ def _select_regions(task: dict, place: str, export: Export) -> list[list[dict]] 
     chosen = [a for a in task["annotations"] if not a.get("was_cancelled")]
     num_cancelled = len(task["annotations"]) - len(chosen)
     export.skipped["annotations cancelled in Label Studio"] += num_cancelled
+    # Several people may have annotated a task; mixing their masks would double the objects.
     if len(chosen) > 1:
         best = [a for a in chosen if a.get("ground_truth")]
         if len(best) != 1:

@@ -61,6 +61,7 @@ def convert_video(
             f"{export.path}: {video.name!r} has {length} frames, but Label Studio counted "
             f"{video.expected}, by the frame rate of its <Video> tag. Boxes were matched by time."
         )
+    # The tool may count frames from another number, or at another rate, than the file.
     numbers = [video.number_of(position, length) for position in chosen]
     annotations = []
     for track in video.tracks:

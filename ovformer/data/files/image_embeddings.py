@@ -273,6 +273,7 @@ def _open_safetensors(path: Path) -> tuple:
         raise ValueError(
             f"{path}: not a store of CLIP features ({error}). Make one with {_TOOL}."
         ) from error
+    # The file may come from elsewhere: its parts have to fit each other.
     is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not is_list or [len(keys)] != rows.get_shape()[:-1]:
         raise ValueError(
@@ -309,6 +310,7 @@ def _without_root(key: str | int) -> str | int:
 def _write_safetensors(
     path: Path, keys: Sequence[str], features: torch.Tensor, info: dict[str, str]
 ) -> None:
+    # safetensors holds tensors only, so the list of keys becomes one of bytes.
     key_bytes = torch.frombuffer(bytearray(json.dumps(keys), "utf-8"), dtype=torch.uint8)
     with replacing(path) as temporary:
         save_file({"features": features, "keys": key_bytes}, temporary, metadata=info)

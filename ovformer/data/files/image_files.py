@@ -83,6 +83,7 @@ def check_images_exist(name: str, records: Iterable[dict], max_missing: float = 
         folder, file_name = os.path.split(entry["file_name"])
         if "://" in folder:
             continue
+        # One listing per folder is much faster than a check of each file.
         if folder not in folders:
             folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if file_name not in folders[folder]:

@@ -70,6 +70,7 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     with name_file_in_errors(path):
         _check_categories(content.get("categories", []), categories)
         records = _make_records(content["images"], image_folder)
+        # Popped here and below, so that the raw entries are freed while the records are built.
         annotations = _group_by_image(content.pop("annotations"), records)
         for image_id, record in records.items():
             record["annotations"] = [

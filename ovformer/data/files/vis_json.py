@@ -197,6 +197,7 @@ def _check(content: dict) -> None:
         if not video["length"]:
             raise ValueError(f"video {number} has no frame: its file_names are empty.")
         check_num_pixels(f"video {number}", video["height"], video["width"])
+    # Files that were converted from BURST have TAO's categories in "cate_ori".
     if "cate_ori" in content:
         _renumber_lists(content)
     annotations = content.get("annotations")
@@ -219,6 +220,7 @@ def _check(content: dict) -> None:
                 f"file's {len(categories)} categories."
             )
         _compress_masks(place, annotation, videos[annotation["video_id"]])
+    # From here on masks go to pycocotools, which does not check them.
     _check_rles(annotations.values())
 
 

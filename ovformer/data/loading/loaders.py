@@ -77,6 +77,7 @@ def stream_loader(
     """
     batch_size = _batch_size_per_process(cfg)
     skip_broken = cfg.DATALOADER.SKIP_BROKEN
+    # A missing embedding is reported before the training starts, unless it counts as broken.
     if mapper.embeddings is not None and not skip_broken:
         mapper.embeddings.require(iterate_images(itertools.chain(*sets)))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()

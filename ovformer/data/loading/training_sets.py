@@ -39,6 +39,7 @@ def load_training_sets(cfg: CfgNode) -> list[list[dict]]:
         if _get_classes(name) != _get_classes(names[0]):
             records = _relabel(names[0], name, records)
         sets.append(records)
+    # After relabelling: a record may have lost its last annotation there.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         before = sum(map(len, sets))
         sets = [[r for r in records if _has_objects(r)] for records in sets]
@@ -63,6 +64,7 @@ def build_sampler(cfg: CfgNode, sets: Sequence[Sequence[dict]], seed: int) -> Sa
     ratios = read_dataset_ratios(cfg)
     if not ratios:
         return _build_set_sampler(cfg, list(itertools.chain(*sets)), seed)
+    # Another seed for each set: sets of one size must not be shuffled alike.
     samplers = [_build_set_sampler(cfg, records, seed + n) for n, records in enumerate(sets)]
     return RatioSampler(samplers, [len(records) for records in sets], ratios, seed)
 
@@ -167,6 +169,7 @@ def _relabel(first: str, name: str, records: list[dict]) -> list[dict]:
         record = {**record, "annotations": annotations}
         after = len(collect_annotations(record))
         total, left = total + before, left + after
+        # A record without annotations is a negative example; one that lost them is not.
         if after or not before:
             kept.append(record)
     logger.info(

@@ -93,6 +93,8 @@ class VideoLoader:
         """
         executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="frames")
         try:
+            # A video is opened before the previous one is yielded: its first frames are decoded
+            # while the model is busy with that one.
             following = None
             for record in self.records:
                 video, following = following, self.reader.open(record, executor)

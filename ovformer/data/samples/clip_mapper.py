@@ -99,6 +99,7 @@ class ClipMapper:
         """
         is_video = "file_names" in record
         video = record if is_video else _make_one_frame_video(record)
+        # The loader seeded NumPy with the sample's place in the stream, so resumed runs repeat it.
         seed = int(np.random.randint(2**31))
         times = sample_frames(
             video["length"], self.num_frames, self.frame_range, seed, self.shuffle

@@ -118,6 +118,7 @@ class ImageMapper:
         transforms = self.augmentations(augmented)
         image = augmented.image
         frame = image.shape[:2]
+        # Padding is not among the transforms: masks are drawn in the frame without it.
         if self.pad_to:
             image = pad(image, (self.pad_to, self.pad_to), PAD_VALUE)
         sample["image"] = to_tensor(image, self.image_format)

@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from ovformer.d2 import build_model
 from ovformer.d2 import transforms as T
 from ovformer.data.files.video_files import Frame
 from ovformer.data.samples.augmentation import build_evaluation_augmentations
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.predictor import VideoPredictor
-from support.predictor_fixture import TEMPLATES, WORDS, make_cfg, make_clip
+from support.predictor_fixture import TEMPLATES, WORDS, make_clip
 
 TEXT_EMBEDDINGS = "sem_seg_head.predictor.class_embed.zs_weight"
 
@@ -133,7 +131,7 @@ def test_the_window_changes_latency_and_nothing_else(predictor, camera, window) 
         )
 
 
-def test_the_vocabulary_changes_without_reloading(trained, make_frames) -> None:
+def test_the_vocabulary_and_its_prompts(trained, make_frames) -> None:
     predictor = load(trained, "dog, red ball")
     model = predictor.model
     assert predictor.names == ["dog", "red ball"]
@@ -148,6 +146,10 @@ def test_the_vocabulary_changes_without_reloading(trained, make_frames) -> None:
     assert predictor.names == ["person, on a skateboard"] and predictor.model is model
     assert predictor.predict(make_frames(2)).objects[0].name == "person, on a skateboard"
     assert {item.name for result in results for item in result.objects} == {*predictor.names}
+    # Names of the weights keep their embeddings only under the vocabulary "checkpoint".
+    other = load(trained, WORDS, templates=["my {}"])
+    torch.testing.assert_close(weights_of(other), encoder.embed_names(WORDS, ["my {}"]))
+    assert len(load(trained, "dog", templates=["simple"])._embedder.templates) == 7
     predictor.set_vocabulary("checkpoint, cat")
     assert predictor.names == [*WORDS, "cat"]
     with pytest.raises(ValueError, match="vocabulary"):
@@ -164,14 +166,6 @@ def test_weights_without_names_have_no_vocabulary(trained, tmp_path) -> None:
     torch.save({**content, "class_names": WORDS[:2]}, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=r"\b2 class names.*\b3 text embeddings"):
         load(tmp_path / "model.pth", "dog")
-
-
-def test_prompts(trained) -> None:
-    other = load(trained, WORDS, templates=["my {}"])
-    encoder = CLIPEncoder.from_pretrained(f"local-dir:{trained.parent / 'clip'}")
-    # Names of the weights keep their embeddings only under the vocabulary "checkpoint".
-    torch.testing.assert_close(weights_of(other), encoder.embed_names(WORDS, ["my {}"]))
-    assert len(load(trained, "dog", templates=["simple"])._embedder.templates) == 7
 
 
 def test_images_and_the_image_model(trained, predictor, make_frames, tmp_path) -> None:
@@ -269,16 +263,6 @@ def test_odd_sizes(predictor, make_frames, size) -> None:
     assert predictor.predict(frames).size == size
     for result in predictor.stream(frames):
         assert all(item.mask.shape == size for item in result.objects)
-
-
-def test_the_config_inside_the_weights(trained, tmp_path) -> None:
-    metadata = torch.load(trained, weights_only=True)["metadata"]
-    assert metadata["templates"] == TEMPLATES
-    assert metadata["clip"] == {"name": f"local-dir:{trained.parent / 'clip'}", "pretrained": ""}
-    cfg = make_cfg(tmp_path, metadata["clip"]["name"])
-    assert yaml.safe_load(metadata["config"])["INPUT"] == yaml.safe_load(cfg.dump())["INPUT"]
-    state = torch.load(trained, weights_only=True)["model"]
-    assert state.keys() == build_model(cfg).state_dict().keys()
 
 
 STREAM = """

@@ -40,14 +40,13 @@ def test_a_file_with_our_operator_is_written_and_compared(tool, tmp_path: Path, 
         ("model.onnx", ["--keep-operator"], ".pt2"),
         ("folder.pt2", [], "folder.pt2"),
         ("/proc/model.pt2", [], "/proc"),
-        ("model.pt2", [], "absent.pth"),
         ("model.pt2", ["--weights", "plain.pth"], "--config-file"),
     ],
 )
 def test_bad_outputs_and_bad_weights(
     tool, tmp_path: Path, capsys, monkeypatch, output: str, options: list[str], message: str
 ) -> None:
-    """Outputs are checked before the weights, which are missing unless the row names others."""
+    """The tool checks outputs before weights: these are missing unless the row names others."""
     monkeypatch.chdir(tmp_path)
     Path("folder.pt2").mkdir()
     torch.save({"model": {"weight": torch.zeros(2)}}, "plain.pth")

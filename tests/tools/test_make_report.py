@@ -60,8 +60,8 @@ def test_right_is_the_same_class_at_the_same_place() -> None:
         assert not is_right(7, shape(0), truth)
 
 
-def test_a_data_set_may_have_nothing_to_draw(tmp_path: Path, monkeypatch) -> None:
-    """As the quick start's, with --fast and some seeds."""
+def test_figures_of_data_sets_and_metrics_with_nothing_to_draw(tmp_path: Path, monkeypatch) -> None:
+    """As those of the quick start, with --fast and some seeds."""
     metadata = SimpleNamespace(
         class_groups={"novel": [1]},
         thing_classes=["red circle", "blue ring"],
@@ -72,16 +72,12 @@ def test_a_data_set_may_have_nothing_to_draw(tmp_path: Path, monkeypatch) -> Non
         monkeypatch.setattr(module, "load_dataset", lambda name: [])
     images.draw_predictions("shapes", [], tmp_path / "images.png")
     video_strips.draw_video_strips("shapes", {"a model": []}, tmp_path / "strips.png")
-    for name in ("images.png", "strips.png"):
-        assert (tmp_path / name).read_bytes()[:4] == PNG
-
-
-def test_loss_curves_skip_lines_without_losses(tmp_path: Path) -> None:
     line = {"iteration": 0, **dict.fromkeys(images.CURVES, 1.0)}
     lines = [line, {**line, "iteration": 20}, {"iteration": 21, "shapes_val/segm/AP": 3.0}]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     images.draw_losses(tmp_path / "metrics.json", tmp_path / "losses.png")
-    assert (tmp_path / "losses.png").read_bytes()[:4] == PNG
+    for name in ("images.png", "strips.png", "losses.png"):
+        assert (tmp_path / name).read_bytes()[:4] == PNG
 
 
 def test_scores_are_in_the_text_and_in_percent(tool) -> None:
@@ -128,13 +124,10 @@ def test_the_report_shows_its_content_and_escapes_it(tool) -> None:
     assert "python a.py --x &#39;two words&#39; &lt;c&gt;" in report and "1.5 minutes" in report
 
 
-def test_objects_of_a_video_are_its_tracks() -> None:
+def test_true_tubes_and_the_numbers_of_predicted_ones() -> None:
     frames = [[{"id": 7, "category_id": 2, "segmentation": square(0)}], []]
     record = {"length": 2, "annotations": frames}
     assert video_strips.truth_tubes(record) == [(2, [square(0), None])]
-
-
-def test_tubes_are_numbered_like_the_true_ones() -> None:
     truth = [[square(0), square(2)], [square(20), None]]
     found = [[square(10), square(12)], [square(19), None], [square(1), square(2)], [None, None]]
     assert video_strips.number_like_truth(found, truth) == [2, 1, 0, 3]
@@ -211,14 +204,8 @@ def encode_text(rle: dict) -> dict:
     return {**rle, "counts": rle["counts"].decode()}
 
 
-def test_an_invalid_mask_and_a_missing_run_end_the_tool(tool, tmp_path: Path, capsys) -> None:
+def test_an_invalid_mask_is_an_error_that_names_the_file(tool, tmp_path: Path) -> None:
     bad = tmp_path / "results.json"
     bad.write_text(json.dumps([{**prediction(0, 1), "segmentation": {"size": [1], "counts": ""}}]))
     with pytest.raises(ValueError, match=re.escape(str(bad))):
         tool.read_predictions(bad)
-    names = ("run", "control", "zero-shot", "clips", "film", "film-others", "film-truth", "steps")
-    words = [word for name in names for word in (f"--{name}", str(tmp_path / "none"))]
-    words += ["--dataset", "a", "--video-dataset", "b", "--output", str(tmp_path / "report.html")]
-    with pytest.raises(SystemExit) as end:
-        tool.main(words)
-    assert end.value.code == 2 and "scores.json" in capsys.readouterr().err

@@ -146,10 +146,6 @@ def test_images_and_folders(run, make_frames: Callable, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none.mp4"], "none.mp4"),
-        (["text.mp4"], "text.mp4"),
-        (["my.mp4", "--weights", "none.pth"], "none.pth"),
-        (["my.mp4", "--weights", "text.mp4"], "text.mp4"),
         (["my.mp4", "--vocabulary", ","], "vocabulary"),
         (["my.mp4", "--vocabulary", "words.txt"], "words.txt"),
         (["my.mp4", "--config-file", "none.yaml"], "none.yaml"),

@@ -42,8 +42,8 @@ def print_self_test(name: str, dtype: torch.dtype, device: torch.device) -> bool
     right = self_test.within_tolerance(found, dtype)
     inputs = self_test.random_inputs(SHAPES, 1, TOKENS, *sizes)
     grad = torch.randn(1, TOKENS, HEADS * CHANNELS).to(inputs[0])
-    forward = self_test.measure_best_time(lambda: kernel.forward(*inputs), device)
-    backward = self_test.measure_best_time(lambda: kernel.backward(grad, *inputs), device)
+    forward = self_test.time_call(lambda: kernel.forward(*inputs), device)
+    backward = self_test.time_call(lambda: kernel.backward(grad, *inputs), device)
     print(
         f"  {name:<8} {str(dtype).removeprefix('torch.'):<9} {1e3 * forward:9.2f} ms "
         f"{1e3 * backward:9.2f} ms {max(found.values()):11.1e}  {'' if right else 'WRONG'}"

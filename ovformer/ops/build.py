@@ -86,6 +86,7 @@ def make_architecture_flags(nvcc: str, wanted: Sequence[str]) -> list[str]:
                 f"--arch: {nvcc} does not know {', '.join(unknown)}. Known: all, native, {listed}"
             )
         numbers = {int(match[1] + match[2]) for match in names.values()}
+    # Code for each GPU starts at once; PTX of the newest is compiled by the driver of later GPUs.
     flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in sorted(numbers)]
     return [*flags, f"-gencode=arch=compute_{max(numbers)},code=compute_{max(numbers)}"]
 

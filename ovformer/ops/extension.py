@@ -57,6 +57,7 @@ def cached_path(source: Path, command: Sequence[str]) -> Path:
     facts = (source.read_bytes(), *command, compiler_version(command[0]), describe_processor())
     digest = hashlib.sha256()
     for fact in facts:
+        # With its length, so that facts can't run into each other.
         fact = fact if isinstance(fact, bytes) else fact.encode()
         digest.update(len(fact).to_bytes(8, "little") + fact)
     return cache_folder() / f"{source.stem}-{digest.hexdigest()[:20]}.so"
@@ -82,6 +83,7 @@ def compile_library(source: Path, command: Sequence[str], output: Path) -> None:
             errors = [text for text in run.stderr.splitlines() if "error" in text.lower()]
             first = errors[0].strip() if errors else f"exit status {run.returncode}"
             raise BuildError(f"{command[0]} failed ({first}), see {report}")
+        # The checksum is appended: the loader of libraries ignores what follows its last section.
         content = built.read_bytes()
         built.write_bytes(content + hashlib.sha256(content).digest())
         built.replace(output)

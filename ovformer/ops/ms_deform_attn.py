@@ -80,9 +80,8 @@ def ms_deform_attn(
     samples = _to_full_precision(value, sampling_locations, attention_weights)
     if _uses_torch_operators:
         return load_kernel("torch").forward(value, spatial_shapes, level_start_index, *samples)
-    return _forward(
-        value, to_host_tensor(spatial_shapes), to_host_tensor(level_start_index), *samples
-    )
+    sizes = (to_host_tensor(spatial_shapes), to_host_tensor(level_start_index))
+    return _forward(value, *sizes, *samples)
 
 
 def to_host_tensor(numbers: Tensor | Sequence) -> Tensor:
@@ -264,11 +263,5 @@ def _check_inputs(
             f"ms_deform_attn: levels of {shapes} pixels start at tokens {starts}, but value has "
             f"{tokens} tokens and level_start_index is {level_start_index.tolist()}"
         )
-    inputs = (
-        value,
-        spatial_shapes,
-        level_start_index,
-        sampling_locations,
-        attention_weights,
-    )
-    return tuple(x.contiguous() for x in inputs)
+    sizes = (spatial_shapes, level_start_index)
+    return tuple(x.contiguous() for x in (value, *sizes, sampling_locations, attention_weights))

@@ -39,6 +39,7 @@ def forward(
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     output = sampling_locations.new_empty(batch, queries, heads * channels)
+    # The C++ source knows float32 and float64; 16-bit values are computed in float32.
     exact = value.to(sampling_locations.dtype)
     _call(
         "forward",

@@ -59,6 +59,7 @@ def backward(
     The gradient of value is summed in an order that differs from call to call.
     """
     inputs = (value, sampling_locations, attention_weights)
+    # Many samples add to one pixel: summed in 16 bits, small shares would be lost.
     grad_value = torch.zeros_like(value, dtype=sampling_locations.dtype)
     gradients = (grad_value, *(torch.empty_like(x) for x in inputs[1:]))
     _call("backward", spatial_shapes, level_start_index, inputs, (grad_output,), gradients)

@@ -50,6 +50,7 @@ def backward(
     grad_maps = [grad_output[:, :, :0, 0]]  # empty, for inputs without levels
     grad_grids = weights.new_zeros(*weights.shape, 2)
     grad_weights = torch.zeros_like(weights)
+    # From the inputs alone, level by level: no samples of the forward pass are kept in memory.
     for level, maps, grids in _levels(value, spatial_shapes, level_start_index, sampling_locations):
         grad_weights[:, :, level] = (grad_output * _sample(maps, grids)).sum(1)
         grad_map, grad_grids[:, :, level] = torch.ops.aten.grid_sampler_2d_backward(

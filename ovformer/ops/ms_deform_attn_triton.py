@@ -52,6 +52,7 @@ def backward(
     The gradient of value is summed in an order that differs from call to call.
     """
     inputs = (value, sampling_locations, attention_weights)
+    # Many samples add to one pixel: summed in 16 bits, small shares would be lost.
     grad_value = torch.zeros_like(value, dtype=sampling_locations.dtype)
     gradients = (grad_value, *(torch.empty_like(x) for x in inputs[1:]))
     levels = _on_device(value, spatial_shapes, level_start_index)
@@ -78,8 +79,7 @@ def _launch(
         return
     sizes = (rows, tokens, heads, channels, queries, len(levels), points)
     with torch.cuda.device_of(value):
-        programs = -(-rows // rows_per_program)  # rounded up
-        kernel[(programs,)](
+        kernel[(-(-rows // rows_per_program),)](  # rounded up
             *(levels, value, locations, weights, *others, *sizes),
             ROWS=rows_per_program,
             BLOCK=block,

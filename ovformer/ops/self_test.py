@@ -84,6 +84,7 @@ def measure_differences(name: str, inputs: Inputs) -> dict[str, float]:
     generator = torch.Generator().manual_seed(1)
     size = (len(value), locations.shape[1], value.shape[2] * value.shape[3])
     grad_output = torch.randn(size, generator=generator).to(value)
+    # The reference computes in float64, so that the difference is the kernel's error alone.
     exact = (value.double(), shapes, starts, locations.double(), weights.double())
     results = []
     for kernel, arguments in ((name, inputs), ("torch", exact)):
@@ -103,9 +104,7 @@ def within_tolerance(found: dict[str, float], dtype: torch.dtype) -> bool:
     return all(difference <= TOLERANCES[dtype] for difference in found.values())
 
 
-def measure_best_time(
-    function: Callable[[], object], device: torch.device, seconds: float = 0.4
-) -> float:
+def time_call(function: Callable[[], object], device: torch.device, seconds: float = 0.4) -> float:
     """Call a function repeatedly and return its shortest time in seconds.
 
     Args:

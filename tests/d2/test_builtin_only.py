@@ -1,4 +1,4 @@
-"""Where the built-in subset is stricter or clearer than detectron2; runs on both back-ends."""
+"""The built-in subset where it is stricter than detectron2; runs on both back-ends."""
 
 import io
 import logging
@@ -29,7 +29,7 @@ class RunsCode:
 def test_pickle_that_runs_code_is_refused(tmp_path, content) -> None:
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r"weights\.pkl cannot be read safely: .*system"):
+    with pytest.raises(ValueError, match=r"weights\.pkl.*system"):
         DetectionCheckpointer(nn.Linear(1, 1)).load(str(path))
 
 
@@ -53,20 +53,20 @@ def test_pickles_of_weights_are_read_in_every_protocol(tmp_path, protocol) -> No
 def test_pickle_of_another_layout_is_an_error(tmp_path) -> None:
     path = tmp_path / "caffe2.pkl"
     path.write_bytes(pickle.dumps({"blobs": {"conv1_w": np.ones(1)}}))
-    with pytest.raises(ValueError, match=r"caffe2\.pkl: expected a dict with 'model'"):
+    with pytest.raises(ValueError, match=r"caffe2\.pkl.*'model'"):
         DetectionCheckpointer(nn.Linear(1, 1)).load(str(path))
 
 
-def test_schedule_says_what_is_wrong() -> None:
+def test_wrong_schedules_are_errors() -> None:
     cfg = get_cfg()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    with pytest.raises(ValueError, match="expected a ParamScheduler"):
+    with pytest.raises(ValueError, match="ParamScheduler"):
         LRMultiplier(optimizer, lambda where: 1.0, 10)
     cfg.SOLVER.WARMUP_METHOD = "sudden"
-    with pytest.raises(ValueError, match="unknown method 'sudden'. Known: linear, constant"):
+    with pytest.raises(ValueError, match="SOLVER.WARMUP_METHOD.*'sudden'.*linear, constant"):
         build_lr_scheduler(cfg, optimizer)
     cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.BASE_LR_END = "WarmupCosineLR", 1.0
-    with pytest.raises(ValueError, match="SOLVER.BASE_LR_END: expected 0 to SOLVER.BASE_LR"):
+    with pytest.raises(ValueError, match="SOLVER.BASE_LR_END"):
         build_lr_scheduler(cfg, optimizer)
 
 

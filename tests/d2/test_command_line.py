@@ -4,8 +4,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import ovformer.d2 as d2
 from ovformer.d2 import comm, create_ddp_model, default_argument_parser
 
@@ -73,8 +71,3 @@ def test_report_names_the_back_end_and_every_origin() -> None:
     assert origins["TrainerBase"].startswith(package)
     assert origins["comm"].startswith(package)
     assert origins["c2_xavier_fill"] == "fvcore.nn.weight_init"
-
-
-@pytest.mark.parametrize("name", d2.__all__)
-def test_every_name_exists(name) -> None:
-    assert getattr(d2, name) is not None

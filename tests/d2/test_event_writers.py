@@ -1,6 +1,5 @@
 """metrics.json, TensorBoard and console lines look like detectron2's."""
 
-import json
 import re
 
 import pytest
@@ -125,17 +124,3 @@ def test_metric_printer_without_times(lines) -> None:
     assert found[:2] == ["iter: 4 total_loss: 1.5 lr: N/A"] * 2
     # The time between two lines stands in for that of an iteration.
     assert re.fullmatch(r"eta: \d+:\d\d:\d\d iter: 5 total_loss: 1.5 lr: N/A", found[2])
-
-
-def test_metrics_of_a_training_can_be_read_back(tmp_path) -> None:
-    path = tmp_path / "metrics.json"
-    with EventStorage() as storage:
-        writer = JSONWriter(str(path))
-        for storage.iter in range(40):
-            storage.put_scalar("total_loss", 1.0 / (1 + storage.iter))
-            if storage.iter % 20 == 19:
-                writer.write()
-        writer.close()
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [record["iteration"] for record in records] == [19, 39]
-    assert records[0]["total_loss"] == pytest.approx((1 / 10 + 1 / 11) / 2)

@@ -51,10 +51,6 @@ def test_without_evaluator_and_with_a_plain_function() -> None:
     assert inference_on_dataset(lambda batch: batch, [[1.0]], None) == {}
 
 
-def test_none_of_an_evaluator_becomes_an_empty_dict() -> None:
-    assert inference_on_dataset(lambda batch: batch, [[1.0]], DatasetEvaluator()) == {}
-
-
 def test_empty_share_of_the_data() -> None:
     assert inference_on_dataset(lambda batch: batch, [], Sum()) == {"sum": {"value": 0.0}}
 

@@ -38,7 +38,7 @@ def test_a_wrong_kernel_fails_the_self_test(wrong, monkeypatch, capsys) -> None:
         return result * 1.0001 if wrong == "forward" else (*result[:2], result[2] * float("nan"))
 
     monkeypatch.setattr(ms_deform_attn_torch, wrong, slightly_off)
-    monkeypatch.setattr(self_test, "measure_best_time", lambda function, device: 0.0)
+    monkeypatch.setattr(self_test, "time_call", lambda function, device: 0.0)
     monkeypatch.setattr(report, "KERNELS", {"torch": None})
     with pytest.raises(SystemExit) as end:
         report.main()

@@ -68,6 +68,7 @@ class DetectionCheckpointer(Checkpointer):
                 loaded = load_torch_file(file)
         except pickle.UnpicklingError as error:
             raise ValueError(f"{filename} cannot be read safely: {error}") from error
+        # A bare state dict, as torch.save(model.state_dict()) writes it.
         if "model" not in loaded:
             loaded = {"model": loaded}
         options = dict(self._options)

@@ -41,6 +41,7 @@ class CfgNode(_BaseCfgNode):
             values = self.load_yaml_with_base(path, allow_unsafe=allow_unsafe)
         except TypeError as error:  # fvcore raises it for a string, a list or an empty file
             raise ValueError(f"Config file {path!r}: expected 'KEY: value' lines") from error
+        # detectron2 would convert an older version; here are only configs of the present one.
         loaded = type(self)(values)
         own_version = self.get("VERSION")
         version = loaded.get("VERSION", own_version)

@@ -214,6 +214,7 @@ class JSONWriter(EventWriter):
             self._file.write(json.dumps(scalars, sort_keys=True) + "\n")
         self._last_write = max(lines, default=self._last_write)
         self._file.flush()
+        # On disk at once: a crash of the machine must not lose lines that were written.
         if hasattr(self._file, "fileno"):
             os.fsync(self._file.fileno())
 

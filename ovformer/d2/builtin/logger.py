@@ -87,6 +87,7 @@ def setup_logger(
     if output is not None:
         path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
         path = os.path.abspath(path + (f".rank{distributed_rank}" if distributed_rank else ""))
+        # A second call must not write each line twice.
         if path not in handlers:
             PathManager.mkdirs(os.path.dirname(path))
             file = logging.FileHandler(path, encoding="utf-8")

@@ -170,6 +170,7 @@ def create_ddp_model(
     """
     if comm.get_world_size() == 1:
         return model
+    # On a CPU, DistributedDataParallel takes no device_ids.
     if "device_ids" not in kwargs:
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
         kwargs["device_ids"] = [comm.get_local_rank()] if on_gpu else None

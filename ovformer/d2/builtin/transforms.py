@@ -200,6 +200,7 @@ class FixedSizeCrop(Augmentation):
         if self.pad:
             kept_h, kept_w = min(height, crop_h), min(width, crop_w)
             missing = crop_w - kept_w, crop_h - kept_h
+            # At the bottom and the right only, so that coordinates stay valid.
             transforms.append(
                 PadTransform(0, 0, *missing, kept_w, kept_h, self.pad_value, self.seg_pad_value)
             )

@@ -69,7 +69,7 @@ def test_files(run, reference, tmp_path) -> None:
     assert rows[0]["APm"] == "" and len(rows) == 15
 
 
-def test_what_is_seldom_meant_is_told(run, tmp_path) -> None:
+def test_notes_about_unusual_results(run, tmp_path) -> None:
     assert "joined" not in run()
     path = _results(tmp_path)
     results = json.loads(path.read_text())

@@ -4,13 +4,13 @@ import argparse
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ovformer_tools.benchmarks import measure
 from support.video_models import TINY
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -27,12 +27,9 @@ TINY_OPTS = [
 ]
 
 
-@pytest.fixture
-def benchmark(load_tool, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    yield load_tool("benchmark")
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
+@pytest.fixture(scope="module")
+def benchmark(load_tool):
+    return load_tool("benchmark")
 
 
 def test_plain_scorer_equals_the_recorded_one(benchmark, reference, tmp_path) -> None:
@@ -83,7 +80,7 @@ def test_help(benchmark, name, capsys) -> None:
     assert stop.value.code == 0 and (name or "eval") in capsys.readouterr().out
 
 
-def test_commands_of_the_page_about_speed_can_be_run(benchmark, tmp_path) -> None:
+def test_commands_of_docs_performance_parse(benchmark, tmp_path) -> None:
     page = (TOOLS.parent / "docs" / "performance.md").read_text(encoding="utf-8")
     lines = [
         shlex.split(line.split("#")[0])
@@ -197,8 +194,7 @@ def test_ops_refuses_a_kernel_that_is_wrong(benchmark, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("before", [None, "torch"])
-def test_a_forced_kernel_is_put_back(benchmark, monkeypatch, before) -> None:
-    measure = sys.modules["ovformer_tools.benchmarks.measure"]
+def test_a_forced_kernel_is_reset(monkeypatch, before) -> None:
     monkeypatch.delenv(measure.KERNEL_VARIABLE, raising=False)
     if before:
         monkeypatch.setenv(measure.KERNEL_VARIABLE, before)

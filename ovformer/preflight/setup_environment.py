@@ -77,11 +77,11 @@ def import_rows() -> Iterator[Row]:
     import ovformer.d2
     import ovformer.data
     import ovformer.modeling  # noqa: F401
-    from ovformer.d2.__main__ import reason
+    from ovformer.d2.__main__ import explain_choice
 
     cuda = torch.version.cuda
     yield Row("ok", "torch", f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'without CUDA'}")
-    yield Row("ok", "detectron2's names", f"from {ovformer.d2.BACKEND}: {reason()}")
+    yield Row("ok", "detectron2's names", f"from {ovformer.d2.BACKEND}: {explain_choice()}")
 
 
 def device_rows() -> Iterator[Row]:

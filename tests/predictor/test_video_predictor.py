@@ -194,6 +194,9 @@ def test_weights_without_metadata_need_a_config_and_a_vocabulary(trained, tmp_pa
     torch.save({"model": content["model"]}, bare)
     with pytest.raises(FileNotFoundError, match="--config-file"):
         load(bare)
+    assert content["metadata"]["templates"] == TEMPLATES
+    clip = {"name": f"local-dir:{trained.parent / 'clip'}", "pretrained": ""}
+    assert content["metadata"]["clip"] == clip
     config = tmp_path / "given.yaml"
     config.write_text(content["metadata"]["config"])
     with pytest.raises(ValueError, match="vocabulary 'checkpoint'"):

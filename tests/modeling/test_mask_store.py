@@ -52,8 +52,7 @@ def test_masks_are_exact_at_any_resolution(
     output = tuple(max(1, int(side * scale)) for side in image)
     file = SpillFile()
     store = MaskStore(file)
-    for frame in logits:
-        store.append(frame)
+    store.extend(logits)
     items = [(1, 0), (0, 2), (1, 2)]
     stored = store.read(items, CPU)
     file.close()
@@ -66,7 +65,7 @@ def test_masks_are_exact_at_any_resolution(
 
 def test_logits_on_the_zero_line_and_nan_are_outside(store) -> None:
     logits = torch.tensor([[[0.0, -0.0, torch.nan, 2.0]], [[torch.nan] * 4]])
-    store.append(logits)
+    store.extend(logits[None])
     stored = store.read([(0, 0), (0, 1)], CPU)
     assert (stored > 0).equal(logits > 0)
     assert stored[1].tolist() == [[-1.0] * 4]
@@ -75,15 +74,14 @@ def test_logits_on_the_zero_line_and_nan_are_outside(store) -> None:
 def test_smooth_masks_take_a_fraction_of_their_logits(store) -> None:
     logits = torch.full((10, 90, 160), -3.0)
     logits[::2, 20:50, 30:90] = 4.5
-    store.append(logits)
+    store.extend(logits[None])
     assert store._file.size < logits.nbytes / 8
 
 
 def test_tubes_share_codes_and_are_empty_where_not_visible(store, monkeypatch) -> None:
     monkeypatch.setattr(mask_store, "_PIXELS_AT_ONCE", 2 * 32 * 32)  # two masks at a time
     logits = blobs(1, (3, 4, 8, 8), 3, 0.0)
-    for frame in logits:
-        store.append(frame)
+    store.extend(logits)
     sizes = MaskSizes((32, 32), (30, 25), (45, 31))
     visible = np.array([[True, True, False], [True, False, True], [True, True, True]])
     tubes = encode_tubes(store, [2, 0, 2], visible, sizes, CPU)
@@ -97,7 +95,7 @@ def test_tubes_share_codes_and_are_empty_where_not_visible(store, monkeypatch) -
 
 
 def test_no_predictions_have_no_tubes(store) -> None:
-    store.append(torch.ones(2, 4, 4))
+    store.extend(torch.ones(1, 2, 4, 4))
     sizes = MaskSizes((16, 16), (16, 16), (16, 16))
     assert encode_tubes(store, [], np.zeros((0, 1), dtype=bool), sizes, CPU) == []
 

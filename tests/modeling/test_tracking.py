@@ -28,7 +28,10 @@ def track(arrays, prefix, num_frames):
     tracker, tracks, orders = QueryTracker(0.7), VideoTracks(), []
     for t in range(num_frames):
         orders.append(tracker(frames["embds"][t]))
-        tracks.append(*(frames[key][t][orders[-1]] for key in ("logits", "object_logits", "masks")))
+        assigned = (
+            frames[key][t, None, orders[-1]] for key in ("logits", "object_logits", "masks")
+        )
+        tracks.extend(*assigned)
     return torch.stack(orders), tracks
 
 
@@ -178,7 +181,7 @@ def random_tracks(num_frames, queries=4, classes=3, seed=0):
     ]
     tracks = VideoTracks()
     for frame in frames:
-        tracks.append(*frame)
+        tracks.extend(*(x[None] for x in frame))
     return tracks, frames
 
 
@@ -207,7 +210,9 @@ def test_scores_of_all_pairs_by_hand(num_frames) -> None:
 def test_empty_masks_have_score_zero_and_empty_codes() -> None:
     with VideoTracks() as tracks:
         for _ in range(3):
-            tracks.append(torch.zeros(2, 4), torch.zeros(2, 2), torch.full((2, 5, 5), -2.0))
+            tracks.extend(
+                torch.zeros(1, 2, 4), torch.zeros(1, 2, 2), torch.full((1, 2, 5, 5), -2.0)
+            )
         best = tracks.select(4, 0.1)
         assert best.scores.tolist() == [0.0] * 4 and not best.visible.any()
         sizes = MaskSizes((20, 20), (18, 20), (9, 11))
@@ -223,12 +228,12 @@ import torch
 from ovformer.modeling.tracks.tracking import VideoTracks
 
 torch.set_num_threads(1)
-masks = torch.full((100, 90, 160), -3.0)
-masks[:, 20:50, 30:80] = 2.0
+masks = torch.full((1, 100, 90, 160), -3.0)
+masks[..., 20:50, 30:80] = 2.0
 with VideoTracks() as tracks:
     for _ in range(4):
         for _ in range(20):
-            tracks.append(torch.zeros(100, 41), torch.zeros(100, 2), masks)
+            tracks.extend(torch.zeros(1, 100, 41), torch.zeros(1, 100, 2), masks)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
@@ -254,8 +259,8 @@ def test_frames_may_be_added_together() -> None:
     frames = [torch.randn(5, 6, *s, generator=generator) for s in ((9,), (2,), (12, 16))]
     one_by_one, together = VideoTracks(), VideoTracks()
     with one_by_one, together:
-        for frame in zip(*frames, strict=True):
-            one_by_one.append(*frame)
+        for t in range(5):
+            one_by_one.extend(*(x[t, None] for x in frames))
         together.extend(*(x[:2] for x in frames))
         together.extend(*(x[2:] for x in frames))
         assert together.num_frames == one_by_one.num_frames == 5

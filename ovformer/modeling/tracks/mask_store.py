@@ -111,10 +111,6 @@ class MaskStore:
         self._offsets: list[int] = []
         self._shape = (0, 0, 0)
 
-    def append(self, logits: Tensor) -> None:
-        """Store the masks of the next frame: as :meth:`extend`, without the dimension of frames."""
-        self.extend(logits[None])
-
     def extend(self, logits: Tensor) -> None:
         """Store the masks of the next frames. They are copied from an accelerator together.
 

@@ -32,12 +32,12 @@ class FrameTracks(NamedTuple):
 class RunningTracks:
     """Tracks of streams without end, as :class:`.VideoTracks` are tracks of videos.
 
-    They have the same ``append`` and ``extend``. A track has one label, the best by the mean of its
-    logits over the frames so far. Its score is the score of that mean, times the mean probability
-    over the foreground of its masks. A mask does not count if the score of its own frame is below
-    ``frame_score_ratio`` times the score of the mean. At the end of a video the scores equal those
-    of ``VideoTracks.select`` if no label changed, and if the last mean would have judged each frame
-    as the mean at that frame did.
+    They have the same ``extend``, and ``append`` as :class:`.ClipTracks`. A track has one label,
+    the best by the mean of its logits over the frames so far. Its score is the score of that mean,
+    times the mean probability over the foreground of its masks. A mask does not count if the score
+    of its own frame is below ``frame_score_ratio`` times the score of the mean. At the end of a
+    video the scores equal those of ``VideoTracks.select`` if no label changed, and if the last mean
+    would have judged each frame as the mean at that frame did.
 
     For a model of clips the mean is over clips, and its score is the score of the track: see
     :class:`ovformer.modeling.tracks.tracking.ClipTracks`.

@@ -148,10 +148,6 @@ class TrackStore:
 class VideoTracks(TrackStore):
     """Tracks of a model of frames: a query sees one frame."""
 
-    def append(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
-        """Add the next frame: as :meth:`extend`, without the dimension of frames."""
-        self.extend(logits[None], object_logits[None], masks[None])
-
     def extend(self, logits: Tensor, object_logits: Tensor, masks: Tensor) -> None:
         """Add the next frames, their queries in the order of the tracks.
 

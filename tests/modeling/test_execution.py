@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ovformer.config import get_ovformer_cfg
+from ovformer.modeling.decoders import deformable_encoder as encoder
 from ovformer.modeling.meta_arch.execution import Execution
 from support.video_models import build_small_model
 
@@ -95,11 +96,8 @@ def test_half_precision_inference(build, record, pixel_decoder) -> None:
 
 
 def test_places_are_float32_under_autocast(build, monkeypatch) -> None:
-    import ovformer.modeling.decoders.deformable_encoder as encoder
-
-    decoder = build(
-        **{"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION": "autocast"}
-    ).sem_seg_head.pixel_decoder
+    model = build(**{"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION": "autocast"})
+    decoder = model.sem_seg_head.pixel_decoder
     seen = []
     attention = encoder.ms_deform_attn
 
@@ -108,15 +106,7 @@ def test_places_are_float32_under_autocast(build, monkeypatch) -> None:
         return attention(value, shapes, starts, places, weights)
 
     monkeypatch.setattr(encoder, "ms_deform_attn", note)
-    features = {
-        name: torch.randn(1, channels, 64 // stride, 64 // stride)
-        for name, channels, stride in (
-            ("layer2", 8, 4),
-            ("layer3", 8, 8),
-            ("layer4", 16, 16),
-            ("layer5", 16, 32),
-        )
-    }
+    features = model.backbone(torch.randn(1, 3, 64, 64))
     with torch.autocast("cpu", torch.bfloat16):
         mask_features, levels = decoder(features)
         mask_features.float().sum().backward()

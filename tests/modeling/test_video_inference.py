@@ -165,11 +165,6 @@ def test_a_record_made_by_hand_needs_frames_only(model) -> None:
     assert prediction["video_id"] is None and prediction["image_size"] == (40, 56)
 
 
-def test_fewer_pairs_than_predictions_wanted(build) -> None:
-    (prediction,) = build(**{"TEST.DETECTIONS_PER_IMAGE": 100})([video(2)])
-    assert len(prediction["pred_scores"]) == 6 * 3
-
-
 def test_a_frame_of_another_size_is_named(build) -> None:
     record = video(4, file_names=[f"{t}.jpg" for t in range(4)])
     record["image"][3] = torch.zeros(3, 40, 60, dtype=torch.uint8)

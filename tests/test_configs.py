@@ -30,7 +30,7 @@ MODELS = [path for path in CONFIGS if not path.name.startswith("base_")]
 BUILT = [
     pytest.param(path, marks=pytest.mark.slow) if "SwinB" in path.name else path for path in MODELS
 ]
-# All that a config may be told where there are neither data nor weights, and no GPU.
+# All errors of a config that are allowed where there are neither data nor weights, and no GPU.
 NO_FILES = (
     r"DATASETS\.(TRAIN|TEST): annotations .*\.json of '\w+' not found\..*",
     r"MODEL\.WEIGHTS: .*\.(pkl|pth) not found\..*",
@@ -189,7 +189,7 @@ def test_published_files_load_unchanged(reference, tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("name", ["video_ovformer_R50_bs8", "video_ovformer_SwinB_bs8"])
 def test_published_values_of_clips(reference, tmp_path: Path, name: str) -> None:
-    """Each value of ours is the published one, but for a few that change nothing."""
+    """Each value is the published one, except for a few that change nothing."""
     path = write_tree(tmp_path / "published.yaml", published_clip(reference, name))
     theirs = leaves(get_ovformer_cfg(str(path)))
     ours = leaves(get_ovformer_cfg(str(ROOT / "configs" / "lvvis" / f"{name}.yaml")))
@@ -275,7 +275,7 @@ def test_a_value_of_the_wrong_type(key: str, value: str) -> None:
         ("INPUT.CROP.SIZE", "(600, 720)", [600, 720]),
     ],
 )
-def test_values_that_are_as_good(key: str, value: object, expected: object) -> None:
+def test_values_of_a_convertible_type(key: str, value: object, expected: object) -> None:
     got = lookup(get_ovformer_cfg(None, [key, value]), key)
     assert got == expected and type(got) is type(expected)
 

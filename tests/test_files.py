@@ -1,4 +1,4 @@
-"""Files that are complete or absent."""
+"""Files that are whole or not there."""
 
 import errno
 import multiprocessing
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ovformer.files import move_aside, replacing, sha256, temporary_name, write_csv, write_text
 
 
-def test_content_of_written_files(tmp_path: Path) -> None:
+def test_what_is_written(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "text.txt"
     write_text(path, "é")
     assert path.read_bytes() == "é".encode()
@@ -89,7 +89,7 @@ def test_a_full_disk(tmp_path: Path, write: Callable) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_errors_of_other_files_are_not_changed(tmp_path: Path) -> None:
+def test_errors_of_other_files_stay_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with pytest.raises(FileNotFoundError, match="absent"), replacing(path):
         (tmp_path / "absent").read_text()
@@ -99,7 +99,7 @@ def test_errors_of_other_files_are_not_changed(tmp_path: Path) -> None:
     assert caught.value.filename == str(path)
 
 
-def test_a_library_that_writes_by_itself(tmp_path: Path) -> None:
+def test_safetensors(tmp_path: Path) -> None:
     with replacing(tmp_path / "x.safetensors") as temporary:
         save_file({"x": torch.zeros(2)}, temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]

@@ -1,8 +1,9 @@
-"""Checkpoints, runs and results of release 0.1.0 load, resume and score as they did there.
+"""Checkpoints, runs and results of release 0.1.0 load, go on and score as they did there.
 
-The files that 0.1.0 wrote are in reference/release_0_1_0; README.md there describes each of them.
-The tests import only what users import. Processors add up in different orders, so the outputs of
-networks are compared with a tolerance; README.md has the differences that were measured.
+What 0.1.0 wrote is in reference/release_0_1_0, whose README.md says what each file is. Nothing here
+depends on where a module is, but for what users import. Processors differ in the order in which
+they add up, so what a network computes is compared with a tolerance. README.md has the differences
+that were measured.
 """
 
 import json
@@ -26,8 +27,8 @@ RELEASE = Path(__file__).parent / "reference" / "release_0_1_0"
 record = SimpleNamespace(**runpy.run_path(str(RELEASE / "record.py")))
 CONFIG = RELEASE / "run" / "config.yaml"
 LEARNING_RATES = 4 * [0.003] + 4 * [0.0003]  # of the iterations after the checkpoint
-# Biases that a norm or a softmax cancels. Their gradient is rounding error, which Adam turns into
-# steps of any size up to the learning rate.
+# Biases that a norm or a softmax takes out again. Their gradient is 0 but for rounding, of which
+# Adam makes steps of any size up to the learning rate.
 WITHOUT_GRADIENT = re.compile(r"pixel_decoder\.input_proj\.\d\.0\.bias$|\.in_proj_bias$")
 
 
@@ -50,14 +51,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(prepared: Path, tmp_path: Path) -> Path:
-    """A folder with both, and with the run that was killed."""
+    """A folder with these, and with the run that was stopped."""
     (tmp_path / "datasets").symlink_to(prepared / "datasets")
     shutil.copytree(RELEASE / "run", tmp_path / "run")
     return tmp_path
 
 
 def assert_contains(found, expected, key: str = "") -> None:
-    """Each expected value is found; there may be new keys."""
+    """Each value that is expected is there; there may be new keys."""
     if isinstance(expected, dict):
         for name, value in expected.items():
             assert name in found, f"{key}{name} is missing"
@@ -67,13 +68,13 @@ def assert_contains(found, expected, key: str = "") -> None:
 
 
 def same_mask(a: dict, b: dict) -> bool:
-    """Whether two masks are equal, except for a few pixels at their border."""
+    """Whether two masks are the same but for a few pixels at their border."""
     a, b = (coco_mask.decode(rle).astype(bool) for rle in (a, b))
     return a.shape == b.shape and np.sum(a != b) <= max(2, 0.03 * np.sum(a | b))
 
 
 def assert_same_objects(found: list[dict], expected: list[dict], ids: tuple[str, ...]) -> None:
-    """Each object is found once, in any order: some scores are almost equal.
+    """Each object is there once, whatever the order of those whose scores are almost the same.
 
     Args:
         found: with "score", and "segmentation" or "segmentations".
@@ -143,7 +144,7 @@ def test_its_results_get_the_same_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_training_resumes(folder: Path) -> None:
+def test_its_training_goes_on(folder: Path) -> None:
     before = (folder / "run" / "metrics.json").read_text()
     record.run(folder, record.RESUME)
     final = folder / "run" / "model_final.pth"

@@ -96,7 +96,7 @@ def test_a_crash_in_the_last_video_loses_nothing(run: TinyRun, predicted: list[i
     run.here("--eval-only", "--resume")
     assert predicted == [11]
     assert run.results() == expected
-    # All is finished: --resume starts anew, as does a plain run.
+    # All is finished, so a new run starts again.
     predicted.clear()
     run.here("--eval-only")
     assert predicted == [3, 8, 11] and run.results() == expected

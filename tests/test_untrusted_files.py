@@ -1,8 +1,9 @@
-"""Files of strangers: their code does not run, and nothing is written outside the output folder."""
+"""Files from elsewhere: no code of theirs runs, nothing is written beside the output folder."""
 
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ovformer.data.files.video_writer import VideoWriter
 from ovformer.data.files.vis_json import read_vis_json
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.engine.checkpoint import Checkpointer, read_weights
+from ovformer.evaluation import results_reader, results_writer
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.text_classifier import load_text_classifier
 from ovformer.predictor.pretrained import load_pretrained
@@ -39,14 +41,14 @@ class Attack:
 
 
 class Forged:
-    """Bytes that claim to be a reference to a Python object: reading it would end the process."""
+    """Bytes that pass for a reference to a Python object: reading it would end the process."""
 
     def __reduce__(self) -> tuple:
         return np.ndarray, ((1,), "O", b"12345678")
 
 
 class ForgedType:
-    """A type of numbers that a file declares to hold references to Python objects."""
+    """The type of a number, of which a file says that it holds references to Python objects."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -126,28 +128,34 @@ def test_no_code_runs_in_the_converter(load_tool, user_error, tmp_path: Path, mo
     assert not Path("attacked").exists() and not Path("x.pkl").exists()
 
 
-FORGED = [Forged(), ForgedType("O"), ForgedType("f8"), np.array(["a"]), np.array([{}])]
-BY_HAND = [
-    b"\x80\x02}r\xff\xff\xff\x7f.",  # a place in the memo: the C code makes room for all before
-    b"\x80\x04\x8c\x05torch\x8c\x04Size\x93}b.",  # changes a class
-    b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # 8 exabytes follow
-    b"(" * 1000,
-]
-
-
+@pytest.mark.parametrize(
+    "content", [Forged(), ForgedType("O"), ForgedType("f8"), np.array(["a"]), np.array([{}])]
+)
 @pytest.mark.parametrize("name", ["x.pkl", "x.pth"])
-@pytest.mark.parametrize("content", [*FORGED, *BY_HAND])
 def test_bytes_never_become_python_objects(content: object, name: str, tmp_path: Path) -> None:
-    """numpy trusts a file's statements on its types."""
+    """numpy believes what a file says of its types."""
     path = tmp_path / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif name == "x.pkl":
+    if name == "x.pkl":
         path.write_bytes(pickle.dumps({"model": {"weight": content}}))
     else:
         torch.save({"model": {"weight": torch.ones(1)}, "trainer": [content]}, path)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"{name} can't be read"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # a place in the memo: the C code makes room for all before
+        b"\x80\x04\x8c\x05torch\x8c\x04Size\x93}b.",  # changes a class
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",  # 8 exabytes follow
+        b"(" * 1000,
+    ],
+)
+def test_pickles_made_by_hand(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match="x.pkl (can't be read|holds no weights)"):
+        read_weights(tmp_path / "x.pkl")
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -170,8 +178,13 @@ def test_arrays_of_numbers_are_read(protocol: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "metadata",
     [
-        *(5, {"config": 5}, {"config": "_BASE_: /etc/passwd"}, {"templates": [5]}),
-        *({"templates": 5}, {"clip": 5}, {"clip": {"name": 5}}),
+        5,
+        {"config": 5},
+        {"config": "_BASE_: /etc/passwd"},
+        {"templates": [5]},
+        {"templates": 5},
+        {"clip": 5},
+        {"clip": {"name": 5}},
     ],
 )
 def test_hostile_metadata_of_weights(metadata: object, tmp_path: Path) -> None:
@@ -187,7 +200,7 @@ OTHERS = {"class_names": 5, "iteration": "x", "metadata": None}
 def test_hostile_entries_beside_weights(
     others: dict, tmp_path: Path, load_tool, monkeypatch
 ) -> None:
-    """Weights are loaded, and described by check_setup.py, despite odd values beside them."""
+    """Weights are loaded, and described by check_setup.py, whatever else their file holds."""
     model = nn.Linear(1, 1)
     model.VOCABULARY_KEYS = ["zs_weight"]
     weights = {**model.state_dict(), "zs_weight": torch.tensor(1.0)}
@@ -223,26 +236,24 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert read_json(path, ("categories",)) == {"categories": []}
 
 
-def register_one(tmp_path: Path, **changes: object) -> None:
-    """Register a data set without images, with other values of DATASETS.CUSTOM."""
-    annotations = tmp_path / "x.json"
-    annotations.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "a"}]}))
-    entry = {"name": "mine", "annotations": str(annotations), "images": str(tmp_path)}
-    register_custom([{**entry, **changes}])
-
-
 @pytest.mark.parametrize("name", ["../up", "/root", "..", "a/b", "", 5])
 def test_names_of_data_sets_are_names_of_folders(name: object, tmp_path: Path) -> None:
+    annotations = tmp_path / "x.json"
+    annotations.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "a"}]}))
+    entry = {"name": name, "annotations": str(annotations), "images": str(tmp_path)}
     with pytest.raises(ValueError, match=r"DATASETS.CUSTOM\[0\].*name"):
-        register_one(tmp_path, name=name)
+        register_custom([entry])
 
 
-@pytest.mark.parametrize("key", ["annotations", "images"])
 @pytest.mark.parametrize("path", ["x" * 9999 + ".json", "/y" * 9999 + "/x.json", "a\0.json"])
-def test_paths_that_no_file_can_have(path: str, key: str, tmp_path: Path) -> None:
-    """The system's error would not say where the path stands."""
-    with pytest.raises(FileNotFoundError, match="DATASETS.CUSTOM|no such f"):
-        register_one(tmp_path, **{key: path})
+def test_paths_that_no_file_can_have(path: str, tmp_path: Path) -> None:
+    """Not an error of the system's, which does not say where the path stands."""
+    annotations = tmp_path / "x.json"
+    annotations.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "a"}]}))
+    for pair in ((path, "."), (str(annotations), path)):
+        entry = {"name": "mine", **dict(zip(("annotations", "images"), pair, strict=True))}
+        with pytest.raises(FileNotFoundError, match="no such f"):
+            register_custom([entry])
 
 
 @pytest.mark.parametrize(
@@ -261,7 +272,7 @@ def test_paths_that_no_file_can_have(path: str, key: str, tmp_path: Path) -> Non
         ("MODEL: \xe9".encode("latin1"), "no YAML file"),
     ],
 )  # fmt: skip
-def test_files_that_are_no_config(text: str | bytes, reason: str, tmp_path: Path) -> None:
+def test_config_files_that_are_none(text: str | bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=f"--config-file:? {path}:? .*{reason}"):
@@ -274,7 +285,7 @@ def test_values_of_the_command_line_that_cannot_be_used(value: str) -> None:
         get_ovformer_cfg(None, ["SOLVER.BASE_LR", value])
 
 
-def test_images_that_need_too_much_memory(tmp_path: Path, load_tool, monkeypatch) -> None:
+def test_pictures_that_are_bombs(tmp_path: Path, load_tool, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     folder = tmp_path / "videos" / "one"
     folder.mkdir(parents=True)
@@ -287,7 +298,7 @@ def test_images_that_need_too_much_memory(tmp_path: Path, load_tool, monkeypatch
 
 
 def test_drawn_videos_stay_in_their_folder(mini_videos: MiniVideos, load_tool) -> None:
-    """The names of frames choose no other folder."""
+    """Whatever the names of their frames are."""
     tool = load_tool("vis_results")
     for name, expected in (
         ("../../up.png", "video7"), ("a/..//../up.png", "video7"), ("/up.png", "set"),
@@ -299,6 +310,54 @@ def test_drawn_videos_stay_in_their_folder(mini_videos: MiniVideos, load_tool) -
         path.write_text(json.dumps(content))
         (record,) = read_vis_json(path, Path("/set"), content["categories"])
         assert tool.choose_folder_names([record]) == {7: expected}, name
+
+
+def test_a_file_of_results_is_not_read_on_behind_a_fault(tmp_path: Path, monkeypatch) -> None:
+    """A file of any length would be read into memory, in vain."""
+    monkeypatch.setattr(results_reader, "_CHUNK", 1000)
+    path = tmp_path / "results.json"
+    path.write_text('[{"video_id": oops' + " " * 10**6)
+    reads = []
+    plain = results_reader._decode
+    monkeypatch.setattr(results_reader, "_decode", lambda *a: reads.append(len(a[0])) or plain(*a))
+    with pytest.raises(ValueError, match="results.json: prediction 0 is not valid JSON"):
+        list(results_reader.read_results(path))
+    assert reads == [1000]
+    path.write_text('[{"video_id": "' + " " * 10**6)
+    with pytest.raises(ValueError, match="results.json: prediction 0 is cut off"):
+        list(results_reader.read_results(path))
+    assert len(reads) < 15  # twice as much each time
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "recursion"),
+        ('[{"a": ' + "9" * 5000 + "}]", "digits"),
+        ("[5]", "has to be an object with video_id, score, category_id, segmentations; found 5"),
+        ('[{"video_id": [1], "score": 1, "category_id": 1, "segmentations": []}]', "video_id .1.;"),
+        ('[{"video_id": 1, "score": NaN, "category_id": 1, "segmentations": []}]', "score nan; ex"),
+        (
+            '[{"video_id": 1, "score": 1, "category_id": "1", "segmentations": []}]',
+            "category_id '1",
+        ),
+        ('[{"video_id": 1, "score": 1, "category_id": 1, "segmentations": {}}]', "expected a list"),
+    ],
+)
+def test_results_of_any_shape(text: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"results.json: prediction 0 .*{reason}"):
+        list(results_reader.read_results(path))
+    path.write_text("[]", encoding="utf-8-sig")
+    assert list(results_reader.read_results(path)) == []
+
+
+def test_a_foreign_part_of_results(tmp_path: Path) -> None:
+    line = b'{"a"'
+    (tmp_path / "results.json.part0").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+    with pytest.raises(ValueError, match="part0, line 1: .*evaluate without --resume"):
+        results_writer.ResultsWriter(tmp_path / "results.json", resume=True)
 
 
 def test_videos(tmp_path: Path) -> None:

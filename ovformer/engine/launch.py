@@ -67,10 +67,9 @@ def launch(
             torchrun.
         num_machines: machines of the run.
         machine_rank: number of this machine.
-        dist_url: where the processes meet; "auto" is a free port of this machine.
+        dist_url: where the processes meet; "auto", for one machine, is a free port of it.
 
     Raises:
-        ValueError: ``dist_url`` is "auto" with several machines.
         SystemExit: a signal ended the processes.
     """
     if is_torchrun():
@@ -79,8 +78,6 @@ def launch(
     elif num_gpus * num_machines == 1:
         function(*args)
     else:
-        if dist_url == "auto" and num_machines > 1:
-            raise ValueError("--dist-url auto: several machines need tcp://HOST:PORT of machine 0")
         meeting = {
             "init_method": _free_port() if dist_url == "auto" else dist_url,
             "world_size": num_gpus * num_machines,

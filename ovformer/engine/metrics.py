@@ -15,7 +15,7 @@ from ovformer.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-# Scalars that a resumed process measures anew.
+# Scalars that a resumed process measures again.
 _OF_THIS_PROCESS = ("time", "data_time", "eta_seconds")
 
 

@@ -39,14 +39,21 @@ def stop_at_nonfinite(
         checkpointer: of the training; its folder gets the report.
         settings: for the report: grad_norm, seed and others that JSON can hold.
     """
-    rank, folder = comm.get_rank(), checkpointer.save_dir
-    parts = comm.all_gather(_describe_process(rank, reason, records, losses))
+    parts = comm.all_gather(_describe_process(reason, records, losses))
     report_hint = ""
-    if folder:
-        path = Path(folder, f"nonfinite_{iteration:07d}.json")
-        if comm.is_main_process():
-            _write_report(path, iteration, parts, checkpointer, settings)
+    if checkpointer.save_dir:
+        path = Path(checkpointer.save_dir, f"nonfinite_{iteration:07d}.json")
         report_hint = f"{path} has the samples of all processes. "
+        last = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else None
+        content = {"iteration": iteration, "processes": parts, **settings, "last_checkpoint": last}
+        content["batch"] = (
+            f"The stage's build_train_loader(cfg, {iteration}), of this run's config.yaml with "
+            f"SEED {settings['seed']}, begins with this batch: in one process with the samples of "
+            "all."
+        )
+        if comm.is_main_process():
+            write_text(path, json.dumps(content, indent=1, allow_nan=False))
+    # Every process raises, with its own samples; one without an error names a process with one.
     if not reason:
         other = next(part for part in parts if part["reason"])
         reason = f"in process {other['process']} {other['reason']}"
@@ -68,33 +75,11 @@ def to_json_number(number: float) -> float | str:
 
 
 def _describe_process(
-    rank: int, reason: str, records: Sequence[Mapping], losses: Mapping[str, Tensor]
+    reason: str, records: Sequence[Mapping], losses: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     return {
-        "process": rank,
+        "process": comm.get_rank(),
         "reason": reason,
         "samples": [{key: r[key] for key in _IDENTITY if key in r} for r in records],
         "losses": {name: to_json_number(loss.item()) for name, loss in losses.items()},
     }
-
-
-def _write_report(
-    path: Path,
-    iteration: int,
-    parts: list[dict],
-    checkpointer: Checkpointer,
-    settings: Mapping[str, Any],
-) -> None:
-    last = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else None
-    content = {
-        "iteration": iteration,
-        "processes": parts,
-        **settings,
-        "last_checkpoint": last,
-        "batch": (
-            f"The stage's build_train_loader(cfg, {iteration}), of this run's config.yaml with "
-            f"SEED {settings['seed']}, begins with this batch: in one process with the samples of "
-            "all."
-        ),
-    }
-    write_text(path, json.dumps(content, indent=1, allow_nan=False))

@@ -127,7 +127,7 @@ def find_slow_errors(
     Args:
         cfg: the config.
         stage: what is to be trained or evaluated.
-        eval_only: leave out the first test set, because an evaluation reads it right away.
+        eval_only: skip the first test set, because an evaluation reads it right away.
         load_clip: load the CLIP model where image features are not stored; may download it.
     """
     errors = list(vocabulary.clip_model_errors(cfg, eval_only)) if load_clip else []

@@ -14,7 +14,7 @@ from ovformer.d2 import CfgNode
 from ovformer.data.loading.loaders import TRAIN_MAPPERS
 from ovformer.data.loading.training_sets import TRAIN_SAMPLERS, read_dataset_ratios
 from ovformer.data.samples.image_mapper import check_image_format
-from ovformer.engine.optimizer import CLIP_TYPES, OPTIMIZERS
+from ovformer.engine.optimizer import OPTIMIZERS, build_gradient_clipper
 from ovformer.engine.stages import Stage
 from ovformer.engine.trainer import AMP_TYPES
 from ovformer.preflight.report import collect_errors
@@ -85,7 +85,6 @@ IN_TRAINING_ONE_OF = {
     "DATALOADER.SAMPLER_TRAIN": TRAIN_SAMPLERS,
     "INPUT.DATASET_MAPPER_NAME": tuple(TRAIN_MAPPERS),
     "SOLVER.AMP.PRECISION": tuple(AMP_TYPES),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
     "SOLVER.OPTIMIZER": OPTIMIZERS,
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -116,6 +115,7 @@ def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
         yield from range_errors(cfg, IN_TRAINING)
         yield from _choice_errors(cfg, IN_TRAINING_ONE_OF)
         yield from _schedule_errors(cfg.SOLVER)
+        yield from collect_errors(build_gradient_clipper, cfg)
         yield from collect_errors(read_dataset_ratios, cfg)
         yield from stage.input_errors(cfg)
 

@@ -1,4 +1,4 @@
-"""Checks of what a config takes from CLIP: text classifier, stored image features, the model."""
+"""Checks of text classifier, stored image features and the CLIP model."""
 
 from collections.abc import Iterator
 

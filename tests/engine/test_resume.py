@@ -172,7 +172,7 @@ def test_four_processes(
 ) -> None:
     """Equal to rounding: in which order more than two gradients are added depends on their packets.
 
-    DistributedDataParallel packs them anew after the first iteration, also after that of resuming.
+    DistributedDataParallel packs them again after the first iteration, also of a resumed training.
     """
     output = tmp_path / "output"
     interrupt, status, name = CASES["SIGTERM in a step"]

@@ -242,7 +242,7 @@ def test_nothing_left_to_train(tmp_path: Path, caplog) -> None:
     assert "iteration 2, SOLVER.MAX_ITER is 2" in caplog.text
 
 
-def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path, caplog) -> None:
+def test_resume_without_a_checkpoint_starts_a_new_training(tmp_path: Path, caplog) -> None:
     trainer = noisy_trainer(tmp_path, 1)
     with caplog.at_level("INFO", "ovformer.engine.resume"):
         trainer.resume_or_load("", resume=True)

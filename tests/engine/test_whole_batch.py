@@ -24,7 +24,7 @@ KINDS = {
 CASES = [f"{kind}:{steps}" for kind in KINDS for steps in (1, 2)]
 MORE = ["image:instances:4", "image:instances:1r", "video:instances:1r", "clip:queries:1r"]
 MORE += ["clip:queries:2r"]
-# Clips of different sizes, each of which one process pads to the largest height and width.
+# Clips of different sizes; one process pads them all to the largest height and width.
 SIZES = ["sizes:queries:2", "sizes:queries:4"]
 
 
@@ -59,7 +59,7 @@ def two_processes(run: TinyRun, one_process: dict) -> dict[str, dict]:
 
 
 def check_gradient(results: dict[str, dict], kind: str, parts: str) -> None:
-    """Compare the step of a batch that was cut with that of the whole one."""
+    """Compare the step of a split batch with that of the whole batch."""
     whole, cut = results[f"{kind}:1:1"], results[f"{kind}:{parts}"]
     assert cut["counts"] == whole["counts"] == KINDS.get(kind, [0, 1, 2, 3])
     assert cut["losses"] == pytest.approx(whole["losses"], rel=1e-10)

@@ -13,8 +13,12 @@ from ovformer.evaluation.video_metric import VideoMetric
 trackeval = pytest.importorskip("trackeval", reason="needs the extra [eval]")
 from ovformer.evaluation.burst_hota import format_hota, score_burst_hota, write_hota  # noqa: E402
 
-# Airplane, surfboard ...: no distractors, and not the file's own ids 1, 3, 5, 7.
-TAO_IDS = [4, 13, 34, 35]
+TAO_IDS = [
+    4,
+    13,
+    34,
+    35,
+]  # airplane, surfboard ...: no distractors, and not the file's own 1, 3, 5, 7
 
 
 @pytest.fixture
@@ -132,14 +136,20 @@ def test_two_processes_give_the_same(burst) -> None:
     assert score_burst_hota(loaded, predictions, workers=2) == score_burst_hota(loaded, predictions)
 
 
-def test_no_predictions_other_data_and_no_labels(burst) -> None:
-    _, loaded, predictions = burst
-    found = score_burst_hota(loaded, [])
+def test_no_predictions_score_zero(burst) -> None:
+    found = score_burst_hota(burst[1], [])
     assert found["HOTA"]["all"] == found["AP"]["all"] == 0
-    with pytest.raises(ValueError, match="video 9999"):
+
+
+def test_foreign_results_are_an_error(burst) -> None:
+    _, loaded, predictions = burst
+    with pytest.raises(ValueError, match="video 9999, which the ground truth does not have"):
         score_burst_hota(loaded, [{**predictions[0], "video_id": 9999}])
+
+
+def test_missing_labels_are_an_error(burst) -> None:
     with pytest.raises(ValueError, match="no annotations"):
-        score_burst_hota({**loaded, "annotations": None}, [])
+        score_burst_hota({**burst[1], "annotations": None}, [])
 
 
 def test_table_and_files(tmp_path) -> None:

@@ -1,5 +1,4 @@
 import json
-import zlib
 from pathlib import Path
 
 import pytest
@@ -42,61 +41,25 @@ def test_truncated_anywhere_is_an_error(tmp_path, monkeypatch, chunk) -> None:
             list(read_results(path))
 
 
-def write_one(changes: dict) -> str:
-    return json.dumps([{**entry(), **changes}])
-
-
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ("", "results.json: "),
-        ('{"annotations": []}', "results.json: "),
+        ("", "expected a JSON list"),
+        ('{"annotations": []}', "expected a JSON list"),
         ("[] []", "results.json: .* 0 predictions"),
-        ("[" * 100_000, "prediction 0 .*recursion"),
-        ('[{"a": ' + "9" * 5000 + "}]", "prediction 0 .*digits"),
-        ("[5]", "prediction 0 .*video_id, score, category_id, segmentations.* 5"),
-        ('[{"video_id": 1, "score": 1, "category_id": 1}]', "prediction 0 .*segmentations"),
-        (write_one({"video_id": [1]}), "prediction 0 .*video_id .1."),
-        (write_one({"score": float("nan")}), "prediction 0 .*score nan"),
-        (write_one({"category_id": "1"}), "prediction 0 .*category_id '1'"),
-        (write_one({"segmentations": {}}), "prediction 0 .*segmentations"),
+        ("[1]", "prediction 0 has to be an object with video_id, score"),
+        ('[{"video_id": 1, "score": 1, "category_id": 1}]', "prediction 0 has to be an object"),
     ],
 )
-def test_text_that_is_no_list_of_predictions(tmp_path, text, words) -> None:
+def test_other_files_are_an_error(tmp_path, text, message) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(ValueError, match=message):
         list(read_results(path))
-    assert str(path) in str(error.value)
 
 
-def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text("[]", encoding="utf-8-sig")
-    assert list(read_results(tmp_path / "results.json")) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "words", "most"),
-    [
-        ('[{"video_id": oops', "not valid", 1),
-        ('[{"video_id": "', "cut off", 14),  # the text that is decoded doubles each time
-    ],
-)
-def test_an_error_stops_the_reading(tmp_path, monkeypatch, text, words, most) -> None:
-    """A file of any length would be read into memory, in vain."""
-    monkeypatch.setattr(results_reader, "_CHUNK", 1000)
-    reads = []
-    decode = results_reader._decode
-    monkeypatch.setattr(results_reader, "_decode", lambda *a: reads.append(a) or decode(*a))
-    path = tmp_path / "results.json"
-    path.write_text(text + " " * 10**6)
-    with pytest.raises(ValueError, match=f"prediction 0 .*{words}"):
-        list(read_results(path))
-    assert 1 <= len(reads) <= most
-
-
-def test_a_missing_file_is_named(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.json"):
+def test_missing_file(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing.json not found"):
         list(read_results(tmp_path / "nothing.json"))
 
 
@@ -181,13 +144,6 @@ def test_a_line_without_its_end_counts_as_not_written(tmp_path: Path, rank: int)
     assert [e["video_id"] for e in read_results(path)] == [3]
 
 
-def test_a_line_of_another_program_is_an_error(tmp_path: Path) -> None:
-    line = b'{"a"'
-    (tmp_path / "results.json.part0").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
-    with pytest.raises(ValueError, match="part0, line 1: .*--resume"):
-        ResultsWriter(tmp_path / "results.json", resume=True)
-
-
 def test_writer_starts_anew_without_resume(tmp_path) -> None:
     path = tmp_path / "results.json"
     first = ResultsWriter(path)
@@ -203,31 +159,41 @@ def test_writer_starts_anew_without_resume(tmp_path) -> None:
 def test_results_of_a_prediction() -> None:
     prediction = {
         "video_id": 7,
+        "image_size": (3, 4),
         "pred_scores": [0.75, 0.5],
         "pred_labels": [1, 0],
         "segmentations": [[{"size": (3, 4), "counts": b"ab"}], [{"size": [3, 4], "counts": "c"}]],
     }
-    results = json.loads(json.dumps(to_results(prediction, [10, 20])))
-    assert [(r["video_id"], r["score"], r["category_id"]) for r in results] == [
-        *((7, 0.75, 20), (7, 0.5, 10))
+    results = to_results(prediction, [10, 20])
+    assert json.loads(json.dumps(results)) == [
+        {
+            "video_id": 7,
+            "score": 0.75,
+            "category_id": 20,
+            "segmentations": [{"size": [3, 4], "counts": "ab"}],
+        },
+        {
+            "video_id": 7,
+            "score": 0.5,
+            "category_id": 10,
+            "segmentations": [{"size": [3, 4], "counts": "c"}],
+        },
     ]
-    masks = [[{"size": [3, 4], "counts": counts}] for counts in ("ab", "c")]
-    assert [r["segmentations"] for r in results] == masks
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"video_id": 900}, r"video 900, .*8 videos, ids 3"),
-        ({"category_id": 2}, "category_id 2, .*4 categories, ids 1 to 7"),
-        ({"score": float("nan")}, "score nan"),
+        ({"video_id": 900}, r"video 900, which the ground truth does not have \(8 videos, ids 3"),
+        ({"category_id": 2}, r"category_id 2, .* \(4 categories, ids 1 to 7\)"),
+        ({"score": float("nan")}, "score nan; expected a finite number"),
         ({"score": None}, "score None"),
-        ({"segmentations": []}, "0 segmentations.* 5 frames"),
-        ({"segmentations": None}, "segmentations None"),
+        ({"segmentations": []}, "has 0 segmentations, but the video has 5 frames"),
+        ({"segmentations": None}, "has the segmentations None; expected a list"),
         ({"segmentations": [[[1, 1, 2, 2, 3, 3]]] * 5}, "not a compressed COCO RLE"),
         (
             {"segmentations": [{"size": [64, 48], "counts": "PP3"}] * 5},
-            r"size \[64, 48\] .*48 x 64",
+            r"size \[64, 48\] .* but the video has 48 x 64 pixels",
         ),
         ({"segmentations": [{"size": [48, 64], "counts": "PP1"}] * 5}, "does not cover a frame"),
     ],

@@ -161,14 +161,22 @@ def test_one_frame_videos(make_video_set, load) -> None:
     assert 0 < score(load(truth), predictions).group()[0] < 1
 
 
-def test_nothing_predicted_nothing_to_find_and_no_labels(make_video_set, load) -> None:
-    truth, predictions = make_video_set(1)
-    values = score(load(truth), []).group()
+def test_no_predictions_score_zero(make_video_set, load) -> None:
+    truth = load(make_video_set(1)[0])
+    values = score(truth, []).group()
     np.testing.assert_array_equal(values, [0, 0, 0, 0, -1, -1, 0, 0, 0, 0, -1, -1])
+
+
+def test_no_annotations_are_not_defined(make_video_set, load) -> None:
+    truth, predictions = make_video_set(1)
     truth["annotations"] = []
     assert (score(load(truth), predictions).group() == -1).all()
+
+
+def test_missing_labels_are_an_error(make_video_set, load) -> None:
+    truth, _ = make_video_set(1)
     truth["annotations"] = None
-    with pytest.raises(ValueError, match="ytvis_json.py"):
+    with pytest.raises(ValueError, match="has no annotations.*ytvis_json"):
         VideoMetric(load(truth))
 
 
@@ -262,5 +270,5 @@ def test_groups_are_means_over_their_classes(make_video_set, load) -> None:
 
 
 def test_unknown_protocol() -> None:
-    with pytest.raises(ValueError, match="'mine'.*standard, published"):
+    with pytest.raises(ValueError, match="Unknown protocol 'mine'. Known: standard, published"):
         get_protocol("mine", "vis")

@@ -134,7 +134,7 @@ def test_clip_is_loaded_on_demand(check, tiny_run: TinyRun, monkeypatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--config-file", "none.yaml"], "none.yaml does not exist"),
         (["--config-file", "README.md"], "README.md is no YAML file"),
@@ -142,13 +142,13 @@ def test_clip_is_loaded_on_demand(check, tiny_run: TinyRun, monkeypatch) -> None
         (["--script", "train.py"], "invalid choice"),
     ],
 )
-def test_nothing_to_check(load_tool, monkeypatch, capsys, words: list[str], said: str) -> None:
+def test_nothing_to_check(load_tool, monkeypatch, capsys, words: list[str], message: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop, own_loggers():
         load_tool("check_setup").main(words)
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

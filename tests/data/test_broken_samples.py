@@ -1,4 +1,4 @@
-"""Counting what could not be loaded."""
+"""The number of broken samples, and its limit."""
 
 import pytest
 

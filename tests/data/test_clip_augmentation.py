@@ -1,4 +1,4 @@
-"""What the frames of a clip share, and what each copy of an image has of its own."""
+"""Augmentations that the frames of a clip share, and those of each copy of an image."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Pseudo-clips: training clips that are made of images, alone and among videos."""
+"""Pseudo-clips: training clips made of images, alone and among videos."""
 
 import itertools
 from collections import Counter
@@ -114,7 +114,7 @@ def fingerprint(sample: dict) -> tuple:
     return sample["file_names"], [frame.numpy().tobytes() for frame in sample["image"]], masks
 
 
-def test_the_stream_of_videos_and_images_goes_on(mini_lvis: MiniLvis) -> None:
+def test_the_stream_of_videos_and_images_resumes(mini_lvis: MiniLvis) -> None:
     """A sample depends on the seed and its place, whatever the workers and where it starts."""
     make_videos(mini_lvis.root, "lvvis")
     names = "('lvvis_train', 'lvis_v1_train')"
@@ -150,7 +150,7 @@ def test_stored_features_of_pseudo_clips(mini_lvis: MiniLvis, tmp_path: Path) ->
             assert torch.equal(sample["clip_features"], expected) and "clip_image" not in sample
 
 
-def test_a_video_that_somebody_else_registered(mini_lvis: MiniLvis) -> None:
+def test_a_video_without_clip_keys(mini_lvis: MiniLvis) -> None:
     make_videos(mini_lvis.root, "lvvis")
     ours = load_dataset("lvvis_train")[0]
     theirs = {key: value for key, value in ours.items() if key != "clip_keys"}
@@ -160,7 +160,7 @@ def test_a_video_that_somebody_else_registered(mini_lvis: MiniLvis) -> None:
     assert fingerprint(ClipMapper(config())(theirs)) == fingerprint(expected)
 
 
-def test_what_detectron2_asks_of_an_image_is_enough(mini_lvis: MiniLvis, tmp_path: Path) -> None:
+def test_detectron2s_fields_of_an_image_are_enough(mini_lvis: MiniLvis, tmp_path: Path) -> None:
     record = record_of(1)
     fields = ("bbox", "bbox_mode", "category_id", "segmentation")
     annotations = [{key: a[key] for key in fields} for a in record["annotations"]]

@@ -1,4 +1,4 @@
-"""Data sets that a config describes."""
+"""Data sets of DATASETS.CUSTOM."""
 
 import json
 import re
@@ -141,7 +141,7 @@ def test_the_example_of_the_readme(mini_videos: MiniVideos, tmp_path: Path, forg
         ({"images": "nowhere"}, "images: no such folder: .*nowhere"),
     ],
 )
-def test_what_is_wrong(coco: Path, forget: None, changes: dict, message: str) -> None:
+def test_wrong_entries_are_named(coco: Path, forget: None, changes: dict, message: str) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         register_custom([entry(coco, **changes)])
 

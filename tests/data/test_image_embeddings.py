@@ -49,7 +49,7 @@ def test_keys_are_relative_to_the_root(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_written_embeddings_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "new folder" / "store.safetensors"
     features = torch.randn(5, 8)
     write(path, [f"coco/{i} ü\n.jpg" for i in range(5)], features, dtype=dtype)
@@ -103,9 +103,7 @@ class Dangerous:
         return Path.touch, (Path("dangerous"),)
 
 
-def test_files_that_are_no_store_are_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_not_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no.safetensors not found.*save_clip_features.py"):
         ImageEmbeddingStore.open("no.safetensors")
@@ -136,7 +134,7 @@ def test_a_missing_key_names_the_nearest_and_the_tool(tmp_path: Path) -> None:
         store.require([record, {"file_name": "/x.jpg"}, {"clip_key": "zzz"}])
 
 
-def test_interrupted_writing_goes_on(tmp_path: Path) -> None:
+def test_interrupted_writing_resumes(tmp_path: Path) -> None:
     path = tmp_path / "store.safetensors"
     features = torch.randn(7, 4)
     with (

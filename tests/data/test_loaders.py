@@ -78,7 +78,7 @@ def test_workers_do_not_change_the_samples(mini_lvis: MiniLvis, workers: int) ->
 
 
 @pytest.mark.parametrize("sampler", TRAIN_SAMPLERS)
-def test_a_resumed_run_goes_on_at_its_place(mini_lvis: MiniLvis, sampler: str) -> None:
+def test_a_resumed_run_continues_at_its_place(mini_lvis: MiniLvis, sampler: str) -> None:
     cfg = config("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9)
     whole = images(build_train_loader(cfg), 7)
     assert images(build_train_loader(cfg, start_iteration=4), 3) == whole[16:]
@@ -214,14 +214,14 @@ def test_another_sample_takes_the_place_of_a_broken_one(mini_lvis: MiniLvis, wor
     assert with_broken(build_train_loader(cfg, start_iteration=3), 2) == found[12:]
 
 
-def test_nothing_can_be_loaded(mini_lvis: MiniLvis) -> None:
+def test_no_sample_can_be_loaded(mini_lvis: MiniLvis) -> None:
     for path in (mini_lvis.root / "coco").glob("*/*.png"):
         path.write_bytes(b"")
     with pytest.raises(SampleError, match=r"lvis_v1_train, image id \d: .*can't be decoded"):
         next(iter(build_train_loader(config("DATALOADER.SKIP_BROKEN", True))))
 
 
-def test_evaluation_marks_what_is_broken(mini_lvis: MiniLvis) -> None:
+def test_evaluation_marks_broken_images(mini_lvis: MiniLvis) -> None:
     (path,) = (mini_lvis.root / "coco" / "val2017").iterdir()
     path.write_bytes(b"")
     loader = build_test_loader(config("DATALOADER.SKIP_BROKEN", True), "lvis_v1_val")

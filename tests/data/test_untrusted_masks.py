@@ -1,4 +1,4 @@
-"""Masks that no file should hold. What pycocotools would do with most of them ends the process."""
+"""Invalid masks. Most of them would make pycocotools crash the process."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_no_rles() -> None:
 
 
 @given(st.lists(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 70))), min_size=1))
-def test_what_pycocotools_writes_is_valid(masks: list[np.ndarray]) -> None:
+def test_masks_of_pycocotools_are_valid(masks: list[np.ndarray]) -> None:
     rles = [compressed_rle(mask) for mask in masks]
     assert find_fault(rles) is None
     for mask, rle in zip(masks, rles, strict=True):
@@ -88,7 +88,7 @@ def test_hostile_runs(counts: list) -> None:
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=20).filter(any))
-def test_runs_of_no_pixels_are_left_out(counts: list[int]) -> None:
+def test_empty_runs_are_dropped(counts: list[int]) -> None:
     pixels = np.repeat(np.arange(len(counts)) % 2, counts).astype(np.uint8)
     rle = runs_to_rle([len(pixels), 1], counts)
     assert find_fault([rle]) is None
@@ -151,7 +151,7 @@ def test_a_transform_that_enlarges_too_much() -> None:
         "toBbox(m.frPyObjects({'size': [0, 6], 'counts': [0, 5]}, 0, 6))",
     ],
 )
-def test_why(code: str) -> None:
-    """These end the process. Where pycocotools does better one day, the checks may be relaxed."""
+def test_pycocotools_crashes_on_unchecked_masks(code: str) -> None:
+    """If this test fails, pycocotools has become safer, and the checks may be relaxed."""
     line = f"from pycocotools import mask as m; m.{code}"
     assert subprocess.run([sys.executable, "-c", line], capture_output=True).returncode < 0

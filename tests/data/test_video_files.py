@@ -109,7 +109,7 @@ def test_rotation_is_applied(tmp_path: Path, rotation: int, corner: tuple[int, i
     assert max(others) < 60
 
 
-def test_a_video_that_breaks_off(tmp_path: Path, caplog) -> None:
+def test_a_video_that_is_cut_off(tmp_path: Path, caplog) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (64, 64, 3), np.uint8) for _ in range(30)]
     path = encode(
@@ -127,7 +127,7 @@ def test_a_video_that_breaks_off(tmp_path: Path, caplog) -> None:
         list(VideoSource(path))
 
 
-def test_what_is_no_video(tmp_path: Path) -> None:
+def test_files_that_are_not_videos(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing.mp4"):
         VideoSource(tmp_path / "nothing.mp4")
     for name, content in (("text.mp4", b"hello" * 100), ("empty.mp4", b"")):
@@ -253,7 +253,7 @@ def test_thinning() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 4000), (64, 48)])
-def test_films(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_output_videos(tmp_path: Path, size: tuple[int, int]) -> None:
     """Odd sides get one more row or column, which H.264 in yuv420p needs."""
     path = tmp_path / "film.mp4"
     with VideoWriter(path, 10) as film:
@@ -266,7 +266,7 @@ def test_films(tmp_path: Path, size: tuple[int, int]) -> None:
     np.testing.assert_allclose(brightness(list(VideoSource(path))), [20, 24, 28], atol=3)
 
 
-def test_a_film_is_complete_when_its_making_fails(tmp_path: Path) -> None:
+def test_an_output_video_is_complete_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
     with pytest.raises(KeyboardInterrupt), VideoWriter(path, 10) as film:
         for t, frame in enumerate(ramp(5)):

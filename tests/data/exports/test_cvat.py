@@ -158,7 +158,7 @@ def test_images_without_a_track_are_an_error_or_objects_of_one_frame(
     assert len(annotations(video, export)) == 12
 
 
-def test_what_has_no_area_is_counted_and_ellipses_have_one(clip: DrawnVideo, folder: Path) -> None:
+def test_shapes_without_area_are_counted(clip: DrawnVideo, folder: Path) -> None:
     root = cvat_meta(clip, source=None)
     track = ElementTree.SubElement(root, "track", id="0", label="square")
     ellipse = {"cx": "30", "cy": "20", "rx": "10", "ry": "5", "rotation": "30"}

@@ -186,7 +186,7 @@ def test_faults_are_named(tmp_path: Path, change: str, message: str) -> None:
         read_label_studio(broken(change), export_of(tmp_path))
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_skipped_parts_are_counted(tmp_path: Path) -> None:
     write_frames(tmp_path, draw("clip", 1))
     one = broken("")[0]
     point = {"id": "k", "type": "keypointlabels", "original_width": 1, "original_height": 1}

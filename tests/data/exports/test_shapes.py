@@ -81,7 +81,7 @@ def test_a_polygon_between_two_that_differ_by_a_shift(points: np.ndarray, ratio:
     np.testing.assert_allclose(between.area[0], (points + 8 * ratio).ravel(), atol=1e-9)
 
 
-def test_what_has_nothing_between() -> None:
+def test_shapes_that_cannot_be_interpolated() -> None:
     triangle, square = make_polygon([0, 0, 4, 0, 4, 4]), make_polygon([0, 0, 4, 0, 4, 4, 0, 4])
     mask = CroppedMask(0, 0, 2, 2, np.array([0, 4]))
     with pytest.raises(ValueError, match="3 and 4 points"):
@@ -122,6 +122,6 @@ def test_parts_are_one_mask_and_nothing_is_none() -> None:
         (lambda: drawn(Region({"size": list(SIZE), "counts": [0, 4]})), "4 pixels does not cover"),
     ],
 )
-def test_what_is_no_shape_of_the_frame(make, message: str) -> None:
+def test_invalid_shapes(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

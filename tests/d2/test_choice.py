@@ -87,7 +87,7 @@ def run_code(code: str, path: Path | str = "", **environment: str) -> subprocess
     )
 
 
-def test_a_package_that_breaks_at_import_is_no_absent_one(tmp_path: Path) -> None:
+def test_a_package_that_breaks_at_import_is_not_absent(tmp_path: Path) -> None:
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2" / "__init__.py").write_text("")
     (tmp_path / "detectron2" / "layers.py").write_text("raise ImportError('undefined symbol')")

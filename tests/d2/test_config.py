@@ -1,4 +1,4 @@
-"""Configs and @configurable, on whichever back-end is selected."""
+"""Configs and @configurable, on the selected back-end."""
 
 from pathlib import Path
 

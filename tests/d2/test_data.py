@@ -1,4 +1,4 @@
-"""Catalogs, data sets, samplers and image files, on whichever back-end is selected."""
+"""Catalogs, data sets, samplers and image files, on the selected back-end."""
 
 import itertools
 import random

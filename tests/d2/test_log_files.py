@@ -1,4 +1,4 @@
-"""setup_logger: where lines go, and what they look like."""
+"""setup_logger: destinations and format of the lines."""
 
 import logging
 import re

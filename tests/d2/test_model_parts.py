@@ -1,4 +1,4 @@
-"""Layers, registries and points, on whichever back-end is selected."""
+"""Layers, registries and points, on the selected back-end."""
 
 import inspect
 from typing import Any

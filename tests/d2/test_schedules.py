@@ -52,7 +52,7 @@ def test_fixed_gamma_decays_in_equal_parts() -> None:
     assert found[26] == pytest.approx(1e-5)
 
 
-def test_resumed_schedule_goes_on_where_it_stopped() -> None:
+def test_a_resumed_schedule_continues() -> None:
     whole = rates(*schedule("WarmupCosineLR", 0.001), 99)
     optimizer, scheduler = schedule("WarmupCosineLR", 0.001)
     rates(optimizer, scheduler, 40)

@@ -1,4 +1,4 @@
-"""Boxes, masks, image lists and instances, on whichever back-end is selected."""
+"""Boxes, masks, image lists and instances, on the selected back-end."""
 
 import copy
 import pickle
@@ -90,7 +90,7 @@ def test_image_list_options() -> None:
             ImageList.from_tensors(wrong)
 
 
-def test_masks_of_nothing_have_boxes_of_zeros(recorded: dict[str, Any]) -> None:
+def test_empty_masks_have_boxes_of_zeros(recorded: dict[str, Any]) -> None:
     masks = BitMasks(torch.zeros(2, 5, 6))
     assert masks.get_bounding_boxes().tensor.tolist() == recorded["bitmasks.empty_boxes"]
     assert masks.nonempty().tolist() == recorded["bitmasks.nonempty"]

@@ -187,7 +187,7 @@ def test_eval_hook(period, after_train, fail_at, expected) -> None:
     assert trainer.storage.smoothing_hints()["segm/AP"] is False
 
 
-def test_eval_hook_wants_numbers() -> None:
+def test_eval_hook_needs_numbers() -> None:
     trainer = Trainer()
     trainer.register_hooks([hooks.EvalHook(0, lambda: {"segm": {"AP": "high"}})])
     with pytest.raises(ValueError, match="segm/AP"):

@@ -1,4 +1,4 @@
-"""Augmentations, on whichever back-end is selected, against detectron2's record."""
+"""Augmentations, on the selected back-end, against detectron2's record."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_augmentations_give_what_detectron2_gave(name: str, recorded: dict[str, 
     box = tfm.apply_box(np.array([recorded["tf.box_xyxy"]]))[0]
     box = np.clip(box, 0, [width, height, width, height])
     np.testing.assert_allclose(box, wanted["bbox"], rtol=0, atol=1e-9)
-    assert Boxes([box]).nonempty().tolist() == wanted["box_nonempty"]
+    assert Boxes(box[None]).nonempty().tolist() == wanted["box_nonempty"]
     polygons = tfm.apply_polygons([np.reshape(p, (-1, 2)) for p in recorded["tf.polygons"]])
     for polygon, expected in zip(polygons, wanted["polygons"], strict=True):
         np.testing.assert_allclose(polygon.reshape(-1), expected, rtol=0, atol=1e-9)
@@ -122,7 +122,7 @@ def test_an_expanded_rotation_keeps_all_points() -> None:
     assert (rotated >= -1).all() and (rotated <= [rotation.bound_w + 1, rotation.bound_h + 1]).all()
 
 
-def test_a_policy_gets_the_inputs_that_its_parameters_name() -> None:
+def test_an_augmentation_gets_the_inputs_that_its_parameters_name() -> None:
     class Mirror(T.Augmentation):
         def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> T.Transform:
             assert image.shape[:2] == sem_seg.shape

@@ -1,4 +1,4 @@
-"""What processes do together, in two of them on the CPU."""
+"""Communication between two processes on the CPU."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each process found."""
+    """The findings of each process."""
     folder = tmp_path_factory.mktemp("two_processes")
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "support.two_processes", folder],

@@ -1,4 +1,4 @@
-"""DetectionCheckpointer: names matched by their ends, resuming, what is saved."""
+"""DetectionCheckpointer: matching of names by suffix, resuming, saving."""
 
 import pickle
 from collections import OrderedDict
@@ -32,7 +32,7 @@ def write_pickle(path, entries: dict, **extra) -> str:
 
 
 @pytest.mark.parametrize("as_array", [True, False])
-def test_pickled_weights_are_matched_by_the_ends_of_names(tmp_path, recorded, as_array) -> None:
+def test_pickled_weights_are_matched_by_suffix(tmp_path, recorded, as_array) -> None:
     case = recorded["matching_heuristics"]
     model = Backboned()
     assert sorted(model.state_dict()) == case["model_keys"]
@@ -50,7 +50,7 @@ def test_pickled_weights_are_matched_by_the_ends_of_names(tmp_path, recorded, as
     assert loaded == expected
 
 
-def test_longest_end_wins_and_whole_parts_only(tmp_path) -> None:
+def test_the_longest_suffix_of_whole_parts_wins(tmp_path) -> None:
     model = nn.ModuleDict({"a": nn.ModuleDict({"conv": nn.Linear(1, 1, bias=False)})})
     model["myconv"] = nn.Linear(1, 1, bias=False)
     for parameter in model.parameters():
@@ -61,14 +61,14 @@ def test_longest_end_wins_and_whole_parts_only(tmp_path) -> None:
     assert model["myconv"].weight.item() == 0
 
 
-def test_entry_that_fits_two_names_is_an_error(tmp_path) -> None:
+def test_an_entry_that_matches_two_names_is_an_error(tmp_path) -> None:
     model = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
     path = write_pickle(tmp_path / "weights.pkl", {"weight": np.ones((1, 1))})
     with pytest.raises(ValueError):
         DetectionCheckpointer(model).load(path)
 
 
-def test_entry_of_another_shape_is_left_out_with_a_warning(tmp_path, lines) -> None:
+def test_an_entry_of_another_shape_is_skipped_with_a_warning(tmp_path, lines) -> None:
     model = Backboned()
     path = write_pickle(tmp_path / "weights.pkl", {"conv1.weight": np.ones((5, 5))})
     DetectionCheckpointer(model).load(path)
@@ -138,7 +138,7 @@ def test_save_and_resume(tmp_path) -> None:
     assert other_optimizer.state_dict()["state"] == {}
 
 
-def test_nothing_is_saved_without_a_folder_or_when_told_not_to(tmp_path) -> None:
+def test_nothing_is_saved_without_a_folder_or_with_save_to_disk_off(tmp_path) -> None:
     DetectionCheckpointer(nn.Linear(1, 1)).save("model")
     DetectionCheckpointer(nn.Linear(1, 1), str(tmp_path), save_to_disk=False).save("model")
     assert list(tmp_path.iterdir()) == []

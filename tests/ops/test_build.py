@@ -45,7 +45,7 @@ def test_the_cuda_source_compiles_and_links(tmp_path) -> None:
     assert str(path) in run.stdout and path.name == build.cuda_library_name()
     library = load_library(path)
     ms_deform_attn_cuda.declare_return_types(library)  # all functions are there
-    assert library.ms_deform_attn_usable(99)  # no machine has so many GPUs
+    assert library.ms_deform_attn_usable(99)  # no machine has 100 GPUs
     assert b"libcudart.so" not in path.read_bytes()
     assert isinstance(library, ctypes.CDLL)
 

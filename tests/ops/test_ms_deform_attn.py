@@ -178,7 +178,7 @@ def test_with_torch_operators_it_is_exported_for_any_size() -> None:
 
 def test_it_makes_tensors_on_the_device_of_its_inputs(kernel) -> None:
     inputs, variables = differentiable(random_inputs([(2, 3), (4, 3)]))
-    with torch.device("meta"):  # what is made without a device has no numbers
+    with torch.device("meta"):  # tensors without an explicit device would be empty
         output = ms_deform_attn(*inputs)
         grads = torch.autograd.grad(output.sum(), variables)
     assert all(x.device == CPU for x in (output, *grads))

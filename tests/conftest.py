@@ -29,7 +29,7 @@ with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
     import ovformer.ops.ms_deform_attn_triton  # noqa: E402, F401
 from ovformer.d2 import BACKEND  # noqa: E402
-from support.loggers import own_loggers  # noqa: E402
+from support.loggers import restore_loggers  # noqa: E402
 
 REFERENCE = ROOT / "tests/reference"
 TOOLS = ROOT / "tools"
@@ -81,7 +81,7 @@ def user_error(capsys: pytest.CaptureFixture) -> Callable[..., str]:
 @pytest.fixture(autouse=True)
 def restored_loggers() -> Iterator[None]:
     """Scripts that run in this process configure loggers, which others look at."""
-    with own_loggers():
+    with restore_loggers():
         yield
 
 

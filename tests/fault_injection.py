@@ -5,8 +5,8 @@
 
 prints the tables of docs/reliability.md. Trainings are those of the tests: seconds long, on drawn
 images and videos, with checkpoints, evaluations and lines of metrics after each second iteration.
-Each is compared with one that nothing happened to: weights, optimizer, curves, predictions and
-scores have to be equal, to the bit.
+Each is compared with a run without faults: weights, optimizer, curves, predictions and scores have
+to be equal to the bit.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from support.damaged_files import DAMAGES, damage_files
-from support.fault_runs import Count, Recipe, finish, lost, recipes, witnessed
+from support.fault_runs import Count, Recipe, find_losses, finish, make_recipes, read_witness
 
 
 def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> dict[str, Count]:
-    """Kill runs, some of them several times, and go on with them.
+    """Kill runs, some of them several times, and resume them.
 
-    Half of the moments are random in processor time, half are random among what is done to files.
+    Half of the moments are random in processor time, half are random among the file events.
     """
     counts = {name: Count() for name in made}
     generator = random.Random(seed)
@@ -48,7 +48,7 @@ def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> di
             else:
                 moment = {"event": generator.randint(1, recipe.events), "seed": number}
             status = recipe.run(output, "--resume", **moment)
-            count.losses += [f"{output}: {what}" for what in lost(output)]
+            count.losses += [f"{output}: {what}" for what in find_losses(output)]
             if status == -9:
                 done += 1
                 count.others[f"kills by {next(iter(moment))}"] += 1
@@ -64,7 +64,7 @@ def kill_runs(made: dict[str, Recipe], folder: Path, runs: int, seed: int) -> di
 def resume_older(
     recipe: Recipe, count: Count, folder: Path, generator: random.Random, number: int
 ) -> None:
-    """Damage the last checkpoint of a training that was killed; go on from the one before."""
+    """Damage the last checkpoint of a killed training; resume from the one before."""
     output = folder / "output"
     shutil.copytree(recipe.folder, output)
     for later in ("model_0000005.pth", "model_final.pth"):
@@ -85,7 +85,7 @@ def resume_older(
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Mount a file system of so many bytes there, in memory.
+    """Mount a file system of ``size`` bytes in memory at a folder.
 
     Raises:
         OSError: only root can, on Linux.
@@ -104,17 +104,18 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 def fill_disk(
     recipe: Recipe, count: Count, folder: Path, generator: random.Random, number: int
 ) -> None:
-    """Run on a disk that becomes full at a random moment; go on when it has got larger."""
+    """Run on a disk that becomes full at a random moment; resume after enlarging it."""
     need = sum(path.stat().st_size for path in recipe.folder.rglob("*") if path.is_file())
     with small_disk(folder, int(need * generator.uniform(0.05, 1.0))):
         output = folder / "folder" / "output"
         status = recipe.run(output, "--resume")
         # The log is on the disk, too: what does not fit is not in it.
-        count.others["ended with an error"] += status == 1
-        count.others["had room enough"] += status == 0
-        if status not in (0, 1):
+        outcomes = {1: "ended with an error", 0: "had room enough"}
+        if status in outcomes:
+            count.others[outcomes[status]] += 1
+        else:
             count.losses.append(f"{output}: exit status {status}")
-        count.losses += [f"{output}: {what}" for what in lost(output)]
+        count.losses += [f"{output}: {what}" for what in find_losses(output)]
         subprocess.run(["mount", "-o", f"remount,size={need * 4}", str(folder)], check=True)
         finish(recipe, output, count)
 
@@ -122,7 +123,7 @@ def fill_disk(
 def fail_reads(
     recipe: Recipe, count: Count, folder: Path, generator: random.Random, number: int
 ) -> None:
-    """Have the disk fail at a random picture, or at the checkpoint to go on from."""
+    """Make the disk fail at a random image, or at the checkpoint to resume from."""
     output = folder / "output"
     fault = {"read": generator.randint(1, 9)}
     if "--eval-only" not in recipe.argv and number % 2:
@@ -130,13 +131,13 @@ def fail_reads(
         # The record of the run reads it first, for its digest.
         fault = {"checkpoint": generator.randint(2, 4)}
     status = recipe.run(output, "--resume", **fault)
-    unreadable = [words for kind, words in witnessed(output) if kind == "unreadable"]
+    unreadable = [words for kind, words in read_witness(output) if kind == "unreadable"]
     text = output.with_name("output log").read_text()
     if status == 0 or not unreadable or unreadable[0] not in text:
         count.losses.append(f"{output}: the failure was not named")
     else:
         count.others[f"{Path(unreadable[0]).suffix} named"] += 1
-    count.losses += [f"{output}: {what}" for what in lost(output)]
+    count.losses += [f"{output}: {what}" for what in find_losses(output)]
     finish(recipe, output, count)
 
 
@@ -164,7 +165,7 @@ def inject(
 
 
 def progress(what: str, number: int, total: int, counts: Any = ()) -> None:
-    """Print how far it is."""
+    """Print the progress."""
     losses = [loss for count in counts for loss in count.losses]
     print(f"{what}: {number} of {total}, lost: {losses or 'nothing'}", file=sys.stderr, flush=True)
 
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
-        made = recipes(folder)
+        made = make_recipes(folder)
         counts: dict[str, Count] = {}
         if "kills" in args.only:
             counts |= kill_runs(made, folder / "kills", args.runs, args.seed)

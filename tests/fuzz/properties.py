@@ -1,7 +1,7 @@
-"""What has to hold for any file: it is read, or refused with an error that names it.
+"""Properties of all readers: any file is read, or refused with an error that names it.
 
-Each property takes ``draw`` (see ``mutations``) and a folder for its file. Whatever is accepted is
-used as the scorer, the mappers and the tools do, in the same process: a crash of C code ends it.
+Each property takes ``draw`` (see ``mutations``) and a folder for its file. Accepted files are used
+as by the scorer, the mappers and the tools, in the same process: a crash of C code ends it.
 """
 
 import functools
@@ -90,25 +90,25 @@ SOLVER: {BASE_LR: 1.0e-4, STEPS: [1, 2], MAX_ITER: 10}
 def lvis_annotations(draw: Draw, folder: Path) -> None:
     """Read an LVIS file, and draw its masks as the mapper does."""
     path = _write(folder / "lvis.json", damaged(LVIS, draw))
-    for record in _refused_or(path, lambda: read_lvis_json(path, folder, TABLE)) or ():
+    for record in _read_or_refuse(path, lambda: read_lvis_json(path, folder, TABLE)) or ():
         if record["height"] * record["width"] < 1 << 20:
             for annotation in record["annotations"]:
                 if isinstance(mask := annotation["segmentation"], list):
                     mask = polygons_to_rle(mask, record["height"], record["width"])
                 assert coco_mask.decode(mask).shape == (record["height"], record["width"])
-    content = _refused_or(path, lambda: read_json(path, ("annotations", "categories")))
+    content = _read_or_refuse(path, lambda: read_json(path, ("annotations", "categories")))
     if content is not None:
-        _refused_or(path, _naming(path, lambda: count_categories(content)))
+        _read_or_refuse(path, _name_file(path, lambda: count_categories(content)))
 
 
 def video_annotations(draw: Draw, folder: Path) -> None:
     """Read a file of videos, score nothing against it and make records of it."""
     path = _write(folder / "videos.json", damaged(VIS, draw))
-    truth = _refused_or(path, lambda: load_vis_json(path))
+    truth = _read_or_refuse(path, lambda: load_vis_json(path))
     if truth is not None:
         if truth.get("annotations") is not None:
             VideoMetric(truth).compute().table()
-        _refused_or(path, lambda: read_vis_json(path, folder, TABLE))
+        _read_or_refuse(path, lambda: read_vis_json(path, folder, TABLE))
 
 
 def results(draw: Draw, folder: Path) -> None:
@@ -116,9 +116,9 @@ def results(draw: Draw, folder: Path) -> None:
     truth = _truth(folder)
     path = _write(folder / "results.json", damaged(RESULTS, draw))
     metric = VideoMetric(truth)
-    _refused_or(path, _naming(path, lambda: metric.update(read_results(path))))
+    _read_or_refuse(path, _name_file(path, lambda: metric.update(read_results(path))))
     metric.compute()
-    _refused_or(path, lambda: list(read_checked(path, truth)))
+    _read_or_refuse(path, lambda: list(read_checked(path, truth)))
 
 
 def masks(draw: Draw, folder: Path) -> None:
@@ -134,19 +134,19 @@ def masks(draw: Draw, folder: Path) -> None:
         for rle in valid:
             _use(rle)
         if valid:
-            shown = [coco_mask.decode(rle).astype(bool) for rle in valid]
+            decoded = [coco_mask.decode(rle).astype(bool) for rle in valid]
             iou = coco_mask.iou(valid, valid, [0] * len(valid))
-            wanted = [[_share(a & b, a | b) for b in shown] for a in shown]
+            wanted = [[_share(a & b, a | b) for b in decoded] for a in decoded]
             np.testing.assert_allclose(iou, wanted)
             merged = coco_mask.decode(coco_mask.merge(valid))
-            np.testing.assert_array_equal(merged, np.any(shown, axis=0))
+            np.testing.assert_array_equal(merged, np.any(decoded, axis=0))
         runs = [draw(-1, 2 * size[0]) for _ in range(draw(0, 4))]
         runs.append(size[0] * size[1] - sum(runs))
-        if (rle := _checked(lambda: runs_to_rle(size, runs))) is not None:
+        if (rle := _check_or_none(lambda: runs_to_rle(size, runs))) is not None:
             assert find_fault([rle]) is None
             _use(rle)
         numbers = [_coordinate(draw) for _ in range(draw(0, 9))]
-        if _checked(lambda: check_polygons([numbers], *size) or True):
+        if _check_or_none(lambda: check_polygons([numbers], *size) or True):
             _use(polygons_to_rle([numbers], *size))
             polygons_to_rle([np.array(numbers) * 2048], 64, 64)
 
@@ -173,7 +173,7 @@ def config(draw: Draw, folder: Path) -> None:
 
 
 def pickles(draw: Draw, folder: Path) -> None:
-    """Unpickle weights; nothing else is ever made than numbers, arrays, tensors and containers."""
+    """Unpickle weights; only numbers, arrays, tensors and containers are ever made."""
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     content = {"model": {"a": array, "b": torch.ones(2)}, "n": [np.float64(1), np.int64(2)]}
     if draw(0, 1):
@@ -184,7 +184,7 @@ def pickles(draw: Draw, folder: Path) -> None:
         torch.save(content, file, _use_new_zipfile_serialization=bool(draw(0, 1)))
         data, load = damaged_text(file.getvalue(), draw), load_torch_file
     try:
-        _look(load(io.BytesIO(data)))
+        _read_numbers(load(io.BytesIO(data)))
     except pickle.UnpicklingError as error:
         assert str(error)
 
@@ -215,7 +215,7 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _refused_or(path: Path, read: Callable[[], Any]) -> Any:
+def _read_or_refuse(path: Path, read: Callable[[], Any]) -> Any:
     """Return what a reader returns; None if it refuses the file with an error that names it."""
     try:
         return read()
@@ -224,7 +224,7 @@ def _refused_or(path: Path, read: Callable[[], Any]) -> Any:
         return None
 
 
-def _naming(path: Path, read: Callable[[], Any]) -> Callable[[], Any]:
+def _name_file(path: Path, read: Callable[[], Any]) -> Callable[[], Any]:
     def named() -> Any:
         with name_file_in_errors(path):
             return read()
@@ -232,7 +232,7 @@ def _naming(path: Path, read: Callable[[], Any]) -> Callable[[], Any]:
     return named
 
 
-def _checked(check: Callable[[], Any]) -> Any:
+def _check_or_none(check: Callable[[], Any]) -> Any:
     try:
         return check()
     except ValueError:
@@ -288,14 +288,14 @@ def _use(rle: dict) -> None:
     coco_mask.toBbox(rle)
 
 
-def _look(value: Any) -> None:
+def _read_numbers(value: Any) -> None:
     """Read all numbers of what was unpickled."""
     if isinstance(value, dict):
         for part in (*value.keys(), *value.values()):
-            _look(part)
+            _read_numbers(part)
     elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
-            _look(part)
+            _read_numbers(part)
     elif isinstance(value, np.ndarray):
         assert value.dtype.kind in "biufc"
         str(value)

@@ -1,4 +1,4 @@
-"""Files of runs, damaged in each way: is it noticed when they are read?"""
+"""Damages files of runs in each way, and reads them: is the damage noticed?"""
 
 import json
 import os
@@ -13,11 +13,11 @@ from ovformer.engine.metrics import cut_metrics
 from ovformer.engine.resume import DamagedCheckpointError, find_whole_checkpoint
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import ResultsWriter, merge_results
-from support.fault_runs import Recipe, same
+from support.fault_runs import Recipe, are_equal
 
 
 def cut(content: bytes, generator: random.Random) -> bytes:
-    """Cut off what is behind a random place."""
+    """Cut off all bytes after a random place."""
     return content[: generator.randrange(len(content))]
 
 
@@ -79,7 +79,7 @@ def _read_checkpoint(path: Path, content: bytes) -> str:
         return "noticed"
     original = path.with_name("original")
     original.write_bytes(content)
-    return "no effect" if same(read_weights(path), read_weights(original)) else "unnoticed"
+    return "no effect" if are_equal(read_weights(path), read_weights(original)) else "unnoticed"
 
 
 def _read_name(path: Path, content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Small runs of the training scripts, with faults: what they are compared with, what they lost."""
+"""Small runs of the training scripts with faults, their comparison with whole runs, and losses."""
 
 import json
 import shutil
@@ -28,14 +28,14 @@ TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
 
 @dataclass
 class Recipe:
-    """A command, and what comes of it when nothing happens.
+    """A command, and the result of a run without faults.
 
     Attributes:
         argv: the script's name and its command line without OUTPUT_DIR.
         root: dataset root.
-        folder: of the run that nothing happens to.
-        seconds: processor time that it takes.
-        events: things that it does with files.
+        folder: output of the run without faults.
+        seconds: processor time of that run.
+        events: number of its file events.
     """
 
     argv: list[str]
@@ -55,15 +55,17 @@ class Recipe:
         return process.exitcode
 
     def run_undisturbed(self) -> None:
-        """Make what others are compared with."""
+        """Run it without a fault; other runs are compared with this one."""
         if self.run(self.folder):
             sys.exit(self.folder.with_name(f"{self.folder.name} log").read_text())
-        noted = dict(words for words in witnessed(self.folder) if words[0] in ("events", "seconds"))
+        noted = dict(
+            words for words in read_witness(self.folder) if words[0] in ("events", "seconds")
+        )
         self.events, self.seconds = int(noted["events"]), float(noted["seconds"])
 
 
-def recipes(folder: Path) -> dict[str, Recipe]:
-    """Return the trainings and the evaluation, with the data that they need."""
+def make_recipes(folder: Path) -> dict[str, Recipe]:
+    """Write the data of two trainings and an evaluation, and run these without faults."""
     kinds = {
         "training on images": (IMAGE, []),
         "training on clips": (CLIPS, []),
@@ -81,13 +83,13 @@ def recipes(folder: Path) -> dict[str, Recipe]:
 
 @dataclass
 class Count:
-    """What became of runs.
+    """Counts the outcomes of runs.
 
     Attributes:
-        runs: how many there were.
-        continued: of them, those that came to their end with --resume.
-        equal: of those, those that ended as the one that nothing happened to.
-        losses: what had been finished and was not there any more.
+        runs: number of runs.
+        continued: runs that --resume finished.
+        equal: runs with the same result as the run without faults.
+        losses: finished work that was lost.
         others: more counts, by name.
     """
 
@@ -110,25 +112,25 @@ class Count:
 
 
 def finish(recipe: Recipe, output: Path, count: Count, *options: str) -> None:
-    """Go on with a run, and count what becomes of it."""
+    """Resume a run, and count its outcome."""
     count.runs += 1
     if recipe.run(output, "--resume", *options):
-        count.losses += [f"{output}: does not go on"]
+        count.losses += [f"{output}: does not resume"]
         return
     count.continued += 1
-    differences = different(output, recipe.folder)
+    differences = find_differences(output, recipe.folder)
     count.equal += not differences
-    count.losses += [f"{output}: {what}" for what in [*differences, *lost(output)]]
+    count.losses += [f"{output}: {what}" for what in [*differences, *find_losses(output)]]
 
 
-def witnessed(output: Path) -> list[list[str]]:
-    """Return what a run noted as finished."""
+def read_witness(output: Path) -> list[list[str]]:
+    """Return what a run recorded as finished."""
     path = output.with_name(f"{output.name} witness")
     return [line.split(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def lost(output: Path) -> list[str]:
-    """Return what a run had finished and is not whole in its folder."""
+def find_losses(output: Path) -> list[str]:
+    """Return finished work of a run that is missing or damaged in its folder."""
     losses = []
     for path in output.rglob("*"):
         try:
@@ -138,7 +140,7 @@ def lost(output: Path) -> list[str]:
                 json.loads(path.read_text())
         except ValueError as error:
             losses.append(str(error))
-    noted = witnessed(output)
+    noted = read_witness(output)
     saved = [int(words.split()[1]) for kind, words in noted if kind == "checkpoint"]
     if saved:
         try:
@@ -179,8 +181,8 @@ def curves(output: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
 
 
-def different(output: Path, expected: Path) -> list[str]:
-    """Return in what the results of a run differ from those of another one."""
+def find_differences(output: Path, expected: Path) -> list[str]:
+    """Return the differences between the results of two runs."""
     differences = []
     files = sorted(path.relative_to(expected) for path in expected.rglob("*"))
     for name in files:
@@ -188,25 +190,30 @@ def different(output: Path, expected: Path) -> list[str]:
         if name.parts[0] == "runs":
             continue  # each start has a record of its own
         if not one.exists():
-            differences += [f"{name} is missing"] * (not name.name.startswith("events."))
-        elif name.suffix == ".pth":
-            differences += [f"{name} differs"] * (not same(read_weights(one), read_weights(other)))
+            if not name.name.startswith("events."):
+                differences.append(f"{name} is missing")
+            continue
+        equal = True
+        if name.suffix == ".pth":
+            equal = are_equal(read_weights(one), read_weights(other))
         elif name.name == "metrics.json":
-            differences += [f"{name} differs"] * (curves(output) != curves(expected))
-        elif "inference" in name.parts and name.is_file():
-            # They name their own folder.
+            equal = curves(output) == curves(expected)
+        elif "inference" in name.parts and one.is_file():
+            # Files of results name their own folder.
             texts = [(f / name).read_text().replace(str(f), "") for f in (output, expected)]
-            differences += [f"{name} differs"] * (texts[0] != texts[1])
+            equal = texts[0] == texts[1]
+        if not equal:
+            differences.append(f"{name} differs")
     return differences
 
 
-def same(one: Any, other: Any) -> bool:
-    """Tell whether contents of checkpoints are equal, but for times and the folder's name."""
+def are_equal(one: Any, other: Any) -> bool:
+    """Tell whether contents of checkpoints are equal, except for times and the folder's name."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
         names = one.keys() - {"config", *TIMES}
-        return one.keys() == other.keys() and all(same(one[n], other[n]) for n in names)
+        return one.keys() == other.keys() and all(are_equal(one[n], other[n]) for n in names)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(are_equal, one, other))
     return one == other

@@ -1,8 +1,8 @@
-"""A training script in a process that is killed, or whose reads fail, at a moment that is told.
+"""Runs a training script in a process that is killed, or whose reads fail, at a given moment.
 
-What a run has finished is noted in a file outside of its folder, so that it can be told afterwards
-whether something was lost. Moments are counted in two ways: by processor time, and by what is done
-with files of the folder: opened for writing, synced, renamed, removed.
+A file outside of the run's folder lists what the run has finished, so that losses are found
+afterwards. Moments are counted in two ways: by processor time, and by events of the folder's files:
+opened for writing, synced, renamed, removed.
 """
 
 import errno
@@ -21,12 +21,13 @@ from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.stages import STAGES
 from ovformer.evaluation.results_writer import ResultsWriter
+from support.script_server import redirect_output
 
 _PICTURES = (".png", ".jpg")
 
 
 class Witness:
-    """Notes in a file what is finished, in a way that a kill can't undo."""
+    """Writes finished work to a file, in a way that a kill can't undo."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -56,20 +57,18 @@ class Witness:
 
 
 class FileEvents:
-    """Counts what is done with the files of a folder, and kills at one of these events.
+    """Counts events of the files of a folder, and kills the process at one of them.
 
-    A kill in the middle of writing is put in at a sync: the file is cut at a random place behind
-    what had been synced before.
+    A kill in the middle of writing happens at a sync: the file is cut at a random place after the
+    bytes that had been synced before.
+
+    Args:
+        folder: the folder.
+        kill_at: number of the event, from 1, or None.
+        seed: for the places where files are cut.
     """
 
     def __init__(self, folder: Path, kill_at: int | None, seed: int) -> None:
-        """Begin to count.
-
-        Args:
-            folder: whose files count.
-            kill_at: number of the event, from 1, or None.
-            seed: of the places where files are cut.
-        """
         self.count = 0
         self._folder = str(folder)
         self._kill_at = kill_at
@@ -111,7 +110,7 @@ class FileEvents:
 
 
 def kill_after(processor_seconds: float) -> None:
-    """Kill this process when it has used so much more processor time."""
+    """Kill this process after that much more processor time."""
     end = time.process_time() + processor_seconds
 
     def watch() -> None:
@@ -123,7 +122,7 @@ def kill_after(processor_seconds: float) -> None:
 
 
 def fail_reading(suffixes: tuple[str, ...], number: int, witness: Witness) -> None:
-    """Have the ``number``-th file that is opened for reading be one that can't be read any more."""
+    """Make the ``number``-th file that is opened for reading unreadable from then on."""
     left, broken = [number], []
 
     def audit(event: str, args: tuple) -> None:
@@ -142,19 +141,18 @@ def fail_reading(suffixes: tuple[str, ...], number: int, witness: Witness) -> No
 
 
 def run(argv: list[str], output: Path, root: Path, log: Path, fault: dict[str, Any]) -> None:
-    """Run a training script with a fault; the process belongs to it alone.
+    """Run a training script with a fault, in a process of its own.
 
     Args:
         argv: the script's name and its command line.
         output: its OUTPUT_DIR.
         root: the dataset root.
-        log: file that gets what the script prints.
+        log: file for what the script prints.
         fault: "seconds" (of processor time) or "event" to be killed at; "read", the number of the
             picture, or "checkpoint", that of the checkpoint, that can't be read; "seed".
     """
-    printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(printed, 1)
-    os.dup2(printed, 2)
+    log.unlink(missing_ok=True)
+    redirect_output(log)
     os.environ["DETECTRON2_DATASETS"] = str(root)
     training_script.WRITE_PERIOD = 2
     witness = Witness(output.with_name(f"{output.name} witness"))

@@ -1,10 +1,10 @@
-"""Runs a training script as a user does, writes down the samples, and sends signals at a moment.
+"""Runs a training script as a user does, records the samples, and sends a signal at one moment.
 
 ``python interrupted_run.py train_net.py ...``, also started by torchrun. From the environment:
 SAMPLES, a folder for the samples of each process; INTERRUPT, ``MOMENT:ITERATION:SIGNAL:RANK``. The
 moment is "step", in the middle of an iteration, or "save", when half of the checkpoint of that
 iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C. Processes
-that torchrun started again get none.
+that torchrun restarted get none.
 """
 
 import io
@@ -22,6 +22,7 @@ from ovformer import run as training_script
 from ovformer.d2 import comm
 from ovformer.engine.stages import STAGES
 from ovformer.engine.trainer import Trainer
+from support.script_server import redirect_output
 
 
 def interrupt(moment: str, iteration: int) -> None:
@@ -37,8 +38,8 @@ def interrupt(moment: str, iteration: int) -> None:
         os.kill(os.getpid(), int(number))
 
 
-def with_samples(forward: Callable) -> Callable:
-    """Write down what a step is about to see."""
+def record_samples(forward: Callable) -> Callable:
+    """Record the images of a step before it sees them."""
 
     def forward_with_samples(self: Trainer, records: list[dict], *others: dict) -> dict:
         path = Path(os.environ["SAMPLES"], f"{comm.get_rank()}.txt")
@@ -53,7 +54,7 @@ def with_samples(forward: Callable) -> Callable:
     return forward_with_samples
 
 
-def in_halves(save: Callable) -> Callable:
+def write_in_halves(save: Callable) -> Callable:
     """Write a checkpoint in two halves, with the moment between them."""
 
     def save_in_halves(content: object, file: BinaryIO, **options) -> object:
@@ -71,9 +72,9 @@ def in_halves(save: Callable) -> Callable:
 
 
 def install() -> None:
-    """Put both in and write curves often, also in processes that the script starts."""
-    Trainer._forward = with_samples(Trainer._forward)
-    torch.save = in_halves(torch.save)
+    """Install both, and write curves often, also in processes that the script starts."""
+    Trainer._forward = record_samples(Trainer._forward)
+    torch.save = write_in_halves(torch.save)
     training_script.WRITE_PERIOD = 2
     os.environ.setdefault("INTERRUPT", "")
 
@@ -88,9 +89,7 @@ def run_in_group(argv: list[str], environment: dict[str, str], log: Path) -> Non
     """Run it as the only process, besides its own, of a process group, with output to a file."""
     os.setpgid(0, 0)
     os.environ.update(environment)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    redirect_output(log)
     # As where no server starts processes: workers that load data are forked.
     multiprocessing.set_start_method("fork", force=True)
     install()

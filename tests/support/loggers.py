@@ -1,4 +1,4 @@
-"""Loggers of scripts that run in the tests' own process."""
+"""Keeps scripts that run in the tests' process from changing loggers for later tests."""
 
 import logging
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from ovformer.d2 import setup_logger
 
 
 @contextmanager
-def own_loggers() -> Iterator[None]:
-    """Put the loggers of a script that runs in this process back as they were."""
+def restore_loggers() -> Iterator[None]:
+    """At the end of the block, undo changes of the loggers by a script that ran in it."""
     loggers = [logging.getLogger(name) for name in ("ovformer", "detectron2", "fvcore")]
     before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
     try:

@@ -1,10 +1,9 @@
-"""Does one optimizer step of the real models for each of several settings and writes the gradients.
+"""Does one optimizer step of the real models for each of several settings; writes the gradients.
 
 Used by test_whole_batch.py, also as a script: ``torchrun one_step.py CONFIG FOLDER CASE ...``. A
 case is ``STAGE:NORM:STEPS`` with values of CLASS_LOSS_NORM and ACCUMULATION_STEPS; after the latter
 ``r`` means that activations are recomputed (ACTIVATION_CHECKPOINTING). All is computed in float64.
-What is random in the losses is the same for each instance, whichever process and micro-batch has
-it.
+Random points of the losses are the same for each instance, in any process and micro-batch.
 """
 
 import itertools
@@ -138,7 +137,7 @@ def work(config: str, folder: str, cases: list[str]) -> None:
 
 
 def set_up(setattr: Callable[[object, str, object], None] = setattr) -> None:
-    """Put replacements into torch, by that function."""
+    """Install replacements in torch with that function."""
     setattr(torch, "rand", same_for_each_instance)
     setattr(Tensor, "float", Tensor.double)  # losses take single precision, whatever the model has
 

@@ -1,6 +1,6 @@
-"""Scripts of Python in processes that have PyTorch already, whose import takes most of their time.
+"""Runs Python scripts in processes that have imported PyTorch, which takes most of their time.
 
-A process that has imported everything, and has done nothing else, is copied for each script.
+A server process imports everything and does nothing else; it is forked for each script.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-# Not modules of the tests: until Python 3.14 it does not look for them where this process does.
+# No modules of the tests: before Python 3.14 the server does not search the path of this process.
 SERVER.set_forkserver_preload(["ovformer.run", "ovformer.engine.stages"])
 
 
@@ -24,16 +24,19 @@ def run_script(
 ) -> int:
     """Run ``python <words>``: a script or ``-m`` with a module, and its arguments.
 
+    An older log is deleted.
+
     Args:
         words: what follows ``python``.
         folder: the working directory.
-        environment: all its environment variables; what is read at imports has no effect.
-        log: file that gets what it prints.
+        environment: all its environment variables; those that imports read have no effect.
+        log: file for what it prints.
         timeout: seconds.
 
     Returns:
         Its exit status: the negative number of the signal, if one ended it.
     """
+    log.unlink(missing_ok=True)
     process = SERVER.Process(target=_run, args=(words, folder, dict(environment), log))
     process.start()
     process.join(timeout)
@@ -43,11 +46,16 @@ def run_script(
     return process.exitcode
 
 
+def redirect_output(log: Path) -> None:
+    """Append all that this process prints to a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
 def _run(words: Sequence[str], folder: Path, environment: dict[str, str], log: Path) -> None:
-    """Be that process."""
-    printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(printed, 1)
-    os.dup2(printed, 2)
+    """Run the script in the new process."""
+    redirect_output(log)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -22,7 +22,7 @@ from ovformer.data.catalog.dataset_spec import load_categories, load_dataset
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.engine.stages import CLIPS, FRAMES, IMAGE, Stage
 from ovformer.modeling.language.text_classifier import save_text_classifier
-from support.loggers import own_loggers
+from support.loggers import restore_loggers
 from support.masks import compressed_rle, rectangle
 from support.mini_videos import SPLITS, MiniVideos, make_videos
 
@@ -131,7 +131,7 @@ class TinyRun:
 
     def here(self, *words: str, stage: Stage | None = None) -> None:
         """Run the script's code in this process, which saves the seconds that imports take."""
-        with own_loggers():
+        with restore_loggers():
             training_script.main(stage or self.stage, self.command(*words))
 
     def results(self, name: str = "") -> list[dict]:
@@ -276,7 +276,7 @@ def refused(tiny_run: TinyRun, monkeypatch, capsys) -> Callable[..., str]:
 
     def refuse(*words: str, stage: Stage = IMAGE) -> str:
         monkeypatch.setattr(
-            training_script, "launch", lambda *args, **kwargs: pytest.fail("it went on")
+            training_script, "launch", lambda *args, **kwargs: pytest.fail("a process was started")
         )
         with pytest.raises(SystemExit) as stop:
             tiny_run.here(*words, stage=stage)

@@ -1,4 +1,4 @@
-"""Joins two processes by gloo, tries what processes do together, and writes each one's findings.
+"""Joins two processes by gloo, calls what processes do together, and writes what each one got.
 
 Run by test_two_processes.py: ``python two_processes.py FOLDER``.
 """

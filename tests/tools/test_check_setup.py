@@ -10,7 +10,7 @@ from PIL import Image
 
 from ovformer.d2 import BACKEND
 from ovformer.engine.stages import CLIPS
-from support.loggers import own_loggers
+from support.loggers import restore_loggers
 from support.tiny_runs import ROOT, TinyRun, make_run
 
 
@@ -22,7 +22,7 @@ def check(load_tool: Callable, monkeypatch, capsys) -> Callable[..., tuple[int, 
 
     def run(*words: str) -> tuple[int, str]:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop, own_loggers():
+        with pytest.raises(SystemExit) as stop, restore_loggers():
             tool.main(words)
         return stop.value.code, capsys.readouterr().out
 
@@ -145,7 +145,7 @@ def test_clip_is_loaded_on_demand(check, tiny_run: TinyRun, monkeypatch) -> None
 def test_nothing_to_check(load_tool, monkeypatch, capsys, words: list[str], message: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as stop, own_loggers():
+    with pytest.raises(SystemExit) as stop, restore_loggers():
         load_tool("check_setup").main(words)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

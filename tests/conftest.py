@@ -29,15 +29,14 @@ with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
     import ovformer.ops.ms_deform_attn_triton  # noqa: E402, F401
 from ovformer.d2 import BACKEND  # noqa: E402
-from support.loggers import restore_loggers  # noqa: E402
+from support.scripts import restore_loggers  # noqa: E402
 
 REFERENCE = ROOT / "tests/reference"
 TOOLS = ROOT / "tools"
 
 # Modules of fixtures.
 pytest_plugins = [
-    f"support.{name}"
-    for name in ("mini_lvis", "mini_videos", "predictor_fixture", "random_videos", "tiny_runs")
+    f"support.{name}" for name in ("mini_lvis", "mini_videos", "predictor_fixture", "tiny_runs")
 ]
 
 

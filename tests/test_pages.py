@@ -34,7 +34,7 @@ from support.page_commands import (
     python_blocks,
     save_files,
 )
-from support.script_server import run_script
+from support.scripts import run_script
 from support.tiny_clip import make_clip
 
 CLIP_DIM = 512  # as the published text classifiers have it

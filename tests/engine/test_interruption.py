@@ -18,8 +18,7 @@ from ovformer.data.loading.loaders import _init_worker
 from ovformer.engine import interruption as module
 from ovformer.engine.interruption import SIGNALS, Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.trainer import Trainer
-from support.callback_hook import CallbackHook
-from support.small_training import noisy_trainer
+from support.small_training import CallbackHook, noisy_trainer
 
 FORK = multiprocessing.get_context("fork")
 

@@ -12,8 +12,7 @@ from ovformer.d2 import hooks
 from ovformer.engine.hooks import PeriodicCheckpoint
 from ovformer.engine.metrics import MetricsWriter, cut_metrics
 from ovformer.engine.trainer import Trainer
-from support.callback_hook import CallbackHook
-from support.small_training import noisy_trainer
+from support.small_training import CallbackHook, noisy_trainer
 
 LENGTH = 50
 # The first is written seven iterations later, the second one at once.

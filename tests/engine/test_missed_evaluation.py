@@ -12,8 +12,7 @@ from ovformer.engine.hooks import Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.trainer import Trainer
-from support.callback_hook import CallbackHook
-from support.small_training import noisy_trainer
+from support.small_training import CallbackHook, noisy_trainer
 
 LENGTH, EVERY = 12, 4
 

@@ -9,8 +9,8 @@ import torch
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.engine.stages import CLIPS, FRAMES, Stage
+from support.interrupted_run import Script
 from support.mini_videos import VIDEOS
-from support.started_script import Script
 from support.tiny_runs import FILES, make_run
 
 pytestmark = pytest.mark.slow

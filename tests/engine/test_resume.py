@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ovformer.engine.stages import CLIPS
-from support.started_script import Script
+from support.interrupted_run import Script
 from support.tiny_runs import make_run
 
 pytestmark = pytest.mark.slow

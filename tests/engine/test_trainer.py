@@ -15,8 +15,13 @@ from ovformer.engine.trainer import (
     random_state,
     set_random_state,
 )
-from support.callback_hook import CallbackHook
-from support.small_training import Regression, image_batches, make_trainer, noisy_trainer
+from support.small_training import (
+    CallbackHook,
+    Regression,
+    image_batches,
+    make_trainer,
+    noisy_trainer,
+)
 
 
 class Constant(nn.Module):

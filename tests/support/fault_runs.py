@@ -18,7 +18,7 @@ from ovformer.engine.stages import CLIPS, FRAMES, IMAGE
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import ResultsWriter, merge_results
 from support import faulty_run
-from support.script_server import SERVER
+from support.scripts import SERVER
 from support.tiny_runs import make_run
 
 OPTS = ["SOLVER.MAX_ITER", "6", "SOLVER.DETERMINISTIC", "True"]

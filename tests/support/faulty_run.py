@@ -21,7 +21,7 @@ from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.metrics import MetricsWriter
 from ovformer.engine.stages import STAGES
 from ovformer.evaluation.results_writer import ResultsWriter
-from support.script_server import redirect_output
+from support.scripts import redirect_output
 
 _PICTURES = (".png", ".jpg")
 

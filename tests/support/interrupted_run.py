@@ -1,18 +1,21 @@
-"""Runs a training script as a user does, records the samples, and sends a signal at one moment.
+"""Runs a training script as a user does, records its samples, and sends a signal at one moment.
 
-``python interrupted_run.py train_net.py ...``, also started by torchrun. From the environment:
-SAMPLES, a folder for the samples of each process; INTERRUPT, ``MOMENT:ITERATION:SIGNAL:RANK``. The
-moment is "step", in the middle of an iteration, or "save", when half of the checkpoint of that
-iteration is written. With the rank "group" all processes get the signal, as by Ctrl-C. Processes
-that torchrun restarted get none.
+Tests use :class:`Script`. It runs this file, ``python interrupted_run.py train_net.py ...``, also
+under torchrun, with two environment variables. SAMPLES is a folder for the samples of each process.
+INTERRUPT is ``MOMENT:ITERATION:SIGNAL:RANK``: the moment is "step", in the middle of an iteration,
+or "save", when half of the checkpoint of that iteration is written. With the rank "group" all
+processes get the signal, as by Ctrl-C. Processes that torchrun restarted get none.
 """
 
 import io
 import multiprocessing
 import os
+import socket
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +25,73 @@ from ovformer import run as training_script
 from ovformer.d2 import comm
 from ovformer.engine.stages import STAGES
 from ovformer.engine.trainer import Trainer
-from support.script_server import redirect_output
+from support.scripts import SERVER, redirect_output
+
+TIMEOUT = 400  # seconds, on a machine that is busy
+
+
+@dataclass
+class Script:
+    """A training script and its command line.
+
+    Attributes:
+        words: the command line without OUTPUT_DIR.
+        root: the dataset root.
+        opts: words that follow OUTPUT_DIR.
+    """
+
+    words: list[str]
+    root: Path
+    opts: list[str]
+
+    def command(self, output: Path, *options: str) -> list[str]:
+        return [*self.words, *options, "OUTPUT_DIR", str(output), *self.opts]
+
+    def environment(self, output: Path, interrupt: str) -> dict[str, str]:
+        samples = output.with_name(f"{output.name} samples")
+        samples.mkdir(exist_ok=True)
+        return {
+            "DETECTRON2_DATASETS": str(self.root),
+            "OMP_NUM_THREADS": "1",
+            "SAMPLES": str(samples),
+            "INTERRUPT": interrupt,
+        }
+
+    def here(self, output: Path, *options: str, interrupt: str = "", processes: int = 1) -> int:
+        """Run the script in processes of the server and return the status of the first one."""
+        environment = self.environment(output, interrupt)
+        if processes > 1:  # what torchrun does
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+            environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        started = []
+        for rank in range(processes):
+            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            arguments = (self.command(output, *options), environment | ranks, output.parent / "log")
+            started.append(SERVER.Process(target=run_in_group, args=arguments))
+            started[-1].start()
+        for process in started:
+            process.join(TIMEOUT)
+            process.kill()  # where it hangs; else pytest would wait for it at its end
+        return started[0].exitcode
+
+    def launched(
+        self, launcher: list[str], output: Path, *options: str, interrupt: str
+    ) -> subprocess.CompletedProcess:
+        """Run the script as a user does."""
+        return subprocess.run(
+            [sys.executable, *launcher, __file__, *self.command(output, *options)],
+            env={**os.environ, **self.environment(output, interrupt)},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            start_new_session=True,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def interrupt(moment: str, iteration: int) -> None:
@@ -86,7 +155,7 @@ def run(argv: list[str]) -> None:
 
 
 def run_in_group(argv: list[str], environment: dict[str, str], log: Path) -> None:
-    """Run it as the only process, besides its own, of a process group, with output to a file."""
+    """Run the script in a process group of its own, with output to a file."""
     os.setpgid(0, 0)
     os.environ.update(environment)
     redirect_output(log)

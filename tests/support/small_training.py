@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ovformer.d2 import hooks
+from ovformer.d2 import HookBase, TrainerBase, hooks
 from ovformer.engine.hooks import PeriodicCheckpoint
 from ovformer.engine.trainer import Trainer
 
@@ -97,3 +97,20 @@ def noisy_trainer(folder: Path, max_iter: int, **others) -> Trainer:
     trainer = make_trainer(Noisy(), image_batches, max_iter, output_dir=str(folder), **others)
     trainer.register_hooks([PeriodicCheckpoint(2)])
     return trainer
+
+
+class CallbackHook(HookBase):
+    """Calls functions with the trainer before and after each iteration."""
+
+    def __init__(
+        self,
+        before_step: Callable[[TrainerBase], None] = lambda trainer: None,
+        after_step: Callable[[TrainerBase], None] = lambda trainer: None,
+    ) -> None:
+        self._before_step, self._after_step = before_step, after_step
+
+    def before_step(self) -> None:
+        self._before_step(self.trainer)
+
+    def after_step(self) -> None:
+        self._after_step(self.trainer)

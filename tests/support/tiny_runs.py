@@ -22,9 +22,9 @@ from ovformer.data.catalog.dataset_spec import load_categories, load_dataset
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.engine.stages import CLIPS, FRAMES, IMAGE, Stage
 from ovformer.modeling.language.text_classifier import save_text_classifier
-from support.loggers import restore_loggers
 from support.masks import compressed_rle, rectangle
 from support.mini_videos import SPLITS, MiniVideos, make_videos
+from support.scripts import restore_loggers
 
 ROOT = Path(__file__).parents[2]
 SIDE = 64

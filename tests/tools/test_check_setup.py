@@ -10,7 +10,7 @@ from PIL import Image
 
 from ovformer.d2 import BACKEND
 from ovformer.engine.stages import CLIPS
-from support.loggers import restore_loggers
+from support.scripts import restore_loggers
 from support.tiny_runs import ROOT, TinyRun, make_run
 
 

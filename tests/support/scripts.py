@@ -1,14 +1,18 @@
 """Runs Python scripts in processes that have imported PyTorch, which takes most of their time.
 
-A server process imports everything and does nothing else; it is forked for each script.
+A server process imports PyTorch and does nothing else; it is forked for each script.
 """
 
+import logging
 import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from ovformer.d2 import setup_logger
 
 SERVER = multiprocessing.get_context("forkserver")
 # No modules of the tests: before Python 3.14 the server does not search the path of this process.
@@ -66,3 +70,17 @@ def _run(words: Sequence[str], folder: Path, environment: dict[str, str], log: P
         sys.argv = list(words)
         sys.path.insert(0, str(Path(words[0]).resolve().parent))
         runpy.run_path(words[0], run_name="__main__")
+
+
+@contextmanager
+def restore_loggers() -> Iterator[None]:
+    """At the end of the block, undo changes of the loggers by a script that ran in it."""
+    loggers = [logging.getLogger(name) for name in ("ovformer", "detectron2", "fvcore")]
+    before = [(log, log.level, log.propagate, list(log.handlers)) for log in loggers]
+    try:
+        yield
+    finally:
+        for log, level, propagate, handlers in before:
+            log.setLevel(level)
+            log.propagate, log.handlers = propagate, handlers
+        getattr(setup_logger, "cache_clear", lambda: None)()  # of detectron2's

@@ -1,7 +1,5 @@
-"""Pseudo-clips: training clips made of images, alone and among videos."""
+"""Training clips: frames of a video, or copies of an image."""
 
-import itertools
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,104 +7,100 @@ import pytest
 import torch
 from PIL import Image
 
-from ovformer.config import get_ovformer_cfg
-from ovformer.d2 import CfgNode
+from ovformer.d2 import transforms as T
 from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, crop_for_embedding
+from ovformer.data.files.image_files import iterate_images
 from ovformer.data.loading.training_sets import load_training_sets
 from ovformer.data.loading.video_loaders import build_video_train_loader
 from ovformer.data.samples.clip_mapper import ClipMapper
-from ovformer.data.samples.image_mapper import read_rgb
+from ovformer.data.samples.image_mapper import read_rgb, transform_mask
+from support.data_configs import clip_config, clip_samples, frame_times
 from support.mini_lvis import MiniLvis
-from support.mini_videos import make_videos
+from support.mini_videos import VIDEOS, MiniVideos, make_videos
 
 
-def config(*opts: object) -> CfgNode:
-    base = {
-        "DATASETS.TRAIN": "('lvis_v1_train',)",
-        "DATALOADER.NUM_WORKERS": 0,
-        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
-        "INPUT.FORMAT": "RGB",
-        "INPUT.MIN_SIZE_TRAIN": (24,),
-        "INPUT.RANDOM_FLIP": "flip_by_clip",
-        "INPUT.PSEUDO.MIN_SIZE_TRAIN": (28, 32),
-        "MODEL.CLIP.IMAGE_SIZE": 8,
-        "MODEL.DEVICE": "cpu",
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SEED": 5,
-    }
-    return get_ovformer_cfg(None, [*itertools.chain(*base.items()), *opts])
+def check_instances(sample: dict) -> list[list[int]]:
+    """Check that an instance has one row in all frames; return the ids, by frame and row."""
+    first = sample["instances"][0]
+    for instances, frame in zip(sample["instances"], sample["image"], strict=True):
+        assert instances.image_size == tuple(frame.shape[1:]) == first.image_size
+        assert torch.equal(instances.gt_classes, first.gt_classes)
+        visible = instances.gt_masks.tensor.flatten(1).any(dim=1)
+        assert torch.equal(instances.gt_ids >= 0, visible)
+        boxes = instances.gt_masks.get_bounding_boxes().tensor
+        assert torch.equal(instances.gt_boxes.tensor, boxes)
+    ids = torch.stack([instances.gt_ids for instances in sample["instances"]])
+    # An instance has its id wherever it is visible, and is visible in one frame at least.
+    assert all(len(set(row) - {-1}) == 1 for row in ids.T.tolist())
+    return ids.tolist()
 
 
-def samples(cfg: CfgNode, count: int, start: int = 0) -> list[dict]:
-    batches = itertools.islice(build_video_train_loader(cfg, start), count)
-    return [sample for batch in batches for sample in batch]
-
-
-def record_of(image_id: int) -> dict:
-    return next(r for r in load_dataset("lvis_v1_train") if r["image_id"] == image_id)
+def test_a_clip_of_a_video(mini_videos: MiniVideos) -> None:
+    records = {record["video_id"]: record for record in load_dataset("ytvis_2019_train")}
+    found = clip_samples(clip_config("ytvis_2019", "INPUT.SAMPLING_FRAME_NUM", 3), 20)
+    assert {sample["video_id"] for sample in found} == set(VIDEOS)
+    for sample in found:
+        length, height, width = VIDEOS[sample["video_id"]]
+        seen = frame_times(sample["image"])
+        assert [int(Path(name).stem) for name in sample["file_names"]] == seen == sorted(seen)
+        assert sample["length"] == 3 and (sample["height"], sample["width"]) == (height, width)
+        assert len(set(seen)) == min(3, length)
+        assert min(sample["image"][0].shape[1:]) in (20, 30)
+        assert [tuple(view.shape) for view in sample["clip_image"]] == [(3, 8, 8)] * 3
+        assert "annotations" not in sample
+        labels, classes = {1: 0, 2: 5, 3: 7}, sample["instances"][0].gt_classes.tolist()
+        for t, ids in zip(seen, check_instances(sample), strict=True):
+            annotations = records[sample["video_id"]]["annotations"][t]
+            assert set(ids) - {-1} == {annotation["id"] for annotation in annotations}
+            assert all(i < 0 or labels[i] == c for i, c in zip(ids, classes, strict=True))
 
 
 def test_a_pseudo_clip(mini_lvis: MiniLvis) -> None:
-    for sample in samples(config("INPUT.SAMPLING_FRAME_NUM", 3), 5):
-        record = record_of(sample["image_id"])
+    records = {record["image_id"]: record for record in load_dataset("lvis_v1_train")}
+    is_absent = False
+    for sample in clip_samples(clip_config("lvis_v1", "INPUT.SAMPLING_FRAME_NUM", 3), 10):
+        record = records[sample["image_id"]]
         assert sample["length"] == 3 and sample["file_names"] == [record["file_name"]] * 3
         assert (sample["height"], sample["width"]) == (record["height"], record["width"])
         assert not {"annotations", "file_name", "clip_key", "video_id"} & sample.keys()
-        first, *others = (frame.shape for frame in sample["image"])
         assert all(frame.dtype == torch.uint8 for frame in sample["image"])
-        assert all(shape == first for shape in others) and 28 <= min(first[1:])
+        assert 28 <= min(sample["image"][0].shape[1:])
         assert len({frame.numpy().tobytes() for frame in sample["image"]}) == 3
-        expected = {i: a["category_id"] for i, a in enumerate(record["annotations"])}
-        for instances in sample["instances"]:
-            assert instances.image_size == tuple(first[1:])
-            assert torch.equal(instances.gt_classes, sample["instances"][0].gt_classes)
-            visible = instances.gt_masks.tensor.flatten(1).any(dim=1)
-            assert torch.equal(instances.gt_ids >= 0, visible)
-            for number, label in zip(instances.gt_ids, instances.gt_classes, strict=True):
-                assert number < 0 or expected[int(number)] == int(label)
-        ids = torch.stack([instances.gt_ids for instances in sample["instances"]])
-        # An instance has its id wherever it can be seen, and can be seen in one frame at least.
-        for of_instance in ids.T.tolist():
-            assert len(set(of_instance) - {-1}) == 1
-        crowds = {i for i, a in enumerate(record["annotations"]) if a["iscrowd"]}
-        assert not crowds & set(ids.flatten().tolist())
-        assert sample["clip_image"][0].shape == (3, 8, 8)
+        for ids in check_instances(sample):
+            is_absent |= -1 in ids  # a crop left the object out
+            for number, label in zip(ids, sample["instances"][0].gt_classes, strict=True):
+                if number >= 0:
+                    annotation = record["annotations"][number]
+                    assert annotation["category_id"] == label and not annotation["iscrowd"]
         view = crop_for_embedding(read_rgb(record["file_name"]), 8)
+        assert view.shape == (3, 8, 8)
         assert all(torch.equal(view, found) for found in sample["clip_image"])
+    assert is_absent
 
 
-def test_an_instance_that_leaves_the_frame_is_absent_there(mini_lvis: MiniLvis) -> None:
-    """Image 1 has an object at its lower edge, which a crop of half the height often misses."""
-    crop = ("INPUT.PSEUDO.CROP.TYPE", "relative", "INPUT.PSEUDO.CROP.SIZE", (0.5, 1.0))
-    mapper = ClipMapper(config(*crop, "INPUT.PSEUDO.AUGMENTATIONS", []))
-    found = Counter()
-    for seed in range(30):
-        np.random.seed(seed)
-        clip = mapper(record_of(1))["instances"]
-        for row, label in enumerate(clip[0].gt_classes.tolist()):
-            for instances in clip:
-                found[label, int(instances.gt_ids[row])] += 1
-                if instances.gt_ids[row] < 0:
-                    assert not instances.gt_masks.tensor[row].any()
-                    assert instances.gt_boxes.tensor[row].tolist() == [0, 0, 0, 0]
-    # Category 13 of LVIS has the contiguous id 12. The other object is as high as the crop.
-    assert set(found) == {(0, 0), (12, 1), (12, -1)}
-
-
-def test_masks_follow_the_copies(mini_lvis: MiniLvis) -> None:
-    record = record_of(2)
-    pixels = np.zeros((60, 40, 3), np.uint8)
-    pixels[mini_lvis.masks[103]] = 255
-    Image.fromarray(pixels).save(record["file_name"])
-    mapper = ClipMapper(config("INPUT.SAMPLING_FRAME_NUM", 4, "INPUT.PSEUDO.MIN_SIZE_TRAIN", (80,)))
-    for seed in range(20):
+@pytest.mark.parametrize(("family", "index"), [("ytvis_2019", 0), ("lvis_v1", 1)])
+def test_masks_follow_the_pixels(mini_lvis: MiniLvis, family: str, index: int) -> None:
+    make_videos(mini_lvis.root)
+    record = load_dataset(f"{family}_train")[index]
+    size, is_video = (record["height"], record["width"]), "file_names" in record
+    files = record["file_names"] if is_video else [record["file_name"]]
+    for file, annotations in zip(
+        files, record["annotations"] if is_video else [record["annotations"]], strict=True
+    ):
+        mask = transform_mask(annotations[0]["segmentation"], T.TransformList([]), size)
+        Image.fromarray(np.repeat(mask[..., None] * 255, 3, axis=2)).save(file)
+    sizes = ("INPUT.MIN_SIZE_TRAIN", (40,), "INPUT.PSEUDO.MIN_SIZE_TRAIN", (80,))
+    mapper = ClipMapper(clip_config(family, "INPUT.SAMPLING_FRAME_NUM", 6, *sizes))
+    first_frames = set()
+    for seed in range(12):
         np.random.seed(seed)
         sample = mapper(record)
         for frame, instances in zip(sample["image"], sample["instances"], strict=True):
             bright, mask = frame[0] > 128, instances.gt_masks.tensor[0]  # padding is 128
-            union = (bright | mask).sum()
-            assert (bright & mask).sum() >= 0.95 * union
+            assert (bright & mask).sum() >= (1 if is_video else 0.95) * (bright | mask).sum()
+        first_frames.add(sample["image"][0].numpy().tobytes())
+    assert len(first_frames) == 2 if is_video else 12  # a video is only flipped
 
 
 def fingerprint(sample: dict) -> tuple:
@@ -117,69 +111,74 @@ def fingerprint(sample: dict) -> tuple:
 def test_the_stream_of_videos_and_images_resumes(mini_lvis: MiniLvis) -> None:
     """A sample depends on the seed and its place, whatever the workers and where it starts."""
     make_videos(mini_lvis.root, "lvvis")
-    names = "('lvvis_train', 'lvis_v1_train')"
-    mixed = ("DATASETS.TRAIN", names, "DATASETS.DATASET_RATIO", (1, 2), "INPUT.CROP.ENABLED", True)
-    expected = samples(config(*mixed), 15)
+    mixed = ("DATASETS.TRAIN", "('lvvis_train', 'lvis_v1_train')")
+    mixed += ("DATASETS.DATASET_RATIO", (1, 2), "INPUT.CROP.ENABLED", True)
+    expected = clip_samples(clip_config("lvvis", *mixed), 15)
     is_image = ["image_id" in sample for sample in expected]
     assert sum(is_image) == pytest.approx(20, abs=5) and is_image != sorted(is_image)
     # Of LVIS's classes only those that LV-VIS trains are left: of ids 1 and 3, as 3 and 6.
     labels = {int(n) for s in expected if "image_id" in s for n in s["instances"][0].gt_classes}
     assert labels == {2, 5}
     prints = [fingerprint(sample) for sample in expected]
-    for cfg, start in (
-        (config(*mixed, "DATALOADER.NUM_WORKERS", 2), 0),
-        (config(*mixed), 7),
-        (config(*mixed, "DATALOADER.NUM_WORKERS", 1), 7),
-    ):
-        found = samples(cfg, 15 - start, start)
+    for workers, start in ((2, 0), (0, 7), (1, 7)):
+        cfg = clip_config("lvvis", *mixed, "DATALOADER.NUM_WORKERS", workers)
+        found = clip_samples(cfg, 15 - start, start)
         assert [fingerprint(sample) for sample in found] == prints[2 * start :]
 
 
-def test_stored_features_of_pseudo_clips(mini_lvis: MiniLvis, tmp_path: Path) -> None:
-    (records,) = load_training_sets(config())
-    features = torch.randn(len(records), 512, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("family", ["ytvis_2019", "lvis_v1"])
+def test_stored_features(mini_lvis: MiniLvis, tmp_path: Path, family: str) -> None:
+    make_videos(mini_lvis.root)
+    (records,) = load_training_sets(clip_config(family))
+    keys = [entry["clip_key"] for entry in iterate_images(records)]
+    features = dict(zip(keys, torch.randn(len(keys), 512), strict=True))
     with ImageEmbeddingWriter(tmp_path / "store.safetensors", {}) as writer:
-        writer.add([record["clip_key"] for record in records], features)
+        writer.add(keys, torch.stack(list(features.values())))
     # A published file names images by their id.
-    by_id = {r["image_id"]: row[None] for r, row in zip(records, features, strict=True)}
+    by_id = {r["image_id"]: features[r["clip_key"]][None] for r in records if "image_id" in r}
     torch.save(by_id, tmp_path / "published.pkl")
-    for name in ("store.safetensors", "published.pkl"):
-        path = str(tmp_path / name)
-        for sample in samples(config("MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", path), 3):
-            expected = by_id[sample["image_id"]].expand(2, -1)
+    key = "MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN"
+    for name in ("store.safetensors", *(["published.pkl"] if by_id else [])):
+        for sample in clip_samples(clip_config(family, key, str(tmp_path / name)), 3):
+            expected = torch.stack([features[key] for key in sample["clip_keys"]])
             assert torch.equal(sample["clip_features"], expected) and "clip_image" not in sample
+    path = tmp_path / "another.safetensors"
+    with ImageEmbeddingWriter(path, {}) as writer:
+        writer.add(["another"], torch.zeros(1, 512))
+    with pytest.raises(KeyError, match=f"{len(keys)} images have no CLIP features.*{keys[0]}"):
+        build_video_train_loader(clip_config(family, key, str(path)))
 
 
-def test_a_video_without_clip_keys(mini_lvis: MiniLvis) -> None:
+def test_records_registered_by_somebody_else_are_enough(mini_lvis: MiniLvis) -> None:
+    """Images need detectron2's fields only, and videos no keys of stored features."""
     make_videos(mini_lvis.root, "lvvis")
-    ours = load_dataset("lvvis_train")[0]
-    theirs = {key: value for key, value in ours.items() if key != "clip_keys"}
-    np.random.seed(0)
-    expected = ClipMapper(config())(ours)
-    np.random.seed(0)
-    assert fingerprint(ClipMapper(config())(theirs)) == fingerprint(expected)
-
-
-def test_detectron2s_fields_of_an_image_are_enough(mini_lvis: MiniLvis, tmp_path: Path) -> None:
-    record = record_of(1)
+    video, image = load_dataset("lvvis_train")[0], load_dataset("lvis_v1_train")[0]
     fields = ("bbox", "bbox_mode", "category_id", "segmentation")
-    annotations = [{key: a[key] for key in fields} for a in record["annotations"]]
-    least = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
-    np.random.seed(0)
-    expected = ClipMapper(config())(record)
-    np.random.seed(0)
-    found = ClipMapper(config())({**least, "annotations": annotations})
-    assert all(map(torch.equal, found["image"], expected["image"]))
-    for ours, theirs in zip(found["instances"], expected["instances"], strict=True):
-        assert torch.equal(ours.gt_ids, theirs.gt_ids)
-    unlabelled = ClipMapper(config())(least)
-    assert [len(instances) for instances in unlabelled["instances"]] == [0, 0]
+    annotations = [{key: a[key] for key in fields} for a in image["annotations"]]
+    unlabelled = {key: image[key] for key in ("file_name", "image_id", "height", "width")}
+    mapper = ClipMapper(clip_config("lvvis"))
+    for whole, least in (
+        (video, {key: value for key, value in video.items() if key != "clip_keys"}),
+        (image, {**unlabelled, "annotations": annotations}),
+    ):
+        np.random.seed(0)
+        expected = mapper(whole)
+        np.random.seed(0)
+        found = mapper(least)
+        assert fingerprint(found) == fingerprint(expected)
+        assert check_instances(found) == check_instances(expected)
+    assert [len(instances) for instances in mapper(unlabelled)["instances"]] == [0, 0]
 
 
 def test_a_wrong_image_is_named(mini_lvis: MiniLvis) -> None:
-    record = record_of(1)
+    make_videos(mini_lvis.root)
+    mapper = ClipMapper(clip_config("lvis_v1", "INPUT.SAMPLING_FRAME_NUM", 6))
+    image, video = load_dataset("lvis_v1_train")[0], load_dataset("ytvis_2019_train")[0]
     with pytest.raises(ValueError, match=r"Image 1 .*0001\.png\) has 40 x 60 .* 41 x 60"):
-        ClipMapper(config())({**record, "height": 41})
-    Path(record["file_name"]).write_bytes(b"no image")
+        mapper({**image, "height": 41})
+    Path(image["file_name"]).write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"Image 1: .*0001\.png: .*decoded"):
-        ClipMapper(config())(record)
+        mapper(image)
+    Image.new("RGB", (30, 20)).save(video["file_names"][4])
+    with pytest.raises(ValueError, match=r"Frame 4 of video 3 .* 20 x 30 .* expected 40 x 60"):
+        mapper(video)

@@ -1,6 +1,5 @@
 """Images, masks and CLIP inputs as the model gets them."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,8 @@ from support.mini_lvis import MiniLvis
 
 
 def mapper(**changes: object) -> ImageMapper:
-    arguments = {
-        "is_train": True,
-        "augmentations": [],
-        "pad_to": 0,
-        "image_format": "RGB",
-        "clip_image_size": 16,
-        "embeddings": None,
-    }
-    return ImageMapper(**{**arguments, **changes})
+    arguments = {"is_train": True, "augmentations": [], "pad_to": 0, "image_format": "RGB"}
+    return ImageMapper(**{**arguments, "clip_image_size": 16, "embeddings": None, **changes})
 
 
 def pixels_of(record: dict) -> np.ndarray:
@@ -42,36 +34,27 @@ def records(mini_lvis: MiniLvis) -> list[dict]:
 
 
 def test_without_augmentation_nothing_changes(mini_lvis: MiniLvis, records: list[dict]) -> None:
-    number = 101
+    masks = iter(mini_lvis.masks.values())  # in the order of the records
     records[0]["annotations"][0]["bbox"] = [0, 0, 1, 1]
     for record in records:
         before = str(record)
         sample = mapper()(record)
-        assert str(record) == before
+        assert str(record) == before and "annotations" not in sample
         pixels = pixels_of(record)
         np.testing.assert_array_equal(sample["image"].permute(1, 2, 0), pixels)
         assert torch.equal(sample["clip_image"], crop_for_embedding(pixels, 16))
+        bgr = mapper(image_format="BGR")(record)["image"]
+        assert torch.equal(sample["image"], bgr.flip(0))
         instances = sample["instances"]
         assert instances.image_size == (record["height"], record["width"])
-        kept = []
-        for annotation in record["annotations"]:
-            if not annotation["iscrowd"]:
-                kept.append((annotation["category_id"], mini_lvis.masks[number]))
-            number += 1
+        pairs = [(annotation, next(masks)) for annotation in record["annotations"]]
+        kept = [(a["category_id"], mask) for a, mask in pairs if not a["iscrowd"]]
         assert instances.gt_classes.tolist() == [label for label, _ in kept]
-        assert instances.gt_masks.tensor.shape == (len(kept), *instances.image_size)
+        expected = np.array([mask for _, mask in kept]).reshape(-1, *instances.image_size)
+        np.testing.assert_array_equal(instances.gt_masks.tensor, expected)
         boxes = instances.gt_masks.get_bounding_boxes().tensor  # and not those of the file
         assert torch.equal(instances.gt_boxes.tensor, boxes)
-        for mask, (_, expected) in zip(instances.gt_masks.tensor, kept, strict=True):
-            np.testing.assert_array_equal(mask, expected)
-        assert "annotations" not in sample
-    assert number == 108
-    assert len(sample["instances"]) == 0  # the last image has no annotation
-
-
-def test_channel_order(records: list[dict]) -> None:
-    rgb, bgr = (mapper(image_format=f)(records[0])["image"] for f in ("RGB", "BGR"))
-    assert torch.equal(rgb, bgr.flip(0))
+    assert next(masks, None) is None
     with pytest.raises(ValueError, match="INPUT.FORMAT: unknown format 'L'. Known: RGB, BGR"):
         mapper(image_format="L")
 
@@ -79,22 +62,17 @@ def test_channel_order(records: list[dict]) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_large_scale_jitter(records: list[dict], seed: int) -> None:
     """Everything beyond the resized image is padding: grey, and in no mask."""
-    random.seed(seed)
     np.random.seed(seed)
     augmentations = build_train_augmentations(64, 0.3, 2.0, "horizontal", ["rotation"])
-    whole = dict(records[2], annotations=[dict(records[2]["annotations"][0])])
     # Reaches out of the image on all sides.
-    whole["annotations"][0]["segmentation"] = [corners(-90, -90, 190, 190)]
-    sample = mapper(augmentations=augmentations, pad_to=64)(whole)
+    around = {**records[2]["annotations"][0], "segmentation": [corners(-90, -90, 190, 190)]}
+    sample = mapper(augmentations=augmentations, pad_to=64)({**records[2], "annotations": [around]})
     assert sample["image"].shape == (3, 64, 64)
     mask = sample["instances"].gt_masks.tensor[0].numpy()
     height, width = np.argwhere(mask).max(0) + 1
     assert mask[:height, :width].all()
-    outside = sample["image"].permute(1, 2, 0)[torch.from_numpy(~mask)]
-    assert (outside == 128).all()
-    assert (height == 64 and width == 64) or len(outside)
-    inside = sample["image"][:, :height, :width]
-    assert (inside != 128).any()
+    assert (sample["image"][:, ~mask] == 128).all()
+    assert (sample["image"][:, :height, :width] != 128).any()
 
 
 @given(
@@ -150,41 +128,28 @@ def test_colour_changes_leave_masks_alone(records: list[dict], name: str) -> Non
 
 
 def test_objects_that_vanish_are_dropped(records: list[dict]) -> None:
-    def shrink(record: dict) -> dict:
-        return mapper(augmentations=[T.ResizeScale(0.1, 0.1, 64, 64)], pad_to=64)(record)
-
-    record = dict(records[0])
-    small = dict(record["annotations"][0], segmentation=[corners(10, 10, 12, 12)])
-    record["annotations"] = [small, *record["annotations"]]
-    instances = shrink(record)["instances"]
+    first, second = records[0]["annotations"]
+    small = {**first, "segmentation": [corners(10, 10, 12, 12)]}
+    shrink = mapper(augmentations=[T.ResizeScale(0.1, 0.1, 64, 64)], pad_to=64)
+    instances = shrink({**records[0], "annotations": [small, first, second]})["instances"]
     assert instances.gt_classes.tolist() == [0, 12]
     assert (instances.gt_masks.tensor.flatten(1).sum(1) > 0).all()
 
 
-def test_evaluation_resizes_and_has_no_instances(records: list[dict]) -> None:
-    cfg = get_ovformer_cfg(None, ["INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TEST", 100])
-    sample = ImageMapper(cfg, is_train=False)(records[4])  # 64 x 36
-    assert sample["image"].shape == (3, 56, 100)
-    assert (sample["height"], sample["width"]) == (36, 64)
-    assert "instances" not in sample and "annotations" not in sample
-    assert sample["clip_image"].shape == (3, 224, 224)
-
-
-def test_config_of_training(records: list[dict]) -> None:
+def test_config_keys(records: list[dict]) -> None:
     opts = ["INPUT.IMAGE_SIZE", 96, "INPUT.FORMAT", "RGB", "INPUT.RANDOM_FLIP", "none"]
     opts += ["INPUT.MIN_SCALE", 1.0, "INPUT.MAX_SCALE", 1.0, "MODEL.CLIP.IMAGE_SIZE", 32]
-    sample = ImageMapper(get_ovformer_cfg(None, opts), is_train=True)(records[0])  # 60 x 40
+    cfg = get_ovformer_cfg(None, [*opts, "INPUT.MIN_SIZE_TEST", 80, "INPUT.MAX_SIZE_TEST", 100])
+    sample = ImageMapper(cfg, is_train=True)(records[0])  # 60 x 40
     expected = Image.fromarray(pixels_of(records[0])).resize((96, 64), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(sample["image"][:, :64].permute(1, 2, 0), np.asarray(expected))
     assert (sample["image"][:, 64:] == 128).all()
     assert sample["clip_image"].shape == (3, 32, 32)
     assert sample["instances"].gt_masks.tensor.shape == (2, 96, 96)
-    for opts, message in (
-        (["INPUT.RANDOM_FLIP", "diagonal"], "INPUT.RANDOM_FLIP: unknown flip 'diagonal'"),
-        (["INPUT.AUGMENTATIONS", "['blur']"], "INPUT.AUGMENTATIONS: unknown augmentation 'blur'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ImageMapper(get_ovformer_cfg(None, opts), is_train=True)
+    sample = ImageMapper(cfg, is_train=False)(records[4])  # 64 x 36
+    assert sample["image"].shape == (3, 56, 100)
+    assert (sample["height"], sample["width"]) == (36, 64)
+    assert not {"instances", "annotations"} & sample.keys()
 
 
 def test_stored_features_are_attached(

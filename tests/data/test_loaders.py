@@ -1,7 +1,6 @@
 """The stream of training samples and the loaders of both kinds."""
 
 import itertools
-import os
 import pickle
 import random
 from collections.abc import Callable
@@ -13,40 +12,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, DatasetCatalog, RepeatFactorTrainingSampler, TrainingSampler, comm
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter
 from ovformer.data.loading import loaders
 from ovformer.data.loading.loaders import StreamSampler, build_test_loader, build_train_loader
-from ovformer.data.loading.training_sets import TRAIN_SAMPLERS
 from ovformer.data.samples.broken_samples import SampleError
+from support.data_configs import data_config
 from support.masks import corners
 from support.mini_lvis import MiniLvis
 
 
 def config(*opts: object) -> CfgNode:
-    base = {
-        "DATASETS.TRAIN": "('lvis_v1_train',)",
-        "DATASETS.TEST": "('lvis_v1_val',)",
-        "DATALOADER.NUM_WORKERS": 0,
-        "INPUT.IMAGE_SIZE": 32,
-        "INPUT.FORMAT": "RGB",
-        "INPUT.AUGMENTATIONS": "['contrast', 'rotation90']",
-        "MODEL.CLIP.IMAGE_SIZE": 8,
-        "MODEL.DEVICE": "cpu",
-        "SOLVER.IMS_PER_BATCH": 4,
-        "SEED": 5,
-    }
-    return get_ovformer_cfg(None, [*itertools.chain(*base.items()), *opts])
+    base = ("INPUT.AUGMENTATIONS", "['contrast', 'rotation90']", "SOLVER.IMS_PER_BATCH", 4)
+    return data_config("lvis_v1", *base, *opts)
 
 
 def images(loader: torch.utils.data.DataLoader, count: int) -> list[tuple]:
     """The first batches of a loader, in a form that compares."""
     batches = itertools.islice(loader, count)
     return [
-        (sample["image_id"], sample["image"].numpy().tobytes(), str(sample["instances"]))
+        (s["image_id"], s["image"].numpy().tobytes(), str(s["instances"]), s.get("broken"))
         for batch in batches
-        for sample in batch
+        for s in batch
     ]
 
 
@@ -56,32 +43,25 @@ def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> N
 
 
 def test_batches(mini_lvis: MiniLvis) -> None:
-    loader = build_train_loader(config("INPUT.AUGMENTATIONS", "['contrast']"))
-    batch = next(iter(loader))
+    batch = next(iter(build_train_loader(config("INPUT.AUGMENTATIONS", []))))
     assert len(batch) == 4
     for sample in batch:
         assert sample["image"].shape == (3, 32, 32)
         assert sample["clip_image"].shape == (3, 8, 8)
         assert sample["instances"].image_size == (32, 32)
     # Image 5 has no annotation; the crowd region of image 4 does not count as one.
-    assert {s["image_id"] for b in itertools.islice(loader, 8) for s in b} == {1, 2, 3, 4}
-    everything = build_train_loader(config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False))
-    assert {s["image_id"] for b in itertools.islice(everything, 8) for s in b} == {1, 2, 3, 4, 5}
+    for is_filtered, ids in ((True, {1, 2, 3, 4}), (False, {1, 2, 3, 4, 5})):
+        cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", is_filtered)
+        assert {sample[0] for sample in images(build_train_loader(cfg), 8)} == ids
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_do_not_change_the_samples(mini_lvis: MiniLvis, workers: int) -> None:
+def test_samples_depend_on_seed_and_place_only(mini_lvis: MiniLvis) -> None:
     expected = images(build_train_loader(config()), 5)
     assert len(set(expected)) == 20  # every sample is augmented anew
-    found = images(build_train_loader(config("DATALOADER.NUM_WORKERS", workers)), 5)
-    assert found == expected
-
-
-@pytest.mark.parametrize("sampler", TRAIN_SAMPLERS)
-def test_a_resumed_run_continues_at_its_place(mini_lvis: MiniLvis, sampler: str) -> None:
-    cfg = config("DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9)
-    whole = images(build_train_loader(cfg), 7)
-    assert images(build_train_loader(cfg, start_iteration=4), 3) == whole[16:]
+    assert images(build_train_loader(config("DATALOADER.NUM_WORKERS", 2)), 5) == expected
+    assert images(build_train_loader(config("SEED", 6)), 5) != expected
+    drawn = [images(build_train_loader(config("SEED", -1)), 2) for _ in range(2)]
+    assert drawn[0] != drawn[1]
 
 
 def test_processes_share_one_stream(mini_lvis: MiniLvis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,28 +101,18 @@ def test_stream_sampler_numbers_one_order(
             assert found == [(place, order[place]) for place in places]
 
 
-def test_seeds(mini_lvis: MiniLvis) -> None:
-    first, second, third = (images(build_train_loader(config("SEED", s)), 2) for s in (1, 1, 2))
-    assert first == second != third
-    drawn = [images(build_train_loader(config("SEED", -1)), 2) for _ in range(2)]
-    assert drawn[0] != drawn[1]
-
-
 def test_random_numbers_of_the_process_are_left_alone(mini_lvis: MiniLvis) -> None:
-    def numbers() -> tuple:
+    def draw(load: Callable[[], object]) -> tuple:
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+        load()
         return random.random(), np.random.random(), torch.rand(1).item()
 
-    outcomes = []
-    for load in (True, False):
-        random.seed(3), np.random.seed(3), torch.manual_seed(3)
-        if load:
-            images(build_train_loader(config()), 2)
-        outcomes.append(numbers())
-    assert outcomes[0] == outcomes[1]
+    expected = draw(lambda: None)
+    assert draw(lambda: images(build_train_loader(config()), 2)) == expected
     # An evaluation in between leaves the points alone that the training's losses draw.
-    state = torch.get_rng_state()
-    next(iter(build_test_loader(config(), "lvis_v1_val")))
-    assert torch.equal(state, torch.get_rng_state())
+    assert draw(lambda: list(build_test_loader(config(), "lvis_v1_val")))[2] == expected[2]
 
 
 def test_evaluation_sees_each_image_once(
@@ -152,16 +122,20 @@ def test_evaluation_sees_each_image_once(
     for rank in range(2):
         as_process(monkeypatch, rank, 2)
         loader = build_test_loader(config("DATALOADER.NUM_WORKERS", rank), "lvis_v1_val")
-        batches = list(loader)
-        assert len(batches) == len(loader)
-        assert all(len(batch) == 1 for batch in batches)
-        assert "annotations" not in batches[0][0] and "instances" not in batches[0][0]
-        found.append([batch[0]["image_id"] for batch in batches])
+        samples = [sample for (sample,) in loader]
+        assert len(samples) == len(loader)
+        assert not {"annotations", "instances"} & samples[0].keys()
+        found.append([sample["image_id"] for sample in samples])
     assert found == [[1, 2, 3], [4, 5]]
 
 
+def train_images(data: MiniLvis) -> list[Path]:
+    """Images 1, 2, 4 and 5."""
+    return sorted((data.root / "coco" / "train2017").iterdir())
+
+
 def test_errors_in_workers_name_the_image(mini_lvis: MiniLvis) -> None:
-    path = mini_lvis.root / "coco" / "train2017" / "000000000002.png"
+    path = train_images(mini_lvis)[1]
     path.write_bytes(path.read_bytes()[:300])
     loader = build_train_loader(config("DATALOADER.NUM_WORKERS", 2))
     with pytest.raises(ValueError, match=f"{path}: .*decoded"):
@@ -170,39 +144,22 @@ def test_errors_in_workers_name_the_image(mini_lvis: MiniLvis) -> None:
     loader._iterator._shutdown_workers()
 
 
-def fail(_: object) -> None:
-    raise KeyError("segmentation")
-
-
 def test_any_error_of_a_mapper_names_the_image() -> None:
-    record = {"file_name": "/data/x.jpg", "image_id": 7}
-    dataset = loaders.MappedDataset(["first", "second"], [[{}] * 2, [record]], fail)
-    message = "second, image id 7: /data/x.jpg: KeyError: 'segmentation'"
-    with pytest.raises(SampleError, match=message):
+    records = [[{}, {}], [{"file_name": "/data/x.jpg", "image_id": 7}]]
+    dataset = loaders.MappedDataset(["first", "second"], records, lambda record: record["mask"])
+    with pytest.raises(SampleError, match="second, image id 7: /data/x.jpg: KeyError: 'mask'"):
         dataset[2]
-
-
-def broken_images(data: MiniLvis) -> None:
-    """Two of four: one is cut off, and one is missing."""
-    folder = data.root / "coco" / "train2017"
-    path = folder / "000000000002.png"
-    path.write_bytes(path.read_bytes()[:300])
-    (folder / "000000000004.png").unlink()
-
-
-def with_broken(loader: torch.utils.data.DataLoader, count: int) -> list[tuple]:
-    """Like ``images``, with what was left out for each."""
-    samples = [sample for batch in itertools.islice(loader, count) for sample in batch]
-    return [(*key, s.get("broken")) for key, s in zip(images([samples], 1), samples, strict=True)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_another_sample_takes_the_place_of_a_broken_one(mini_lvis: MiniLvis, workers: int) -> None:
-    whole = with_broken(build_train_loader(config()), 5)
-    broken_images(mini_lvis)
+    whole = images(build_train_loader(config()), 5)
+    _, second, fourth, _ = train_images(mini_lvis)
+    second.write_bytes(second.read_bytes()[:300])
+    fourth.unlink()
     keys = ["DATALOADER.SKIP_BROKEN", True, "DATALOADER.MAX_BROKEN", 0.5]
     cfg = config(*keys, "DATALOADER.NUM_WORKERS", workers)
-    found = with_broken(build_train_loader(cfg), 5)
+    found = images(build_train_loader(cfg), 5)
     for before, after in zip(whole, found, strict=True):
         if before[0] in (1, 3):
             assert after == before  # its random numbers, too, are those of its place
@@ -211,7 +168,7 @@ def test_another_sample_takes_the_place_of_a_broken_one(mini_lvis: MiniLvis, wor
             assert f"lvis_v1_train, image id {before[0]}: " in after[3][0]
     assert {sample[0] for sample in found if sample[3]} == {1, 3}
     # A resumed training sees the same.
-    assert with_broken(build_train_loader(cfg, start_iteration=3), 2) == found[12:]
+    assert images(build_train_loader(cfg, start_iteration=3), 2) == found[12:]
 
 
 def test_no_sample_can_be_loaded(mini_lvis: MiniLvis) -> None:
@@ -230,20 +187,6 @@ def test_evaluation_marks_broken_images(mini_lvis: MiniLvis) -> None:
     assert list(broken) == [number] and f"lvis_v1_val, image id {number}: " in broken[number]
 
 
-def without_annotations(data: MiniLvis) -> None:
-    data.content["annotations"] = []
-    data.write()
-
-
-def without_images(data: MiniLvis) -> None:
-    for number in (2, 4):
-        os.remove(data.root / "coco" / "train2017" / f"{number:012d}.png")
-
-
-def without_a_folder(data: MiniLvis) -> None:
-    (data.root / "coco" / "val2017").rename(data.root / "val")
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -260,16 +203,21 @@ def test_wrong_keys_are_named(mini_lvis: MiniLvis, key: str, value: object, mess
         build_train_loader(config(key, value))
 
 
+def remove_annotations(data: MiniLvis) -> None:
+    data.content["annotations"] = []
+    data.write()
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("remove", "message"),
     [
-        (without_annotations, "lvis_v1_train has an annotation"),
-        (without_images, "2 of 5 images not found, .*00002.png"),
-        (without_a_folder, "1 of 5 images not found"),
+        (remove_annotations, "lvis_v1_train has an annotation"),
+        (lambda data: [image.unlink() for image in train_images(data)[1:3]], "2 of 5 images not f"),
+        (lambda data: (data.root / "coco" / "val2017").rename(data.root / "val"), "1 of 5 images"),
     ],
 )
-def test_missing_files_are_named(mini_lvis: MiniLvis, change: Callable, message: str) -> None:
-    change(mini_lvis)
+def test_missing_files_are_named(mini_lvis: MiniLvis, remove: Callable, message: str) -> None:
+    remove(mini_lvis)
     for skip_broken in (False, True):  # which allows fewer of them by default
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             build_train_loader(config("DATALOADER.SKIP_BROKEN", skip_broken))
@@ -295,22 +243,12 @@ def test_missing_clip_features_are_said_before_any_work(
         build_train_loader(cfg) if is_train else build_test_loader(cfg, "lvis_v1_val")
 
 
-def test_a_data_set_registered_by_somebody_else_works(mini_lvis: MiniLvis, tmp_path: Path) -> None:
+def test_a_data_set_registered_by_somebody_else_works(mini_lvis: MiniLvis) -> None:
     """What detectron2 asks of a data set is enough."""
-    record = {
-        "file_name": str(mini_lvis.root / "coco" / "train2017" / "000000000001.png"),
-        "image_id": "one",
-        "height": 40,
-        "width": 60,
-        "annotations": [
-            {
-                "bbox": [10, 5, 40, 30],
-                "bbox_mode": 0,
-                "category_id": 4,
-                "segmentation": [corners(10, 5, 40, 30)],
-            }
-        ],
-    }
+    polygons = {"category_id": 4, "segmentation": [corners(10, 5, 40, 30)]}
+    annotation = {**polygons, "bbox": [10, 5, 40, 30], "bbox_mode": 0}
+    record = {"file_name": str(train_images(mini_lvis)[0]), "image_id": "one"}
+    record |= {"height": 40, "width": 60, "annotations": [annotation]}
     DatasetCatalog.register("somebodys", lambda: [record])
     try:
         batch = next(iter(build_train_loader(config("DATASETS.TRAIN", "('somebodys',)"))))

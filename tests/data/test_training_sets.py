@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -31,20 +30,12 @@ def coco(mini_lvis: MiniLvis):
     """The images of ``mini_lvis`` with other categories, as "coco_like"."""
 
     def register(names: dict[int, str]) -> str:
-        content = {**mini_lvis.content}
-        content["categories"] = [{"id": number, "name": name} for number, name in names.items()]
+        categories = [{"id": number, "name": name} for number, name in names.items()]
         path = mini_lvis.root / "coco_like.json"
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps({**mini_lvis.content, "categories": categories}))
         load_categories.cache_clear()
-        register_custom(
-            [
-                {
-                    "name": "coco_like",
-                    "annotations": str(path),
-                    "images": str(mini_lvis.root / "coco"),
-                }
-            ]
-        )
+        files = {"annotations": str(path), "images": str(mini_lvis.root / "coco")}
+        register_custom([{"name": "coco_like", **files}])
         return "coco_like"
 
     yield register
@@ -79,30 +70,28 @@ def test_classes_of_another_set_are_found_by_name(
     assert labels(DatasetCatalog.get(name))[2] == [1]  # the data set itself stays as it was
 
 
-def test_videos_get_the_classes_of_other_videos(mini_videos: MiniVideos, tmp_path: Path) -> None:
+def test_videos_get_the_classes_of_other_videos(mini_videos: MiniVideos) -> None:
     """YouTube-VIS 2021 has some of the names of 2019, under other ids; masks stay with their id."""
-    names = [c["name"] for c in load_categories("ytvis_2019")]
-    cfg = config("ytvis_2019_train", "ytvis_2021_train")
-    other = {**mini_videos.content}
-    other["categories"] = [
-        {"id": c["id"], "name": c["name"]} for c in load_categories("ytvis_2021")
-    ]
+    theirs, ours = ([c["name"] for c in load_categories(f"ytvis_{n}")] for n in (2021, 2019))
     path = mini_videos.root / "ytvis_2021"
     path.symlink_to(mini_videos.root / "ytvis_2019")
-    (path / "train.json").write_text(json.dumps(other))
-    mine = MetadataCatalog.get("ytvis_2021_train").thing_classes
-    before = DatasetCatalog.get("ytvis_2021_train")
-    _, after = load_training_sets(cfg)
-    for old in before:
-        new = next((r for r in after if r["video_id"] == old["video_id"]), None)
-        for t, annotations in enumerate(old["annotations"]):
-            expected = [
-                (a["id"], mine[a["category_id"]])
-                for a in annotations
-                if mine[a["category_id"]].replace("_", " ") in names
-            ]
-            found = new["annotations"][t] if new else []
-            assert [(a["id"], names[a["category_id"]]) for a in found] == expected
+    categories = [{"id": c["id"], "name": c["name"]} for c in load_categories("ytvis_2021")]
+    content = {**mini_videos.content, "categories": categories}
+    (path / "train.json").write_text(json.dumps(content))
+
+    def read(records: list[dict], names: list[str]) -> dict:
+        """The id and name of each annotation that both sets know, of each frame."""
+        return {
+            (record["video_id"], t, a["id"], names[a["category_id"]].replace("_", " "))
+            for record in records
+            for t, annotations in enumerate(record["annotations"])
+            for a in annotations
+            if names[a["category_id"]].replace("_", " ") in ours
+        }
+
+    before = read(DatasetCatalog.get("ytvis_2021_train"), theirs)
+    _, after = load_training_sets(config("ytvis_2019_train", "ytvis_2021_train"))
+    assert read(after, ours) == before and before
 
 
 def test_nothing_in_common_is_an_error(mini_lvis: MiniLvis, coco) -> None:

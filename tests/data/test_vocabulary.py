@@ -8,25 +8,17 @@ from ovformer.data.catalog.vocabulary import list_tables, parse_vocabulary
 
 
 def test_words() -> None:
-    assert parse_vocabulary("dog, red ball ,person on a skateboard") == [
-        "dog",
-        "red ball",
-        "person on a skateboard",
-    ]
+    assert parse_vocabulary("dog, red ball ,a cat") == ["dog", "red ball", "a cat"]
     assert parse_vocabulary(["salt, pepper", "dog"]) == ["salt, pepper", "dog"]
     assert parse_vocabulary("Dog,dog,,DOG, red_ball,red  ball") == ["Dog", "red ball"]
     assert parse_vocabulary("犬, красный мяч, 🐕") == ["犬", "красный мяч", "🐕"]
     assert parse_vocabulary("x" * 100_000) == ["x" * 100_000]
-    assert len(parse_vocabulary(f"word {i}" for i in range(10_000))) == 10_000
 
 
 def test_tables_by_name() -> None:
-    assert {"lvis", "lvvis", "coco", "ytvis_2019", "ytvis_2021", "ovis", "burst"} <= {
-        *list_tables()
-    }
-    counts = {"lvis": 1203, "lvvis": 1196, "coco": 80, "ytvis_2019": 40, "ovis": 25}
-    for name, count in counts.items():
-        assert len(parse_vocabulary(name)) == count
+    counts = {"lvis": 1203, "lvvis": 1196, "coco": 80, "ytvis_2019": 40, "ovis": 25, "burst": 482}
+    assert counts.keys() <= {*list_tables()}
+    assert {name: len(parse_vocabulary(name)) for name in counts} == counts
     assert parse_vocabulary("coco")[:2] == ["person", "bicycle"]
     assert parse_vocabulary("ytvis_2019")[1] == "giant panda"
     assert [c["id"] for c in load_categories("coco")][-2:] == [89, 90]
@@ -43,21 +35,17 @@ def test_files_and_combinations(tmp_path: Path) -> None:
     assert parse_vocabulary([file, "coco"])[:3] == ["owl", "giant panda", "person"]
 
 
-@pytest.mark.parametrize("nothing", ["", " , ,", [], ["", " "]])
-def test_nothing_is_an_error(nothing) -> None:
-    with pytest.raises(ValueError, match=r"vocabulary: no name in .*burst, coco"):
-        parse_vocabulary(nothing)
-
-
-def test_bad_files(tmp_path: Path) -> None:
+def test_wrong_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file words\.txt"):
         parse_vocabulary("dog,words.txt")
-    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
-    empty.touch()
-    binary.write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(ValueError, match="no name"):
-        parse_vocabulary(empty)
-    with pytest.raises(ValueError, match="UTF-8"):
-        parse_vocabulary(binary)
-    with pytest.raises(ValueError, match=r"expected a \.txt or \.json file"):
-        parse_vocabulary(tmp_path / "words.csv")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x01")
+    for words, message in [
+        ("", r"no name in .*burst, coco"),
+        (["", " "], "no name"),
+        (tmp_path / "empty.txt", "no name"),
+        (tmp_path / "binary.txt", "UTF-8"),
+        (tmp_path / "words.csv", r"expected a \.txt or \.json file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            parse_vocabulary(words)

@@ -64,13 +64,10 @@ def brightness(frames: Sequence[Frame]) -> list[int]:
     ("name", "how"),
     [
         ("a.mp4", {}),
-        ("a.mkv", {"codec": "mpeg4"}),
         ("a.webm", {"codec": "libvpx-vp9"}),
         ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
-        ("a.mov", {"codec": "libx264", "pix_fmt": "yuv444p"}),
         ("16 bits.mkv", {"codec": "ffv1", "pix_fmt": "gbrp16le"}),
         ("alpha.mov", {"codec": "png", "pix_fmt": "rgba"}),
-        ("grey.mkv", {"codec": "ffv1", "pix_fmt": "gray"}),
         ("grey 16 bits.mkv", {"codec": "ffv1", "pix_fmt": "gray16le"}),
     ],
 )
@@ -85,17 +82,6 @@ def test_formats(tmp_path: Path, name: str, how: dict) -> None:
     assert frames[0].image[2, 2].min() > 230
     np.testing.assert_allclose([f.time for f in frames], np.arange(8) / 10, atol=0.002)
     assert [frame.number for frame in source] == list(range(8))  # a second time
-
-
-def test_times_of_a_variable_rate_are_kept(tmp_path: Path) -> None:
-    times = [0.0, 0.1, 0.15, 0.9, 2.0]
-    frames = list(VideoSource(encode(tmp_path / "a.mp4", ramp(5), times)))
-    np.testing.assert_allclose([frame.time for frame in frames], times, atol=0.002)
-    film = tmp_path / "film.mp4"
-    with VideoWriter(film, 10) as writer:
-        for frame in frames:
-            writer.write(frame.image, frame.time)
-    np.testing.assert_allclose([frame.time for frame in VideoSource(film)], times, atol=0.002)
 
 
 @pytest.mark.parametrize(("rotation", "corner"), [(90, (-2, 2)), (180, (-2, -2)), (-90, (2, -2))])
@@ -121,33 +107,38 @@ def test_a_video_that_is_cut_off(tmp_path: Path, caplog) -> None:
     assert 10 < len(frames) < 30
     assert re.search(rf"a\.mp4: {len(frames)} frames .* 30\. ", caplog.text)
     path.write_bytes(content[:200])
-    with pytest.raises(
-        ValueError, match=r"a\.mp4: (neither a video|a video without a frame|has no pict)"
-    ):
+    with pytest.raises(ValueError, match=r"a\.mp4: "):
         list(VideoSource(path))
 
 
 def test_files_that_are_not_videos(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing.mp4"):
         VideoSource(tmp_path / "nothing.mp4")
-    for name, content in (("text.mp4", b"hello" * 100), ("empty.mp4", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match="neither a video nor a picture"):
-            VideoSource(tmp_path / name)
-    sound = tmp_path / "sound.wav"
-    with av.open(str(sound), "w") as container:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'folder'}.*.png"):
+        VideoSource(tmp_path / "folder")
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
         silence.sample_rate = 8000
         container.mux(stream.encode(silence))
-    with pytest.raises(ValueError, match="has no pictures"):
-        VideoSource(sound)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'folder'}.*.png"):
-        VideoSource(tmp_path / "folder")
+    (tmp_path / "text.mp4").write_bytes(b"hello" * 100)
+    (tmp_path / "empty.mp4").touch()
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing more")
-    with pytest.raises(ValueError, match=r"bad\.png: .*decoded"):
-        list(VideoSource(tmp_path / "bad.png"))
+    (tmp_path / "postscript.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "bomb.ppm").write_bytes(b"P6 20000 20000 255\n")
+    (tmp_path / "large.ppm").write_bytes(b"P6 9000 9000 255\n")
+    for name, message in {
+        "sound.wav": "has no pictures",
+        "text.mp4": "neither a video nor a picture",
+        "empty.mp4": "neither a video nor a picture",
+        "bad.png": r"bad\.png: .*decoded",
+        "postscript.png": "can't be decoded.*cannot identify",  # a program; none is started
+        "bomb.ppm": "can't be decoded.*400000000 pixels",
+        "large.ppm": "can't be decoded.*9000 x 9000 pixels",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            list(VideoSource(tmp_path / name))
 
 
 def test_files_that_name_others_are_not_followed(tmp_path: Path) -> None:
@@ -157,18 +148,6 @@ def test_files_that_name_others_are_not_followed(tmp_path: Path) -> None:
     assert len(list(VideoSource(playlist))) == 3  # one's own playlist
     with pytest.raises(ValueError, match="neither a video nor a picture"):
         VideoSource(playlist, SELF_CONTAINED)
-
-
-def test_pictures_that_are_programs_or_bombs(tmp_path: Path) -> None:
-    postscript = tmp_path / "postscript.png"
-    postscript.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with pytest.raises(ValueError, match="can't be decoded.*cannot identify"):
-        read_picture(postscript)
-    bomb = tmp_path / "bomb.ppm"
-    for side, message in ((20000, "400000000 pixels"), (9000, "9000 x 9000 pixels")):
-        bomb.write_bytes(f"P6 {side} {side} 255\n".encode())
-        with pytest.raises(ValueError, match=f"can't be decoded.*{message}"):
-            read_picture(bomb)
 
 
 def test_frames_that_grow_are_refused(tmp_path: Path) -> None:
@@ -225,12 +204,7 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_arrays_and_iterators() -> None:
     grey = np.full((3, 4), 9, np.uint8)
-    for video in (
-        [grey, grey],
-        iter([grey, grey]),
-        (x for x in (grey, grey)),
-        np.stack([grey] * 2)[..., None],
-    ):
+    for video in ([grey, grey], iter([grey, grey]), np.stack([grey] * 2)[..., None]):
         frames = list(iterate_frames(video))
         assert [frame.number for frame in frames] == [0, 1]
         assert frames[0].image.shape == (3, 4, 3)
@@ -255,33 +229,34 @@ def test_thinning() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 4000), (64, 48)])
 def test_output_videos(tmp_path: Path, size: tuple[int, int]) -> None:
     """Odd sides get one more row or column, which H.264 in yuv420p needs."""
-    path = tmp_path / "film.mp4"
-    with VideoWriter(path, 10) as film:
-        for t, frame in enumerate(ramp(3, size)):
-            film.write(frame, t / 10)
+    path, times = tmp_path / "output.mp4", [0.0, 0.1, 0.15, 0.9, 2.0]
+    with VideoWriter(path, 10) as writer:
+        for frame, time in zip(ramp(5, size), times, strict=True):
+            writer.write(frame, time)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert (stream.height, stream.width) == tuple(side + side % 2 for side in size)
-    np.testing.assert_allclose(brightness(list(VideoSource(path))), [20, 24, 28], atol=3)
+    frames = list(VideoSource(path))
+    np.testing.assert_allclose(brightness(frames), [20, 24, 28, 32, 36], atol=3)
+    np.testing.assert_allclose([frame.time for frame in frames], times, atol=0.002)
 
 
 def test_an_output_video_is_complete_after_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "film.mp4"
-    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 10) as film:
-        for t, frame in enumerate(ramp(5)):
-            film.write(frame, t / 10)
-        raise KeyboardInterrupt
+    def write(path: Path, error: type[BaseException] | None, count: int = 5) -> None:
+        with VideoWriter(path, 10) as writer:
+            for t, frame in enumerate(ramp(count)):
+                writer.write(frame, t / 10)
+            if error:
+                raise error
+
+    path = tmp_path / "output.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        write(path, KeyboardInterrupt)
     assert len(list(VideoSource(path))) == 5
-    with VideoWriter(tmp_path / "nothing.mp4", 10):
-        pass
-    assert not (tmp_path / "nothing.mp4").exists()
-
-
-def test_no_space_left(tmp_path: Path) -> None:
-    full = tmp_path / "film.mp4"
-    temporary_name(full).symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left on device"), VideoWriter(full, 10) as film:
-        for t, frame in enumerate(ramp(5)):
-            film.write(frame, t / 10)
+    path.unlink()
+    write(path, None, count=0)
+    temporary_name(path).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write(path, None)
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from ovformer.data.exports.media import Folder, MediaLibrary
+from ovformer.data.exports.tracks import AnnotatedVideo, Export
+from ovformer.data.exports.youtube_vis import convert_video
 from ovformer.data.files.video_writer import VideoWriter
 from support.masks import bounding_box, compressed_rle, run_lengths, uncompressed_rle
 
@@ -278,6 +281,17 @@ def ls_region(
         drawn,
         {**common, "type": "number", "from_name": "track_id", "value": {"number": track}},
     ]
+
+
+def make_export(folder: Path, name: str = "export", **options) -> Export:
+    """An export whose media are in a folder."""
+    return Export(name, MediaLibrary([Folder(folder)]), **options)
+
+
+def convert(video: AnnotatedVideo, export: Export) -> list[dict]:
+    """The annotations of all frames of a video."""
+    count, size = video.frames.probe()
+    return convert_video(video, count, size, range(count), export)
 
 
 def check_equal(converted: Path, videos: list[DrawnVideo], every: int = 1) -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from ovformer.data.exports.coco_frames import read_coco
-from ovformer.data.exports.media import Folder, MediaLibrary
-from ovformer.data.exports.tracks import AnnotatedVideo, Export
-from ovformer.data.exports.youtube_vis import check_boxes, convert_video
-from support.annotation_exports import coco, draw, write_frames
+from ovformer.data.exports.tracks import AnnotatedVideo
+from ovformer.data.exports.youtube_vis import check_boxes
+from support.annotation_exports import coco, convert, draw, make_export, write_frames
 
 
 @pytest.fixture
@@ -22,58 +21,37 @@ def content(tmp_path: Path) -> dict:
     return made
 
 
-def read(content: dict, folder: Path, **options) -> tuple[list[AnnotatedVideo], Export]:
-    export = Export("c.json", MediaLibrary([Folder(folder)]), **options)
-    videos, names = read_coco(content, export)
+def read(content: dict, folder: Path, **options) -> list[AnnotatedVideo]:
+    videos, names = read_coco(content, make_export(folder, **options))
     assert names == ["square", "disc"]
-    return videos, export
-
-
-def file_names(video: AnnotatedVideo) -> list[str]:
-    return [found.name for found in video.frames.files]
+    return videos
 
 
 def test_frames_follow_their_numbers(content: dict, tmp_path: Path) -> None:
     content["images"].reverse()
-    (video,), _ = read(content, tmp_path)
-    assert file_names(video) == [f"clip/{t}.png" for t in range(11)]
-    for image in content["images"]:
-        image["frame_index"] = -int(image["file_name"][5:-4])
-    (video,), _ = read(content, tmp_path)
-    assert file_names(video) == [f"clip/{t}.png" for t in reversed(range(11))]
+    for order in (range(11), range(10, -1, -1)):
+        (video,) = read(content, tmp_path)
+        assert [found.name for found in video.frames.files] == [f"clip/{t}.png" for t in order]
+        for image in content["images"]:
+            image["frame_index"] = -int(image["file_name"][5:-4])
 
 
 def test_video_ids_count_more_than_folders(content: dict, tmp_path: Path) -> None:
     for image in content["images"]:
         image["video_id"] = 1 + (image["id"] > 4)
     content["videos"] = [{"id": 1, "name": "start"}, {"id": 2, "name": "rest"}]
-    videos, export = read(content, tmp_path)
-    assert [(v.name, len(v.frames.files), len(v.tracks)) for v in videos] == [
-        ("start", 4, 2),
-        ("rest", 7, 2),
-    ]
-
-
-@pytest.mark.parametrize("key", ["track_id", "instance_id", "number"])
-def test_tracks_by_other_keys(content: dict, tmp_path: Path, key: str) -> None:
-    for annotation in content["annotations"]:
-        annotation[key] = annotation.pop("attributes")["track_id"]
-    (video,), _ = read(content, tmp_path, track_by=key)
-    assert [track.category for track in video.tracks] == ["square", "disc"]
+    found = [(v.name, len(v.frames.files), len(v.tracks)) for v in read(content, tmp_path)]
+    assert found == [("start", 4, 2), ("rest", 7, 2)]
 
 
 def test_parts_of_an_object_are_one_mask_and_crowds_stay_crowds(
     content: dict, tmp_path: Path
 ) -> None:
-    square = content["annotations"][0]
+    square = {**content["annotations"][0], "attributes": {}, "number": 3, "iscrowd": 1}
     part = [[40, 30, 50, 30, 50, 40, 40, 40]]
-    content["annotations"] = [
-        {**square, "iscrowd": 1},
-        {**square, "id": 99, "segmentation": part, "iscrowd": 1},
-    ]
-    (video,), export = read(content, tmp_path)
-    count, size = video.frames.probe()
-    (found,) = convert_video(video, count, size, range(count), export)
+    content["annotations"] = [square, {**square, "id": 99, "segmentation": part}]
+    (video,) = read(content, tmp_path, track_by="number")
+    (found,) = convert(video, make_export(tmp_path))
     assert found["areas"][0] == 14 * 14 + 100
     assert found["iscrowd"] == 1
 
@@ -109,6 +87,5 @@ def test_faults_that_the_frames_show(content: dict, tmp_path: Path) -> None:
 
 def test_a_box_without_mask_is_found(content: dict, tmp_path: Path) -> None:
     content["annotations"][2]["segmentation"] = []
-    videos, _ = read(content, tmp_path)
     with pytest.raises(ValueError, match=r"a box and no mask in frame 1 \(1 shapes are boxes\)"):
-        check_boxes(videos)
+        check_boxes(read(content, tmp_path))

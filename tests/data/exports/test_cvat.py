@@ -10,24 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovformer.data.exports.cvat import read_cvat
-from ovformer.data.exports.media import Folder, MediaLibrary
 from ovformer.data.exports.tracks import AnnotatedVideo, Export
-from ovformer.data.exports.youtube_vis import convert_video
 from support.annotation_exports import (
-    HEIGHT,
-    WIDTH,
     DrawnVideo,
+    convert,
     cvat_box,
     cvat_images,
     cvat_meta,
     cvat_polygon,
     cvat_video,
     draw,
+    make_export,
     write_frames,
 )
 from support.masks import bounding_box
 
-SIZE = (HEIGHT, WIDTH)
 pytest.importorskip("defusedxml", reason="needs the extra [demo]")
 
 
@@ -44,13 +41,8 @@ def folder(clip: DrawnVideo, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(xml: bytes, folder: Path, **options) -> tuple[list[AnnotatedVideo], list[str], Export]:
-    export = Export("a.xml", MediaLibrary([Folder(folder)]), **options)
+    export = make_export(folder, "a.xml", **options)
     return *read_cvat(BytesIO(xml), export), export
-
-
-def annotations(video: AnnotatedVideo, export: Export) -> list[dict]:
-    count, size = video.frames.probe()
-    return convert_video(video, count, size, range(count), export)
 
 
 def track_of(clip: DrawnVideo, shapes: list[dict], tag: str = "polygon", **meta: str) -> bytes:
@@ -79,27 +71,25 @@ def test_key_frames_alone_give_the_motion_back(
     frames = dict.fromkeys(sorted({0, 6} | middle), "0")
     make = cvat_box if tag == "box" else cvat_polygon
     (video,), _, export = read(track_of(clip, keys(clip, frames, make), tag), folder)
-    (found,) = annotations(video, export)
+    (found,) = convert(video, export)
     assert found["bboxes"] == [[*bounding_box(mask)[:2], 14, 14] for mask in clip.objects[0].masks]
     assert bool(export.notes) == (len(frames) < 7)
 
 
-def test_outside_ends_an_object_and_the_last_key_frame_stays(
-    clip: DrawnVideo, folder: Path
-) -> None:
-    xml = track_of(clip, keys(clip, {0: "0", 2: "1", 4: "0"}))
-    (video,), _, export = read(xml, folder)
-    (found,) = annotations(video, export)
-    seen = [mask is not None for mask in found["segmentations"]]
-    assert seen == [True, True, False, False, True, True, True]
-    assert found["bboxes"][6] == found["bboxes"][4]
-
-
-def test_with_all_frames_an_object_ends_with_its_last_shape(clip: DrawnVideo, folder: Path) -> None:
-    (video,), _, export = read(track_of(clip, keys(clip, dict.fromkeys(range(4), "0"))), folder)
-    (found,) = annotations(video, export)
-    assert [mask is not None for mask in found["segmentations"]] == [True] * 4 + [False] * 3
-    assert not export.notes
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        # The last key frame stays; "outside" ends the object before.
+        ({0: "0", 2: "1", 4: "0"}, "xx--xxx"),
+        # An export with all frames has no key frames to interpolate: absent is absent.
+        (dict.fromkeys(range(4), "0"), "xxxx---"),
+    ],
+)
+def test_where_an_object_ends(clip: DrawnVideo, folder: Path, frames: dict, expected: str) -> None:
+    (video,), _, export = read(track_of(clip, keys(clip, frames)), folder)
+    (found,) = convert(video, export)
+    assert "".join("x" if mask else "-" for mask in found["segmentations"]) == expected
+    assert found["bboxes"][6] == (found["bboxes"][4] if expected[6] == "x" else None)
 
 
 def test_frames_that_a_task_skips(clip: DrawnVideo, folder: Path, tmp_path: Path) -> None:
@@ -109,13 +99,13 @@ def test_frames_that_a_task_skips(clip: DrawnVideo, folder: Path, tmp_path: Path
     meta = {"start_frame": "1", "stop_frame": "5", "frame_filter": "step=2", "size": "3"}
     xml = track_of(clip, keys(clip, {1: "0", 3: "0", 5: "0"}), **meta)
     (video,), _, export = read(xml, tmp_path)
-    (found,) = annotations(video, export)
+    (found,) = convert(video, export)
     masks = clip.objects[0].masks
     assert found["bboxes"] == [[*bounding_box(masks[t])[:2], 14, 14] for t in (1, 3, 5)]
     # A frame that was deleted in CVAT has no image.
     (tmp_path / "frame_000003.png").unlink()
     (video,), _, export = read(xml, tmp_path)
-    assert [len(a["bboxes"]) for a in annotations(video, export)] == [2]
+    assert [len(a["bboxes"]) for a in convert(video, export)] == [2]
     assert "1 frames have no image" in export.notes[0]
 
 
@@ -123,12 +113,12 @@ def test_masks_of_a_group_are_one_object(clip: DrawnVideo, folder: Path) -> None
     xml = cvat_video(clip, source=None)
     (video,), names, export = read(xml, folder)
     assert names == ["square", "disc"]
-    found = {a["category"]: a for a in annotations(video, export)}
+    found = {a["category"]: a for a in convert(video, export)}
     assert found["disc"]["areas"] == [
         None if mask is None else mask.sum() for mask in clip.objects[1].masks
     ]
     (video,), _, export = read(xml.replace(b'group_id="4"', b""), folder)
-    assert len(annotations(video, export)) == 1 + 5
+    assert len(convert(video, export)) == 1 + 5
     assert "5 objects" in export.notes[0]
 
 
@@ -142,7 +132,7 @@ def test_images_are_joined(clip: DrawnVideo, folder: Path, joined_by: str) -> No
             attribute = ElementTree.SubElement(mask, "attribute", name="number")
             attribute.text = mask.get("label")
     (video,), _, export = read(ElementTree.tostring(root), folder, **options)
-    found = {a["category"]: a["areas"] for a in annotations(video, export)}
+    found = {a["category"]: a["areas"] for a in convert(video, export)}
     for item in clip.objects:
         assert found[item.name] == [None if m is None else m.sum() for m in item.masks]
 
@@ -155,7 +145,7 @@ def test_images_without_a_track_are_an_error_or_objects_of_one_frame(
     with pytest.raises(ValueError, match=message):
         read(xml, folder)
     (video,), _, export = read(xml, folder, single_frames=True)
-    assert len(annotations(video, export)) == 12
+    assert len(convert(video, export)) == 12
 
 
 def test_shapes_without_area_are_counted(clip: DrawnVideo, folder: Path) -> None:
@@ -167,7 +157,7 @@ def test_shapes_without_area_are_counted(clip: DrawnVideo, folder: Path) -> None
         track = ElementTree.SubElement(root, "track", id="1", label="square")
         ElementTree.SubElement(track, tag, frame="0", points="1,1;2,2")
     (video,), _, export = read(ElementTree.tostring(root), folder)
-    (found,) = annotations(video, export)
+    (found,) = convert(video, export)
     assert found["areas"][0] == pytest.approx(np.pi * 50, rel=0.04)
     assert export.skipped == {"<points> (has no area)": 1, "<polyline> (has no area)": 2}
 
@@ -189,32 +179,28 @@ def test_the_tasks_of_a_project_are_videos(folder: Path, tmp_path: Path) -> None
             ElementTree.SubElement(track, "polygon", shape)
     videos, _, export = read(ElementTree.tostring(project), tmp_path)
     assert [video.name for video in videos] == ["one", "two"]
-    assert [len(annotations(v, export)[0]["bboxes"]) for v in videos] == [2, 3]
+    assert [len(convert(v, export)[0]["bboxes"]) for v in videos] == [2, 3]
+
+
+TASK = "<annotations><meta><task><id>4</id>{}</task></meta></annotations>"
+FILTER = "<size>3</size><frame_filter>step=-1</frame_filter><stop_frame>2</stop_frame>"
 
 
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
-        (b"<annotations><track", "a.xml: not valid XML .*cut off"),
-        (
-            b'<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY d "&b;&b;">]><a>&d;</a>',
-            "a.xml: declares entities",
-        ),
-        (
-            b"<annotations><meta><task><id>4</id><size>x</size></task></meta></annotations>",
-            "<task> 4",
-        ),
-        (
-            b"<annotations><meta><task><id>4</id><size>3</size>"
-            b"<frame_filter>step=-1</frame_filter><stop_frame>2</stop_frame></task></meta>"
-            b"</annotations>",
-            "<task> 4: .*frames 0 to 2, one of -1",
-        ),
+        ("<annotations><track", "a.xml: not valid XML .*cut off"),
+        ('<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY d "&b;&b;">]><a>&d;</a>', "declares entities"),
+        (TASK.format("<size>x</size>"), "<task> 4"),
+        (TASK.format(FILTER), "<task> 4: .*frames 0 to 2, one of -1"),
     ],
 )
-def test_broken_files(folder: Path, xml: bytes, message: str) -> None:
+def test_broken_files(folder: Path, xml: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read(xml, folder)
+        read(xml.encode(), folder)
+
+
+EMPTY_MASK = {"rle": "0, 3", "left": "0", "top": "0", "width": "2", "height": "2"}
 
 
 @pytest.mark.parametrize(
@@ -224,11 +210,7 @@ def test_broken_files(folder: Path, xml: bytes, message: str) -> None:
         ("polygon", {"points": "1,2;3,4"}, "<polygon> of frame 0: a polygon has three"),
         ("polygon", {"frame": "zero"}, "<polygon> of frame zero: frame is not a number"),
         ("box", {}, "<box> of frame 0: has no 'xtl'"),
-        (
-            "mask",
-            {"rle": "0, 3", "left": "0", "top": "0", "width": "2", "height": "2"},
-            "runs of 3",
-        ),
+        ("mask", EMPTY_MASK, "runs of 3"),
     ],
 )
 def test_faults_of_a_shape_are_named(
@@ -239,23 +221,21 @@ def test_faults_of_a_shape_are_named(
         read(track_of(clip, [shape], tag), folder)
 
 
-def test_other_faults_are_named(clip: DrawnVideo, folder: Path, tmp_path: Path) -> None:
-    twice = track_of(clip, keys(clip, {0: "0"}) * 2)
-    with pytest.raises(ValueError, match="two shapes in this frame"):
-        read(twice, folder)
-    with pytest.raises(ValueError, match="has 4 frames, .* 7 images"):
-        read(track_of(clip, keys(clip, {0: "0"}), size="4", stop_frame="3"), folder)
+def test_faults_of_a_video_are_named(clip: DrawnVideo, folder: Path, tmp_path: Path) -> None:
+    shapes = keys(clip, {0: "0"})
     triangle = {**keys(clip, {3: "0"})[0], "points": "1,1;9,1;9,9"}
-    (video,), _, export = read(track_of(clip, [*keys(clip, {0: "0"}), triangle]), folder)
-    with pytest.raises(ValueError, match="key frames 0 and 3: polygons of 4 and 3 points"):
-        annotations(video, export)
-    small = track_of(clip, keys(clip, {0: "0"})).replace(b"<width>64", b"<width>640")
-    (video,), _, export = read(small, folder)
-    with pytest.raises(ValueError, match="'clip' have 48 x 64 .* annotations are for 48 x 640"):
-        annotations(video, export)
-    with pytest.raises(FileNotFoundError, match="neither frames nor a video.*--media"):
-        read(track_of(clip, keys(clip, {0: "0"})), tmp_path)
     for name in ("1.png", "2.png", "10.png"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match="CVAT sorts names as text"):
-        read(track_of(clip, keys(clip, {0: "0"}), size="3", stop_frame="2"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    one = track_of(clip, shapes)
+    for xml, media, message in [
+        (track_of(clip, shapes * 2), folder, "two shapes in this frame"),
+        (track_of(clip, shapes, size="4", stop_frame="3"), folder, "has 4 frames, .* 7 images"),
+        (track_of(clip, [*shapes, triangle]), folder, "0 and 3: polygons of 4 and 3 points"),
+        (one.replace(b"<width>64", b"<width>640"), folder, "48 x 64 .* are for 48 x 640"),
+        (one, tmp_path / "empty", "neither frames nor a video.*--media"),
+        (track_of(clip, shapes, size="3", stop_frame="2"), tmp_path, "CVAT sorts names as text"),
+    ]:
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            (video,), _, export = read(xml, media)
+            convert(video, export)

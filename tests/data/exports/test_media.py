@@ -31,20 +31,16 @@ def write_zip(folder: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["../up.png", "images/../../up.png", "/root.png", "..\\up.png"])
-def test_members_outside_of_the_zip_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="a.zip: member .* lies outside"):
-        Zip(write_zip(tmp_path, {"ok.png": PICTURE, name: PICTURE}))
-
-
-def test_links_bombs_and_broken_zips_are_refused(tmp_path: Path) -> None:
+def test_hostile_zips_are_refused(tmp_path: Path) -> None:
+    for name in ("../up.png", "images/../../up.png", "/root.png", "..\\up.png"):
+        with pytest.raises(ValueError, match="a.zip: member .* lies outside"):
+            Zip(write_zip(tmp_path, {"ok.png": PICTURE, name: PICTURE}))
     link = zipfile.ZipInfo("link.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    path = tmp_path / "link.zip"
-    with zipfile.ZipFile(path, "w") as target:
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as target:
         target.writestr(link, "/etc/hostname")
     with pytest.raises(ValueError, match="'link.png' is a link"):
-        Zip(path)
+        Zip(tmp_path / "link.zip")
     bomb = write_zip(tmp_path, {"bomb.png": bytes(2**25)})
     with pytest.raises(ValueError, match="unpacks from .* to 33,554,432 bytes"):
         Zip(bomb)
@@ -82,15 +78,13 @@ def test_an_export_is_one_file_in_a_zip(tmp_path: Path) -> None:
     members = {"a/annotations.xml": b"<a/>", "__MACOSX/a/._annotations.xml": b"of macOS"}
     with open_export(write_zip(tmp_path, members)) as (file, source):
         assert file.read() == b"<a/>" and isinstance(source, Zip)
-    with pytest.raises(ValueError, match="expected one .xml or .json inside, found none"):
-        with open_export(write_zip(tmp_path, {"a.txt": b""})):
-            pass
     (tmp_path / "a.txt").write_text("no")
-    with pytest.raises(ValueError, match="expected an export of annotations"):
-        with open_export(tmp_path / "a.txt"):
-            pass
-    with pytest.raises(FileNotFoundError):
-        with open_export(tmp_path / "none.xml"):
+    for path, message in [
+        (write_zip(tmp_path, {"a.txt": b""}), "expected one .xml or .json inside, found none"),
+        (tmp_path / "a.txt", "expected an export of annotations"),
+        (tmp_path / "none.xml", "none.xml"),
+    ]:
+        with pytest.raises((FileNotFoundError, ValueError), match=message), open_export(path):
             pass
 
 
@@ -149,12 +143,5 @@ def test_frames_of_a_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_natural_order() -> None:
-    names = ["f10.png", "f2.png", "f1.png", "a.png", "10.png", "²1.png"]
-    assert sorted(names, key=natural_sort_key) == [
-        "10.png",
-        "a.png",
-        "f1.png",
-        "f2.png",
-        "f10.png",
-        "²1.png",
-    ]
+    names = ["10.png", "a.png", "f1.png", "f2.png", "f10.png", "²1.png"]
+    assert sorted(names[::-1], key=natural_sort_key) == names

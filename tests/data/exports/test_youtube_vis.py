@@ -15,13 +15,8 @@ def test_folder_names_are_safe_and_differ(names: list[str]) -> None:
 
 
 def test_folder_names_stay_readable() -> None:
-    assert make_folder_names(["my clip", "../x", "a", "A", ""]) == [
-        "my_clip",
-        "x",
-        "a",
-        "A-2",
-        "video",
-    ]
+    names = ["my clip", "../x", "a", "A", ""]
+    assert make_folder_names(names) == ["my_clip", "x", "a", "A-2", "video"]
     assert [len(name) for name in make_folder_names(["x" * 300] * 2)] == [60, 62]
 
 
@@ -37,10 +32,6 @@ def test_a_split_shares_the_videos(count: int, val: float, seed: int) -> None:
     assert sorted(train + rest) == ids
     assert len(rest) == max(1, round(val * count))
     assert (train, rest) == split_videos(ids, val, seed)
-    content = {
-        "videos": [{"id": i} for i in ids],
-        "annotations": [{"video_id": i} for i in ids],
-        "categories": [1],
-    }
-    part = select_videos(content, rest)
+    content = {"videos": [{"id": i} for i in ids], "annotations": [{"video_id": i} for i in ids]}
+    part = select_videos({**content, "categories": [1]}, rest)
     assert [v["id"] for v in part["videos"]] == [a["video_id"] for a in part["annotations"]] == rest

@@ -7,22 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovformer.data.files.vis_json import load_vis_json
 from ovformer.evaluation.video_metric import VideoMetric
 
 trackeval = pytest.importorskip("trackeval", reason="needs the extra [eval]")
 from ovformer.evaluation.burst_hota import format_hota, score_burst_hota, write_hota  # noqa: E402
 
-TAO_IDS = [
-    4,
-    13,
-    34,
-    35,
-]  # airplane, surfboard ...: no distractors, and not the file's own 1, 3, 5, 7
+# No distractors of TAO, and not the file's own ids 1, 3, 5, 7.
+TAO_IDS = [4, 13, 34, 35]
 
 
 @pytest.fixture
-def burst(make_video_set, tmp_path) -> tuple[dict, dict, list[dict]]:
+def burst(make_video_set, load_truth) -> tuple[dict, dict, list[dict]]:
     """A ground truth as made from BURST, the same read by us, and predictions."""
     truth, predictions = make_video_set(3, num_videos=10, lists=True)
     own = [category["id"] for category in truth["categories"]]
@@ -31,9 +26,7 @@ def burst(make_video_set, tmp_path) -> tuple[dict, dict, list[dict]]:
     for video in truth["videos"]:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             video[key] = [tao[i] for i in video[key]]
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
-    return truth, load_vis_json(path), predictions
+    return truth, load_truth(truth), predictions
 
 
 def test_equals_the_official_code(burst, tmp_path: Path) -> None:
@@ -43,31 +36,24 @@ def test_equals_the_official_code(burst, tmp_path: Path) -> None:
 
     # BURST's own format, written down independently.
     tao = {c["id"]: o["id"] for c, o in zip(truth["categories"], truth["cate_ori"], strict=True)}
+    kept = ("id", "width", "height", "neg_category_ids", "not_exhaustive_category_ids")
     for kind, tubes in (("gt", loaded["annotations"]), ("trackers/run/data", predictions)):
         sequences = []
         for video in truth["videos"]:
             mine = [tube for tube in tubes if tube["video_id"] == video["id"]]
-            frames = [
-                {
-                    str(i + 1): {"rle": tube["segmentations"][t]["counts"], "score": tube["score"]}
-                    if kind != "gt"
-                    else {"rle": tube["segmentations"][t]["counts"]}
-                    for i, tube in enumerate(mine)
-                    if tube["segmentations"][t]
-                }
-                for t in range(5)
-            ]
+            frames = [{} for _ in range(5)]
+            for number, tube in enumerate(mine, start=1):
+                for frame, mask in zip(frames, tube["segmentations"], strict=True):
+                    if mask:
+                        frame[str(number)] = {"rle": mask["counts"], "score": tube.get("score")}
+            labels = {str(i): tao[tube["category_id"]] for i, tube in enumerate(mine, start=1)}
             sequences.append(
                 {
-                    **{key: video[key] for key in ("id", "width", "height")},
-                    "neg_category_ids": video["neg_category_ids"],
-                    "not_exhaustive_category_ids": video["not_exhaustive_category_ids"],
+                    **{key: video[key] for key in kept},
                     "dataset": "LaSOT",
                     "seq_name": f"clip{video['id']:04d}",
                     "annotated_image_paths": [f"{t:05d}.jpg" for t in range(5)],
-                    "track_category_ids": {
-                        str(i + 1): tao[tube["category_id"]] for i, tube in enumerate(mine)
-                    },
+                    "track_category_ids": labels,
                     "segmentations": frames,
                 }
             )
@@ -86,75 +72,52 @@ def test_equals_the_official_code(burst, tmp_path: Path) -> None:
 
 
 def _official(folder: Path) -> dict[str, dict[int, float]]:
+    """Scores of TrackEval: field -> TAO's id of a category -> value."""
+    folders = {"GT_FOLDER": f"{folder}/gt", "TRACKERS_FOLDER": f"{folder}/trackers"}
     with redirect_stdout(io.StringIO()):
-        dataset = trackeval.datasets.BURST(
-            {
-                "GT_FOLDER": str(folder / "gt"),
-                "TRACKERS_FOLDER": str(folder / "trackers"),
-                "PRINT_CONFIG": False,
-            }
-        )
-        metrics = {"HOTA": trackeval.metrics.HOTA()}
-        metrics["TrackMAP"] = trackeval.metrics.TrackMAP({"PRINT_CONFIG": False})
+        dataset = trackeval.datasets.BURST({**folders, "PRINT_CONFIG": False})
+        hota, ap = trackeval.metrics.HOTA(), trackeval.metrics.TrackMAP({"PRINT_CONFIG": False})
         _, sequences, labels = dataset.get_eval_info()
-        parts = {name: {label: {} for label in labels} for name in metrics}
-        for sequence in sorted(sequences):
-            raw = dataset.get_raw_seq_data("run", sequence)
-            for label in labels:
+        scores: dict[str, dict[int, float]] = {"HOTA": {}, "DetA": {}, "AssA": {}, "AP": {}}
+        for label in labels:
+            parts = {hota: {}, ap: {}}
+            for sequence in sorted(sequences):
+                raw = dataset.get_raw_seq_data("run", sequence)
                 data = dataset.get_preprocessed_seq_data(raw, label)
-                for name, metric in metrics.items():
-                    parts[name][label][sequence] = metric.eval_sequence(copy.deepcopy(data))
-        scores = {
-            name: {label: metrics[name].combine_sequences(parts[name][label]) for label in labels}
-            for name in metrics
-        }
-    number = dataset.class_name_to_class_id
-    fields = {"HOTA": "HOTA", "DetA": "HOTA", "AssA": "HOTA", "AP": "TrackMAP"}
-    return {
-        field: {
-            number[label]: scores[name][label]["AP_all" if field == "AP" else field].mean()
-            for label in labels
-        }
-        for field, name in fields.items()
-    }
+                for metric, found in parts.items():
+                    found[sequence] = metric.eval_sequence(copy.deepcopy(data))
+            whole = {m: m.combine_sequences(found) for m, found in parts.items()}
+            number = dataset.class_name_to_class_id[label]
+            for field in ("HOTA", "DetA", "AssA"):
+                scores[field][number] = whole[hota][field].mean()
+            scores["AP"][number] = whole[ap]["AP_all"].mean()
+    return scores
 
 
-def test_track_ap_equals_our_average_precision(make_video_set, tmp_path) -> None:
+def test_track_ap_equals_our_average_precision(make_video_set, load_truth) -> None:
     for seed in range(3):
         truth, predictions = make_video_set(seed, lists=True)
-        path = tmp_path / "truth.json"
-        path.write_text(json.dumps(truth))
-        loaded = load_vis_json(path)
+        loaded = load_truth(truth)
         metric = VideoMetric(loaded)
         metric.update(predictions)
         found = score_burst_hota(loaded, predictions)["AP"]["all"]
         assert found == pytest.approx(metric.compute().group()[0], abs=1e-12)
 
 
-def test_two_processes_give_the_same(burst) -> None:
+def test_processes_and_wrong_results(burst) -> None:
     _, loaded, predictions = burst
     assert score_burst_hota(loaded, predictions, workers=2) == score_burst_hota(loaded, predictions)
-
-
-def test_no_predictions_score_zero(burst) -> None:
-    found = score_burst_hota(burst[1], [])
-    assert found["HOTA"]["all"] == found["AP"]["all"] == 0
-
-
-def test_foreign_results_are_an_error(burst) -> None:
-    _, loaded, predictions = burst
+    nothing = score_burst_hota(loaded, [])
+    assert nothing["HOTA"]["all"] == nothing["AP"]["all"] == 0
     with pytest.raises(ValueError, match="video 9999, which the ground truth does not have"):
         score_burst_hota(loaded, [{**predictions[0], "video_id": 9999}])
-
-
-def test_missing_labels_are_an_error(burst) -> None:
     with pytest.raises(ValueError, match="no annotations"):
-        score_burst_hota({**burst[1], "annotations": None}, [])
+        score_burst_hota({**loaded, "annotations": None}, [])
 
 
 def test_table_and_files(tmp_path) -> None:
     values = {"all": 0.25, "common": float("nan")}
-    hota = {"HOTA": values, "DetA": values, "AssA": values, "AP": values}
+    hota = dict.fromkeys(("HOTA", "DetA", "AssA", "AP"), values)
     assert format_hota(hota).splitlines()[1].split() == ["HOTA", "25.00", "nan"]
     write_hota(hota, tmp_path / "scores_hota", dataset="burst_val")
     content = json.loads((tmp_path / "scores_hota.json").read_text())

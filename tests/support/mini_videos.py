@@ -11,6 +11,7 @@ from PIL import Image
 
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.dataset_spec import DatasetSpec, load_categories
+from ovformer.data.files.vis_json import load_vis_json
 from support.masks import compressed_rle, rectangle, uncompressed_rle
 
 SPLITS = ("train", "val", "test")
@@ -207,3 +208,15 @@ def make_video_set() -> Callable[..., tuple[dict, list[dict]]]:
         return truth, predictions
 
     return make
+
+
+@pytest.fixture
+def load_truth(tmp_path: Path) -> Callable[[dict], dict]:
+    """A function that reads a ground truth of :func:`make_video_set` as if from a file."""
+
+    def load(truth: dict) -> dict:
+        path = tmp_path / "truth.json"
+        path.write_text(json.dumps(truth))
+        return load_vis_json(path)
+
+    return load

@@ -15,12 +15,8 @@ def test_evaluation_of_images(tiny_run: TinyRun, capfd: pytest.CaptureFixture) -
     categories = [{"id": c["id"], "name": c["name"]} for c in content["categories"]]
     path = tiny_run.root / "coco_val.json"
     path.write_text(json.dumps({**content, "categories": categories}))
-    described = {
-        "name": "mine_coco",
-        "annotations": "coco_val.json",
-        "images": "shapes",
-        "novel": ["red circle", "blue ring"],
-    }
+    described = {"name": "mine_coco", "annotations": path.name, "images": "shapes"}
+    described["novel"] = ["red circle", "blue ring"]
     words = ["DATASETS.CUSTOM", str([described]), "DATASETS.TEST", "('mine_coco',)"]
     try:
         tiny_run.here("--eval-only", *words)

@@ -30,7 +30,10 @@ def run(files, capsys):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("lvvis", ["--et", "lvvis_val"]), ("burst", ["--et", "burst_val", "--protocol", "published"])],
+    [
+        ("lvvis", ["--et", '("lvvis_val",)']),  # the published name of a data set
+        ("burst", ["--et", "burst_val", "--protocol", "published"]),
+    ],
 )
 def test_prints_the_published_table(reference, run, tmp_path, name, arguments) -> None:
     if name == "burst":  # the published place of BURST's results
@@ -38,10 +41,6 @@ def test_prints_the_published_table(reference, run, tmp_path, name, arguments) -
         (folder / "lvvis_val" / "results.json").rename(folder / "results.json")
     expected = json.loads(reference("eval_small_stats.json").read_text())[name]["printed"]
     assert "\n".join(expected) in run(*arguments)
-
-
-def test_published_name_of_a_data_set(run) -> None:
-    assert run("--et", '("lvvis_val",)') == run("--et", "lvvis_val")
 
 
 def test_published_protocol_is_marked(run, tmp_path) -> None:
@@ -83,13 +82,8 @@ def test_notes_about_unusual_results(run, tmp_path) -> None:
 def test_hota(run, tmp_path) -> None:
     pytest.importorskip("trackeval", reason="needs the extra [eval]")
     printed = run("--et", "burst_val", "--protocol", "hota", "--dt", str(_results(tmp_path)))
-    assert [line.split()[0] for line in printed.splitlines()[1:6]] == [
-        "Metric",
-        "HOTA",
-        "DetA",
-        "AssA",
-        "AP",
-    ]
+    words = [line.split()[0] for line in printed.splitlines()[1:6]]
+    assert words == ["Metric", "HOTA", "DetA", "AssA", "AP"]
     content = json.loads((_results(tmp_path).parent / "scores_hota.json").read_text())
     assert set(content["groups"]) == {"all", "base", "novel", "common", "uncommon"}
 
@@ -149,9 +143,3 @@ def test_damaged_results(files, user_error, tmp_path, damage, key) -> None:
     path.write_text(damage(json.loads(path.read_text())))
     message = user_error(mAP.main, *files)
     assert "results.json" in message and key in message
-
-
-def test_help(capsys) -> None:
-    with pytest.raises(SystemExit):
-        mAP.main(["--help"])
-    assert "--protocol" in capsys.readouterr().out

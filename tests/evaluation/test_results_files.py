@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from ovformer.data.files.vis_json import load_vis_json
 from ovformer.evaluation import results_reader
 from ovformer.evaluation.results_reader import ResultsChecker, find_results, read_results
 from ovformer.evaluation.results_writer import (
@@ -19,22 +18,29 @@ def entry(video_id: int = 1, score: float = 0.5) -> dict:
     return {"video_id": video_id, "score": score, "category_id": 2, "segmentations": tube}
 
 
-@pytest.mark.parametrize("indent", [None, 2])
+def write_results(path: Path, *video_ids: int) -> Path:
+    """Write a prediction for each video, and return the part file."""
+    writer = ResultsWriter(path)
+    for video_id in video_ids:
+        writer.add(video_id, [entry(video_id)])
+    writer.close()
+    return path.with_name("results.json.part0")
+
+
+def read_videos(path: Path) -> list[int]:
+    merge_results(path)
+    return [e["video_id"] for e in read_results(path)]
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 22])
-@pytest.mark.parametrize("count", [0, 1, 5])
-def test_reads_what_was_written(tmp_path, monkeypatch, indent, chunk, count) -> None:
+def test_reads_what_was_written_or_says_that_it_is_cut_off(tmp_path, monkeypatch, chunk) -> None:
     monkeypatch.setattr(results_reader, "_CHUNK", chunk)
-    expected = [entry(i) for i in range(count)]
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(expected, indent=indent) + "\n")
-    assert list(read_results(path)) == expected
-
-
-@pytest.mark.parametrize("chunk", [5, 1 << 22])
-def test_truncated_anywhere_is_an_error(tmp_path, monkeypatch, chunk) -> None:
-    monkeypatch.setattr(results_reader, "_CHUNK", chunk)
+    for expected in ([], [entry(1)], [entry(i) for i in range(5)]):
+        for indent in (None, 2):
+            path.write_text(json.dumps(expected, indent=indent) + "\n")
+            assert list(read_results(path)) == expected
     text = json.dumps([entry(1), entry(2)])
-    path = tmp_path / "results.json"
     for length in range(1, len(text), 3):
         path.write_text(text[:length])
         with pytest.raises(ValueError, match=r"results.json: prediction \d is cut off"):
@@ -53,14 +59,11 @@ def test_truncated_anywhere_is_an_error(tmp_path, monkeypatch, chunk) -> None:
 )
 def test_other_files_are_an_error(tmp_path, text, message) -> None:
     path = tmp_path / "results.json"
+    with pytest.raises(FileNotFoundError, match="results.json not found"):
+        list(read_results(path))
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         list(read_results(path))
-
-
-def test_missing_file(tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.json not found"):
-        list(read_results(tmp_path / "nothing.json"))
 
 
 def test_finds_results_of_a_run(tmp_path) -> None:
@@ -103,11 +106,7 @@ def test_writer_keeps_finished_videos(tmp_path: Path) -> None:
 
 def test_what_is_damaged_counts_as_not_written(tmp_path: Path, caplog) -> None:
     path = tmp_path / "results.json"
-    writer = ResultsWriter(path)
-    for video_id in (3, 4, 5):
-        writer.add(video_id, [entry(video_id)])
-    writer.close()
-    part = path.with_name("results.json.part0")
+    part = write_results(path, 3, 4, 5)
     first, second, third = part.read_bytes().splitlines(keepends=True)
     middle = len(second) // 2
     for damaged in (
@@ -123,37 +122,26 @@ def test_what_is_damaged_counts_as_not_written(tmp_path: Path, caplog) -> None:
         assert f"{part}: line 2 is cut off or damaged" in caplog.text
         resumed.add(4, [entry(4)])
         resumed.close()
-        merge_results(path)
-        assert {e["video_id"] for e in read_results(path)} == resumed.finished
+        assert set(read_videos(path)) == resumed.finished
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_line_without_its_end_counts_as_not_written(tmp_path: Path, rank: int) -> None:
     """For all processes, whether they go on with that file or not."""
     path = tmp_path / "results.json"
-    writer = ResultsWriter(path)
-    writer.add(3, [entry(3)])
-    writer.add(4, [entry(4)])
-    writer.close()
-    part = path.with_name("results.json.part0")
+    part = write_results(path, 3, 4)
     part.write_bytes(part.read_bytes()[:-1])
     resumed = ResultsWriter(path, rank, resume=True)
     assert resumed.finished == {3}
     resumed.close()
-    merge_results(path)
-    assert [e["video_id"] for e in read_results(path)] == [3]
+    assert read_videos(path) == [3]
 
 
 def test_writer_starts_anew_without_resume(tmp_path) -> None:
     path = tmp_path / "results.json"
-    first = ResultsWriter(path)
-    first.add(3, [entry(3)])
-    first.close()
-    second = ResultsWriter(path)
-    assert second.finished == set()
-    second.close()
-    merge_results(path)
-    assert list(read_results(path)) == []
+    write_results(path, 3)
+    write_results(path)
+    assert read_videos(path) == []
 
 
 def test_results_of_a_prediction() -> None:
@@ -164,20 +152,13 @@ def test_results_of_a_prediction() -> None:
         "pred_labels": [1, 0],
         "segmentations": [[{"size": (3, 4), "counts": b"ab"}], [{"size": [3, 4], "counts": "c"}]],
     }
-    results = to_results(prediction, [10, 20])
-    assert json.loads(json.dumps(results)) == [
-        {
-            "video_id": 7,
-            "score": 0.75,
-            "category_id": 20,
-            "segmentations": [{"size": [3, 4], "counts": "ab"}],
-        },
-        {
-            "video_id": 7,
-            "score": 0.5,
-            "category_id": 10,
-            "segmentations": [{"size": [3, 4], "counts": "c"}],
-        },
+    found = [
+        (e["video_id"], e["score"], e["category_id"], e["segmentations"])
+        for e in json.loads(json.dumps(to_results(prediction, [10, 20])))
+    ]
+    assert found == [
+        (7, 0.75, 20, [{"size": [3, 4], "counts": "ab"}]),
+        (7, 0.5, 10, [{"size": [3, 4], "counts": "c"}]),
     ]
 
 
@@ -199,13 +180,11 @@ def test_results_of_a_prediction() -> None:
     ],
 )
 def test_foreign_and_damaged_predictions_are_errors(
-    make_video_set, tmp_path, change, message
+    make_video_set, load_truth, change, message
 ) -> None:
-    truth, predictions = make_video_set(1)
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
-    checker = ResultsChecker(load_vis_json(path))
-    checker.check(predictions[0]["video_id"], predictions[:1])
-    changed = {**predictions[0], **change}
+    truth, (prediction, *_) = make_video_set(1)
+    checker = ResultsChecker(load_truth(truth))
+    checker.check(prediction["video_id"], [prediction])
+    changed = {**prediction, **change}
     with pytest.raises(ValueError, match=message):
         checker.check(changed["video_id"], [changed])

@@ -2,13 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
 
 from ovformer.evaluation.tube_iou import mean_areas, tube_areas, tube_iou
-
-
-def encode(mask: np.ndarray) -> dict:
-    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+from support.masks import compressed_rle as encode
 
 
 @st.composite
@@ -46,28 +42,20 @@ def test_large_masks_are_exact() -> None:
     assert tube_iou([[encode(m) for m in a]], [[encode(m) for m in b]])[0, 0] == expected
 
 
-def test_frames_may_differ_in_size() -> None:
+def test_masks_of_different_size() -> None:
     a, b = np.ones((3, 4), dtype=bool), np.ones((6, 5), dtype=bool)
     half = b.copy()
     half[:3] = False
     assert tube_iou([[encode(a), encode(half)]], [[encode(a), encode(b)]])[0, 0] == 27 / 42
+    with pytest.raises(ValueError, match=r"Frame 1: a predicted mask of size \[3, 4\]"):
+        tube_iou([[None, encode(a)]], [[encode(b), encode(b)]])
 
 
 def test_areas_count_visible_frames_only() -> None:
     mask = np.zeros((4, 5), dtype=bool)
-    full = ~mask
-    areas = tube_areas([[encode(full), None, encode(mask)], [None] * 3], 3)
+    areas = tube_areas([[encode(~mask), None, encode(mask)], [None] * 3], 3)
     np.testing.assert_array_equal(areas, [[20, 0, 0], [0, 0, 0]])
     np.testing.assert_array_equal(mean_areas(areas), [20, 0])
     assert tube_areas([], 3).shape == (0, 3)
-
-
-def test_any_number_of_masks() -> None:
-    masks = [[encode(np.ones((1, n + 1))) for n in range(300)], [None] * 300]
-    np.testing.assert_array_equal(tube_areas(masks, 300)[0], np.arange(1, 301))
-
-
-def test_masks_of_different_size_are_an_error() -> None:
-    a, b = np.ones((3, 4), dtype=bool), np.ones((4, 3), dtype=bool)
-    with pytest.raises(ValueError, match=r"Frame 1: a predicted mask of size \[3, 4\]"):
-        tube_iou([[None, encode(a)]], [[encode(b), encode(b)]])
+    many = [[encode(np.ones((1, n + 1))) for n in range(300)], [None] * 300]
+    np.testing.assert_array_equal(tube_areas(many, 300)[0], np.arange(1, 301))

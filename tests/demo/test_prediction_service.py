@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,17 +23,24 @@ from support.predictor_fixture import WORDS, write_video
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
 
-ALL = PredictionOptions(score_threshold=0)
+SIZE = (48, 64)
 
 
-def no_bar(frames: Iterable, **_: Any) -> Iterable:
+def show_no_bar(frames: Iterable, **_: Any) -> Iterable:
     return frames
+
+
+def find(service, path, words="dog", track=show_no_bar) -> tuple[str, list[Path]]:
+    """Find all objects, whatever their score, for the visitor "me"."""
+    options = PredictionOptions(score_threshold=0)
+    view, files = service.find("me", path and str(path), words, options, track)
+    return view, [Path(file) for file in files]
 
 
 @pytest.fixture
 def service(predictor: VideoPredictor, tmp_path: Path) -> Iterator[PredictionService]:
     """Takes 4 frames of 48 x 64 pixels, 3 words, and keeps 2 results."""
-    limits = Limits(frames=4, pixels=48 * 64, words=3, results=2)
+    limits = Limits(frames=4, pixels=SIZE[0] * SIZE[1], words=3, results=2)
     yield PredictionService(predictor, tmp_path / "results", limits)
     predictor.set_vocabulary("checkpoint")
 
@@ -44,8 +52,7 @@ def video(tmp_path_factory: pytest.TempPathFactory, make_frames: Callable) -> Pa
 
 
 def test_a_video(service: PredictionService, video: Path) -> None:
-    view, files = service.find("me", str(video), "dog\nred ball, dog,", ALL, no_bar)
-    paths = [Path(file) for file in files]
+    view, paths = find(service, video, "dog\nred ball, dog,")
     output = paths[0].parent
     names = ["objects.mp4", "results.json", "annotations.json", "all.zip"]
     assert [path.name for path in paths] == names
@@ -63,20 +70,18 @@ def test_a_video(service: PredictionService, video: Path) -> None:
 
 
 def test_an_image(service: PredictionService, make_frames: Callable, tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(make_frames(1)[0]).save(path)
-    view, files = service.find("me", str(path), "checkpoint", ALL, no_bar)
-    assert files[0].endswith("objects.png") and "class=picture" in unescape(view)
-    content = json.loads(Path(files[2]).read_text())
+    Image.fromarray(make_frames(1)[0]).save(tmp_path / "a.png")
+    view, paths = find(service, tmp_path / "a.png", "checkpoint")
+    assert paths[0].name == "objects.png" and "class=picture" in unescape(view)
+    content = json.loads(paths[2].read_text())
     assert [c["name"] for c in content["categories"]] == WORDS and len(content["images"]) == 1
 
 
 def test_wrong_input_is_refused_before_the_work(
     service: PredictionService, video: Path, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.mp4"
+    text, large = tmp_path / "text.mp4", tmp_path / "large.png"
     text.write_text("no video")
-    large = tmp_path / "large.png"
     Image.new("RGB", (65, 48)).save(large)
     large_video = write_video(tmp_path / "large.mp4", [np.zeros((48, 66, 3), np.uint8)])
     for path, words, message in (
@@ -91,28 +96,23 @@ def test_wrong_input_is_refused_before_the_work(
         (large_video, "dog", "^large.mp4.*48 x 66.*3072"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
-            service.find("me", path and str(path), words, ALL, no_bar)
+            find(service, path, words)
         assert "secret" in words or str(tmp_path) not in str(caught.value)
     assert not service.folder.exists()
 
 
 def test_a_failure_leaves_no_files(service: PredictionService, video: Path, monkeypatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(shutil, "make_archive", full)
+    monkeypatch.setattr(shutil, "make_archive", Mock(side_effect=OSError("No space left")))
     with pytest.raises(OSError, match="No space left"):
-        service.find("me", str(video), "dog", ALL, no_bar)
+        find(service, video)
     assert list(service.folder.iterdir()) == []
 
 
 def test_old_results_are_removed(service: PredictionService, video: Path) -> None:
     folders = []
-    for _ in range(3):
-        _, files = service.find("me", str(video), "dog", ALL, no_bar)
-        folders.append(Path(files[0]).parents[1])
-        os.utime(folders[-1], (len(folders), len(folders)))
-    assert len(set(folders)) == 3
+    for age in (3, 2, 1):
+        folders.append(find(service, video)[1][0].parents[1])
+        os.utime(folders[-1], (9 - age, 9 - age))
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
@@ -121,12 +121,9 @@ def test_stopping(service: PredictionService, video: Path) -> None:
         assert total == (4 if desc == "looking" else 2)
         for count, frame in enumerate(frames):
             yield frame
-            if count == 1:
-                service.stop("somebody else")
-            if count == 1 and desc == "looking":
-                service.stop("me")
+            service.stop("me" if desc == "looking" and count == 1 else "somebody else")
 
     service.stop("me")  # nothing is running yet
-    view, files = service.find("me", str(video), "dog", ALL, stopped_after_two)
-    assert len(json.loads(Path(files[2]).read_text())["videos"][0]["file_names"]) == 2
+    view, paths = find(service, video, track=stopped_after_two)
+    assert len(json.loads(paths[2].read_text())["videos"][0]["file_names"]) == 2
     assert "Interrupted" in view and "in 2 frames" in view

@@ -12,34 +12,28 @@ from ovformer.modeling.objective.matcher import HungarianMatcher
 LOSSES = ("loss_ce", "loss_object_ce", "loss_mask", "loss_dice")
 
 
-class Draws:
-    """Replays recorded draws in place of ``torch.rand`` and ``torch.multinomial``."""
-
-    def __init__(self, recorded: np.lib.npyio.NpzFile, prefix: str) -> None:
-        keys = sorted(key for key in recorded.files if key.startswith(prefix))
-        self.left = [(key.rsplit(".")[-1], torch.from_numpy(recorded[key])) for key in keys]
-
-    def rand(self, *shape: int, **kwargs: object) -> torch.Tensor:
-        kind, value = self.left.pop(0)
-        assert (kind, tuple(value.shape)) == ("rand", shape)
-        return value.clone()
-
-    def multinomial(self, weights: torch.Tensor, number: int, **kwargs: object) -> torch.Tensor:
-        kind, value = self.left.pop(0)
-        assert (kind, len(value)) == ("multinomial", number)
-        assert (weights[value] > 0).all()
-        return value.clone()
-
-
 @pytest.fixture
-def replay(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.lib.npyio.NpzFile, str], Draws]:
-    """Function from a recorded file and a prefix to the draws that PyTorch then gives."""
+def replay(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.lib.npyio.NpzFile, str], list]:
+    """Function from a recorded file and a prefix to the draws that PyTorch then gives, in order."""
 
-    def start(recorded: np.lib.npyio.NpzFile, prefix: str) -> Draws:
-        draws = Draws(recorded, prefix)
-        monkeypatch.setattr(torch, "rand", draws.rand)
-        monkeypatch.setattr(torch, "multinomial", draws.multinomial)
-        return draws
+    def start(recorded: np.lib.npyio.NpzFile, prefix: str) -> list[tuple[str, torch.Tensor]]:
+        keys = sorted(key for key in recorded.files if key.startswith(prefix))
+        left = [(key.rsplit(".")[-1], torch.from_numpy(recorded[key])) for key in keys]
+
+        def rand(*shape: int, **_: object) -> torch.Tensor:
+            kind, value = left.pop(0)
+            assert (kind, tuple(value.shape)) == ("rand", shape)
+            return value.clone()
+
+        def multinomial(weights: torch.Tensor, number: int, **_: object) -> torch.Tensor:
+            kind, value = left.pop(0)
+            assert (kind, len(value)) == ("multinomial", number)
+            assert (weights[value] > 0).all()
+            return value.clone()
+
+        monkeypatch.setattr(torch, "rand", rand)
+        monkeypatch.setattr(torch, "multinomial", multinomial)
+        return left
 
     return start
 
@@ -65,22 +59,34 @@ def layer_outputs(recorded: np.lib.npyio.NpzFile, prefix: str) -> dict[str, torc
     }
 
 
-def recorded_losses(recorded: np.lib.npyio.NpzFile, prefix: str) -> dict[str, float]:
+def read_targets(recorded: np.lib.npyio.NpzFile, labels: str, masks: str) -> list[dict]:
+    """Targets of two images, whose keys have the number of the image in place of {}."""
+    return [
+        {
+            "labels": torch.from_numpy(recorded[labels.format(i)]),
+            "masks": torch.from_numpy(recorded[masks.format(i)]).bool(),
+        }
+        for i in range(2)
+    ]
+
+
+def assert_losses(losses: dict[str, torch.Tensor], recorded, prefix: str) -> None:
     names, values = recorded[f"{prefix}names"], recorded[f"{prefix}values"]
-    return dict(zip(names.tolist(), values.tolist(), strict=True))
+    expected = dict(zip(names.tolist(), values.tolist(), strict=True))
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def assert_matches(matches, recorded, prefix: str) -> None:
+    for i, (query, instance) in enumerate(matches):
+        assert query.tolist() == recorded[f"{prefix}{i}.src"].tolist()
+        assert instance.tolist() == recorded[f"{prefix}{i}.tgt"].tolist()
 
 
 @pytest.fixture
 def unit(reference):
     """(file, outputs, targets) of a batch of an image with four instances and one with none."""
     recorded = np.load(reference("criterion_unit.npz"))
-    targets = [
-        {
-            "labels": torch.from_numpy(recorded[f"in.labels{i}"]),
-            "masks": torch.from_numpy(recorded[f"in.masks{i}"]).bool(),
-        }
-        for i in range(2)
-    ]
+    targets = read_targets(recorded, "in.labels{}", "in.masks{}")
     return recorded, layer_outputs(recorded, "in."), targets
 
 
@@ -97,9 +103,7 @@ def test_matches(unit, replay) -> None:
     recorded, outputs, targets = unit
     replay(recorded, "draw.")
     matches = HungarianMatcher(2.0, 5.0, 5.0, num_points=256)(outputs, targets)
-    for i, (query, instance) in enumerate(matches):
-        assert query.tolist() == recorded[f"match{i}.src"].tolist()
-        assert instance.tolist() == recorded[f"match{i}.tgt"].tolist()
+    assert_matches(matches, recorded, "match")
 
 
 def test_losses_of_the_unit_batch(unit, replay) -> None:
@@ -107,12 +111,11 @@ def test_losses_of_the_unit_batch(unit, replay) -> None:
     criterion = small_criterion(recorded["freq_weight"], layers=1)
     draws = replay(recorded, "draw.")
     losses = criterion(outputs, targets)
-    assert not draws.left
-    expected = recorded_losses(recorded, "loss_")
-    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-5)
+    assert not draws
+    assert_losses(losses, recorded, "loss_")
 
 
-def test_losses_and_matches_of_all_layers(reference, replay, monkeypatch) -> None:
+def test_losses_and_matches_of_all_layers(reference, replay) -> None:
     recorded = np.load(reference("image_small.npz"))
     outputs = layer_outputs(recorded, "train.out.")
     features = [outputs["mask_features"]]
@@ -122,26 +125,14 @@ def test_losses_and_matches_of_all_layers(reference, replay, monkeypatch) -> Non
     outputs["mask_features"] = torch.cat(features, dim=1)
     for i, layer in enumerate([outputs, *outputs["aux_outputs"]]):
         layer["mask_embed"] = torch.eye(100)[20 * i : 20 * (i + 1)].repeat(2, 1, 1)
-    targets = [
-        {
-            "labels": torch.from_numpy(recorded[f"train.target{i}.labels"]),
-            "masks": torch.from_numpy(recorded[f"train.target{i}.masks"]).bool(),
-        }
-        for i in range(2)
-    ]
+    targets = read_targets(recorded, "train.target{}.labels", "train.target{}.masks")
     criterion = small_criterion(recorded["criterion.freq_weight"], layers=5)
     matches = []
-    forward = criterion.matcher.forward
-    monkeypatch.setattr(
-        criterion.matcher, "forward", lambda *args: matches.append(forward(*args)) or matches[-1]
-    )
+    criterion.matcher.register_forward_hook(lambda *x: matches.append(x[-1]))
     draws = replay(recorded, "train.draw.")
     losses = criterion(outputs, targets)
-    assert not draws.left
-    expected = recorded_losses(recorded, "train.raw.loss_")
-    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-5)
-    for layer, match in enumerate(matches):
-        for i, (query, instance) in enumerate(match):
-            assert query.tolist() == recorded[f"train.match.{layer}.{i}.src"].tolist()
-            assert instance.tolist() == recorded[f"train.match.{layer}.{i}.tgt"].tolist()
+    assert not draws
+    assert_losses(losses, recorded, "train.raw.loss_")
     assert len(matches) == 5
+    for layer, match in enumerate(matches):
+        assert_matches(match, recorded, f"train.match.{layer}.")

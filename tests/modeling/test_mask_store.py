@@ -1,6 +1,7 @@
 """Masks that are kept in a file give exactly the masks that the full logits would give."""
 
 import errno
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def blobs(seed, shape, smoothness, bias):
     return F.interpolate(noise, size=shape[-2:], mode="bicubic")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     padded=st.tuples(st.integers(2, 12), st.integers(2, 12)),
@@ -92,18 +93,12 @@ def test_tubes_share_codes_and_are_empty_where_not_visible(store, monkeypatch) -
             assert code == encode_masks(mask & bool(shown))[0]
     assert coco_mask.area(tubes[0][2]) == 0 < coco_mask.area(tubes[2][2])
     assert tubes[0][1] is tubes[2][1]
-
-
-def test_no_predictions_have_no_tubes(store) -> None:
-    store.extend(torch.ones(1, 2, 4, 4))
-    sizes = MaskSizes((16, 16), (16, 16), (16, 16))
-    assert encode_tubes(store, [], np.zeros((0, 1), dtype=bool), sizes, CPU) == []
+    assert encode_tubes(store, [], visible[:0], sizes, CPU) == []
 
 
 def test_an_abandoned_file_is_closed() -> None:
     file = SpillFile()
     inner = file._file
-    file.write(np.zeros(3))
     del file
     assert inner.closed
 
@@ -111,16 +106,9 @@ def test_an_abandoned_file_is_closed() -> None:
 def test_a_full_disk_is_explained(monkeypatch) -> None:
     file = SpillFile()
     file.write(np.zeros(1_000_000))
-
-    class Full:
-        def seek(self, offset):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(file, "_file", Full())
-    with pytest.raises(OSError, match="No space left on device: .* 8 MB .* Set TMPDIR") as caught:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(file, "_file", Mock(flush=Mock(side_effect=full)))
+    with pytest.raises(OSError, match="No space left on device: .* 8 MB .*TMPDIR") as caught:
         file.write(np.zeros(3))
     assert caught.value.errno == errno.ENOSPC
 
@@ -131,5 +119,4 @@ def test_a_large_file_is_mentioned_once(monkeypatch, caplog) -> None:
     with caplog.at_level("INFO"):
         for _ in range(5):
             file.write(np.zeros(5))
-    file.close()
-    assert len(caplog.records) == 1 and "long video" in caplog.text
+    assert len(caplog.records) == 1

@@ -40,25 +40,20 @@ def lvvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_rare_annotations_go_and_all_else_stays(load_tool, mini_lvis: MiniLvis, capsys) -> None:
+def test_rare_annotations_are_removed(load_tool, mini_lvis: MiniLvis, tmp_path, capsys) -> None:
+    tool = load_tool("remove_lvis_rare")
     target = mini_lvis.root / "lvis" / "lvis_v1_train_norare.json"
     target.unlink()
-    load_tool("remove_lvis_rare").main([])  # by default LVIS's training set in the dataset root
+    tool.main([])  # by default LVIS's training set in the dataset root
     assert "5 of 7 annotations kept" in capsys.readouterr().out
-    kept = json.loads(target.read_text())
     expected = [a for a in mini_lvis.content["annotations"] if a["category_id"] not in (13, 14)]
-    assert kept == {**mini_lvis.content, "annotations": expected}
+    assert json.loads(target.read_text()) == {**mini_lvis.content, "annotations": expected}
     records = DatasetCatalog.get("lvis_v1_train_norare")
     assert {a["category_id"] for record in records for a in record["annotations"]} == {0, 2}
-
-
-def test_out_names_another_file(load_tool, mini_lvis: MiniLvis, tmp_path: Path) -> None:
-    tool = load_tool("remove_lvis_rare")
-    source = mini_lvis.write("mine.json")
-    tool.main(["--ann", str(source), "--out", str(tmp_path / "new" / "out.json")])
-    assert len(json.loads((tmp_path / "new" / "out.json").read_text())["annotations"]) == 5
+    source, out = mini_lvis.write("mine.json"), tmp_path / "new" / "out.json"
+    tool.main(["--ann", str(source), "--out", str(out)])
     tool.main(["--ann", str(source)])
-    assert (source.parent / "mine_norare.json").is_file()
+    assert out.read_bytes() == source.with_name("mine_norare.json").read_bytes()
 
 
 def test_counts_of_images(load_tool, mini_lvis: MiniLvis, tmp_path: Path) -> None:
@@ -76,31 +71,27 @@ def test_counts_of_images(load_tool, mini_lvis: MiniLvis, tmp_path: Path) -> Non
     found = json.loads(out.read_text())
     assert [c["frequency"] for c in found] == ["c", "f", "r", "r"]
     assert (found[0]["image_count"], found[0]["instance_count"]) == (2, 3)
-
-
-def test_the_published_thresholds(load_tool, tmp_path: Path) -> None:
+    # The published thresholds are 10 and 100 images.
+    counts = enumerate((9, 10, 99, 100), start=1)
     annotations = [
-        {"id": 1000 * c + i, "image_id": i, "category_id": c}
-        for c, count in enumerate((0, 9, 10, 99, 100))
-        for i in range(count)
+        {"id": 1000 * c + i, "image_id": i, "category_id": c} for c, n in counts for i in range(n)
     ]
-    content = {"annotations": annotations, "categories": [{"id": c} for c in range(5)]}
-    (tmp_path / "x.json").write_text(json.dumps(content))
-    words = ["--ann", str(tmp_path / "x.json"), "--out", str(tmp_path / "out.json"), "--add_freq"]
-    load_tool("get_lvis_cat_info").main(words)
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert [c["frequency"] for c in found] == ["r", "r", "c", "c", "f"]
+    categories = [{"id": c} for c in range(1, 5)]
+    source.write_text(json.dumps({"annotations": annotations, "categories": categories}))
+    tool.main(words)
+    assert [c["frequency"] for c in json.loads(out.read_text())] == ["r", "c", "c", "f"]
 
 
-def test_novel_annotations_go(load_tool, lvvis: Path, capsys, user_error) -> None:
-    load_tool("remove_lvvis_novel").main([])
+def test_novel_annotations_are_removed(load_tool, lvvis: Path, capsys, user_error) -> None:
+    tool = load_tool("remove_lvvis_novel")
+    tool.main([])
     assert "3 of 4 annotations kept" in capsys.readouterr().out
     before = json.loads(lvvis.read_text())
     after = json.loads((lvvis.parent / "train_instances_nonovel.json").read_text())
     assert after == {**before, "annotations": before["annotations"][:3]}
     before["categories"][0].pop("partition")
     lvvis.write_text(json.dumps(before))
-    message = user_error(load_tool("remove_lvvis_novel").main, "--ann", lvvis)
+    message = user_error(tool.main, "--ann", lvvis)
     assert str(lvvis) in message and "'accordion'" in message and "partition" in message
 
 
@@ -113,12 +104,12 @@ def test_counts_of_frames(load_tool, lvvis: Path, tmp_path: Path) -> None:
     assert counts == {1: (0, 0, "n"), 3: (8, 11, "b"), 6: (0, 0, "n")}
     out = tmp_path / "out.json"
     load_tool("get_lvvis_cat_info").main(["--ann", str(lvvis), "--out", str(out)])
-    assert [c["image_count"] for c in json.loads(out.read_text())] == [5, 8, 0]
-    assert "frequency" not in json.loads(out.read_text())[0]
+    found = json.loads(out.read_text())
+    assert [c["image_count"] for c in found] == [5, 8, 0] and "frequency" not in found[0]
 
 
 @pytest.mark.parametrize("name", ["remove_lvis_rare", "get_lvis_cat_info"])
-def test_keys_that_are_missing(load_tool, mini_lvis: MiniLvis, user_error, name: str) -> None:
+def test_missing_keys(load_tool, mini_lvis: MiniLvis, user_error, name: str) -> None:
     mini_lvis.write(text='{"images": []}')
     message = user_error(load_tool(name).main)
     assert "'annotations'" in message and "'categories'" in message
@@ -132,7 +123,7 @@ def test_keys_that_are_missing(load_tool, mini_lvis: MiniLvis, user_error, name:
         (category_files.without_novel, {"annotations": [{"category_id": "1"}]}, "category_id"),
     ],
 )
-def test_files_with_gaps(select, changes: dict, key: str) -> None:
+def test_incomplete_entries(select, changes: dict, key: str) -> None:
     categories = [{"id": 1, "name": "a", "frequency": "r", "partition": 0}]
     with pytest.raises(ValueError, match=key):
         select({"annotations": [], "categories": categories, **changes})

@@ -1,9 +1,7 @@
 """``tools/convert_annotations.py`` on exports of drawn videos: every mask comes out as drawn."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -23,24 +21,25 @@ from support.annotation_exports import (
     zip_of,
 )
 
-
-@pytest.fixture
-def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
-    return load_tool("convert_annotations")
+TOOL = "convert_annotations"
 
 
-def test_cvat_video_with_the_film_beside_it(tool, tmp_path: Path, capsys) -> None:
-    videos = [draw("one", 6, 0), draw("two", 7, 1)]
+def test_cvat_with_videos_beside_it(tool, tmp_path: Path, capsys, user_error) -> None:
+    videos, out = [draw("one", 6, 0), draw("two", 7, 1)], tmp_path / "out"
     for video in videos:
         write_video(tmp_path / "films", video)
         (tmp_path / f"{video.name}.xml").write_bytes(cvat_video(video))
+    words = ["--media", str(tmp_path / "films"), "--output", str(out), "--val", "0.5"]
     exports = [str(tmp_path / f"{video.name}.xml") for video in videos]
-    out = tmp_path / "out"
-    tool.main([*exports, "--media", str(tmp_path / "films"), "--output", str(out), "--val", "0.5"])
+    # With the same export twice, its videos could be trained with and validated on.
+    (tmp_path / "one (1).xml").write_bytes(cvat_video(videos[0]))
+    message = user_error(tool.main, *exports, tmp_path / "one (1).xml", *words)
+    assert "one.xml" in message and "one (1).xml" in message and not out.exists()
+    tool.main([*exports, *words])
     check_equal(out / "annotations.json", videos)
-    parts = [load_vis_json(out / f"{name}.json") for name in ("train", "val")]
-    assert sorted(v["id"] for part in parts for v in part["videos"]) == [1, 2]
-    assert parts[0]["categories"] == parts[1]["categories"]
+    train, val = (load_vis_json(out / f"{name}.json") for name in ("train", "val"))
+    assert sorted(v["id"] for v in train["videos"] + val["videos"]) == [1, 2]
+    assert len(train["videos"]) == 1 and train["categories"] == val["categories"]
     printed = capsys.readouterr().out
     for part in ("2 videos, 13 frames, 4 objects with 22 masks", "annotations 2, train 1, val 1"):
         assert part in printed
@@ -83,32 +82,19 @@ def test_boxes_become_masks_when_asked(tool, tmp_path: Path, user_error) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "key"),
+    ("content", "words", "key"),
     [
-        ('{"videos": [], "annotations": []}', "YouTube-VIS"),
-        ('{"images": []}', "['annotations', 'categories']"),
-        ("[]", "no video"),
-        ("5", "single value"),
-        ("[" * 100_000, "JSON"),
+        ('{"videos": [], "annotations": []}', [], "YouTube-VIS"),
+        ('{"images": []}', [], "['annotations', 'categories']"),
+        ("[]", [], "no video"),
+        ("5", [], "single value"),
+        ("[" * 100_000, [], "JSON"),
+        ("", ["--val=1"], "--val"),
+        ("", ["--val=-0.1"], "--val"),
+        ("", ["--every=0"], "--every"),
     ],
 )
-def test_files_that_are_no_exports(tool, tmp_path: Path, user_error, content: str, key) -> None:
+def test_bad_files_and_options(tool, tmp_path: Path, user_error, content, words, key) -> None:
     (tmp_path / "a.json").write_text(content)
-    assert key in user_error(tool.main, tmp_path / "a.json", "--output", tmp_path / "out")
+    assert key in user_error(tool.main, tmp_path / "a.json", "--output", tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_same_export_twice(tool, tmp_path: Path, user_error) -> None:
-    """Its videos could be trained with and validated on."""
-    video = draw("one", 3, 0)
-    write_video(tmp_path, video)
-    exports = [tmp_path / name for name in ("a.xml", "a (1).xml")]
-    for path in exports:
-        path.write_bytes(cvat_video(video))
-    message = user_error(tool.main, *exports, "--output", tmp_path / "out", "--val", "0.5")
-    assert all(str(path) in message for path in exports) and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("option", "value"), [("--val", "1"), ("--val", "-0.1"), ("--every", "0")])
-def test_options_out_of_range(tool, user_error, option: str, value: str) -> None:
-    assert option in user_error(tool.main, "a.json", "--output", "out", f"{option}={value}")

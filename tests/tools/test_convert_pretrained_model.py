@@ -1,6 +1,5 @@
 import pickle
 
-import pytest
 import timm
 import torch
 from safetensors.torch import save_file
@@ -10,46 +9,31 @@ from torch.nn import functional as F
 from ovformer.d2 import DetectionCheckpointer
 from ovformer.modeling.backbone import D2SwinTransformer, TimmBackbone
 
-LAYERS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+TOOL = "convert-thirdparty-pretrained-model-to-d2"
 
 
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("convert-thirdparty-pretrained-model-to-d2")
-
-
-@pytest.fixture(scope="module")
-def resnet() -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model("resnet18", num_classes=5, **LAYERS)
-
-
-@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
-def test_a_timm_resnet_reaches_the_backbone(tool, resnet, tmp_path, wrap) -> None:
-    source = tmp_path / "resnet.pth"
-    state = resnet.state_dict()
-    torch.save({wrap: state, "epoch": 3} if wrap else state, source)
-    tool.main(["--path", str(source)])
-    content = pickle.loads((tmp_path / "resnet.pkl").read_bytes())
-    assert content["__author__"] == "third_party"
-    assert content["matching_heuristics"] is True
-    assert content["model"].keys() == state.keys()
+def test_a_timm_resnet_reaches_the_backbone(tool, tmp_path) -> None:
+    sizes = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    state = timm.create_model("resnet18", num_classes=5, **sizes).state_dict()
+    output = tmp_path / "new" / "backbone.pkl"
+    save_file(state, tmp_path / "bare.safetensors")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "model.pth")
+    torch.save({"state_dict": state}, tmp_path / "state_dict.pth")
+    tool.main(["--path", str(tmp_path / "bare.safetensors"), "--output", str(output)])
+    assert [p.name for p in output.parent.iterdir()] == ["backbone.pkl"]
+    tool.main(["--path", str(tmp_path / "model.pth")])
+    tool.main(["--path", str(tmp_path / "state_dict.pth")])
+    for path in (output, tmp_path / "model.pkl", tmp_path / "state_dict.pkl"):
+        content = pickle.loads(path.read_bytes())
+        assert content["__author__"] == "third_party" and content["matching_heuristics"] is True
+        assert content["model"].keys() == state.keys()
 
     model = nn.Module()
-    model.backbone = TimmBackbone("resnet18", (2, 3, 4, 5), kwargs=LAYERS)
-    DetectionCheckpointer(model).load(str(tmp_path / "resnet.pkl"))
+    model.backbone = TimmBackbone("resnet18", (2, 3, 4, 5), kwargs=sizes)
+    DetectionCheckpointer(model).load(str(output))
     for name, value in model.backbone.base.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(value, state[name]), name
-
-
-def test_safetensors_and_an_output_elsewhere(tool, resnet, tmp_path) -> None:
-    save_file(resnet.state_dict(), tmp_path / "model.safetensors")
-    output = tmp_path / "new" / "backbone.pkl"
-    tool.main(["--path", str(tmp_path / "model.safetensors"), "--output", str(output)])
-    content = pickle.loads(output.read_bytes())
-    assert content["model"]["conv1.weight"].shape == (64, 3, 7, 7)
-    assert [p.name for p in output.parent.iterdir()] == ["backbone.pkl"]
 
 
 def test_half_precision_is_stored_as_float32(tool, tmp_path) -> None:
@@ -62,9 +46,8 @@ def test_half_precision_is_stored_as_float32(tool, tmp_path) -> None:
 def test_timms_swin_gives_timms_features(tool, tmp_path) -> None:
     torch.manual_seed(0)
     settings = {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
-    theirs = timm.create_model(
-        "swin_tiny_patch4_window7_224", img_size=256, window_size=4, num_classes=0, **settings
-    ).eval()
+    sizes = {"img_size": 256, "window_size": 4, "num_classes": 0}
+    theirs = timm.create_model("swin_tiny_patch4_window7_224", **sizes, **settings).eval()
     torch.save(theirs.state_dict(), tmp_path / "swin.pth")
     tool.main(["--path", str(tmp_path / "swin.pth")])
     ours = nn.Module()
@@ -80,7 +63,7 @@ def test_timms_swin_gives_timms_features(tool, tmp_path) -> None:
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
 
 
-def test_files_that_hold_no_weights(tool, tmp_path, user_error) -> None:
+def test_files_without_weights(tool, tmp_path, user_error) -> None:
     path = tmp_path / "x.pth"
     for content in ({"model": nn.Linear(1, 1)}, {"epoch": 3}, [torch.zeros(1)]):
         torch.save(content, path)

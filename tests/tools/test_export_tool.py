@@ -8,18 +8,15 @@ import torch
 
 from support.predictor_fixture import save_trained
 
-
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("export")
+TOOL = "export"
 
 
 @pytest.mark.slow
 def test_a_file_with_our_operator_is_written_and_compared(tool, tmp_path: Path, capsys) -> None:
     """The clip model; tests/export exports the frame model without the operator."""
     weights = save_trained(tmp_path, **{"MODEL.MASK_FORMER.DEC_LAYERS": 2})
+    (tmp_path / "files").mkdir()
     path = tmp_path / "files" / "my.pt2"
-    path.parent.mkdir()
     words = ["--weights", weights, "--output", path, "--model", "clip", "--keep-operator"]
     tool.main(list(map(str, words)))
     text = capsys.readouterr().out
@@ -44,13 +41,12 @@ def test_a_file_with_our_operator_is_written_and_compared(tool, tmp_path: Path, 
     ],
 )
 def test_bad_outputs_and_bad_weights(
-    tool, tmp_path: Path, capsys, monkeypatch, output: str, options: list[str], message: str
+    tool, tmp_path: Path, user_error, monkeypatch, output: str, options: list[str], message: str
 ) -> None:
     """The tool checks outputs before weights: these are missing unless the row names others."""
     monkeypatch.chdir(tmp_path)
     Path("folder.pt2").mkdir()
     torch.save({"model": {"weight": torch.zeros(2)}}, "plain.pth")
-    with pytest.raises(SystemExit) as end:
-        tool.main(["--weights", "absent.pth", "--output", output, *options])
-    assert end.value.code == 2 and message in capsys.readouterr().err
+    words = ["--weights", "absent.pth", "--output", output, *options]
+    assert message in user_error(tool.main, *words)
     assert not Path("model.pt2").exists()

@@ -9,40 +9,37 @@ from pathlib import Path
 
 import pytest
 
+from ovformer_tools.shape_scenes import CATEGORY_NAMES
+
+TOOL = "quickstart"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("quickstart")
-
-
-def step(tool, output: Path, text: str = "x"):
+def step(tool, output: Path, text: str = "'x'"):
     """A step that appends to its output, which shows how often it ran."""
-    code = f"import sys; open(sys.argv[1], 'a').write({text!r})"
+    code = f"import os, sys; open(sys.argv[1], 'a').write({text})"
     return tool.Step(f"write {output.name}", ["-c", code, str(output)], output)
 
 
 def test_finished_steps_are_skipped(tool, tmp_path: Path, capsys) -> None:
-    steps = [step(tool, tmp_path / name) for name in ("a", "b")]
-    record = tmp_path / "steps.json"
-    tool.run_steps(steps[:1], record, {})
-    tool.run_steps(steps, record, {})
-    tool.run_steps(steps, record, {})
-    assert [s.output.read_text() for s in steps] == ["x", "x"]
-    assert [entry["command"] for entry in json.loads(record.read_text())] == [
-        s.command for s in steps
-    ]
+    # The second command prints a setting, which it sees as an environment variable.
+    steps = [step(tool, tmp_path / "a"), step(tool, tmp_path / "b", "os.environ['SETTING']")]
+    record, settings = tmp_path / "steps.json", {"SETTING": "s"}
+    for some in (steps[:1], steps, steps):
+        tool.run_steps(some, record, settings)
+    assert [s.output.read_text() for s in steps] == ["x", "s"]
+    finished = [entry["command"] for entry in json.loads(record.read_text())]
+    assert finished == [s.command for s in steps]
     assert capsys.readouterr().out.count("finished already") == 3
 
 
 def test_a_changed_step_and_all_after_it_run_again(tool, tmp_path: Path) -> None:
-    names = ("a", "b", "c")
-    record = tmp_path / "steps.json"
+    names, record = ("a", "b", "c"), tmp_path / "steps.json"
     tool.run_steps([step(tool, tmp_path / name) for name in names], record, {})
     (tmp_path / "b.parts").mkdir()
     (tmp_path / "b_of_mine").mkdir()
-    changed = [step(tool, tmp_path / name, "y" if name == "b" else "x") for name in names]
+    texts = ("'x'", "'y'", "'x'")
+    changed = [step(tool, tmp_path / name, text) for name, text in zip(names, texts, strict=True)]
     tool.run_steps(changed, record, {})
     assert [(tmp_path / name).read_text() for name in names] == ["x", "y", "x"]
     assert not (tmp_path / "b.parts").exists() and (tmp_path / "b_of_mine").exists()
@@ -55,8 +52,16 @@ def test_a_failed_step_stops_and_is_run_again(tool, tmp_path: Path) -> None:
         tool.run_steps([good, bad], record, {})
     (tmp_path / "missing").mkdir()
     tool.run_steps([good, bad], record, {})
-    assert (tmp_path / "a").read_text() == "x"
-    assert (tmp_path / "missing" / "b").read_text() == "x"
+    assert good.output.read_text() == bad.output.read_text() == "x"
+
+
+def test_swapped_names_and_commands_of_the_steps(tool, tmp_path: Path) -> None:
+    for made in tool.make_steps(tmp_path, 0, False):
+        assert (ROOT / made.command[0]).is_file(), made.command[0]
+    swapped = tool.write_swapped_names(tmp_path / "names.txt").read_text().splitlines()
+    assert sorted(swapped) == sorted(CATEGORY_NAMES)
+    for name, other in zip(CATEGORY_NAMES, swapped, strict=True):
+        assert name.split()[0] == other.split()[0] and name.split()[1] != other.split()[1]
 
 
 @pytest.mark.slow
@@ -74,12 +79,8 @@ def test_a_command_has_time_to_save_when_it_is_stopped(tmp_path: Path, number: i
         "import os, sys; sys.path.insert(0, 'tools'); import quickstart\n"
         f"sys.exit(quickstart.run_command([sys.executable, '-c', {code!r}], dict(os.environ)))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", driver],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-c", driver]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"ready\n"
     if number == signal.SIGINT:  # as a terminal sends it
         os.killpg(process.pid, number)
@@ -87,27 +88,6 @@ def test_a_command_has_time_to_save_when_it_is_stopped(tmp_path: Path, number: i
         process.send_signal(number)
     assert process.wait(30) == 128 + number
     assert saved.exists()
-
-
-def test_commands_see_the_settings(tool, tmp_path: Path) -> None:
-    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['DETECTRON2_DATASETS'])"
-    seen = tool.Step("look", ["-c", code, str(tmp_path / "seen")], tmp_path / "seen")
-    tool.run_steps([seen], tmp_path / "steps.json", {"DETECTRON2_DATASETS": "here"})
-    assert (tmp_path / "seen").read_text() == "here"
-
-
-def test_swapped_names_keep_the_colour_only(tool, tmp_path: Path) -> None:
-    from ovformer_tools.shape_scenes import CATEGORY_NAMES
-
-    swapped = tool.write_swapped_names(tmp_path / "names.txt").read_text().splitlines()
-    assert sorted(swapped) == sorted(CATEGORY_NAMES)
-    for name, other in zip(CATEGORY_NAMES, swapped, strict=True):
-        assert name.split()[0] == other.split()[0] and name.split()[1] != other.split()[1]
-
-
-def test_each_command_is_a_script_of_the_repository(tool, tmp_path: Path) -> None:
-    for made in tool.make_steps(tmp_path, 0, False):
-        assert (ROOT / made.command[0]).is_file(), made.command[0]
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,14 +16,11 @@ from ovformer.data.files.image_embeddings import ImageEmbeddingStore, crop_for_e
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from support.mini_lvis import MiniLvis
+from support.mini_videos import MiniVideos
 from support.tiny_clip import make_clip
 
-TOOL = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
-
-
-@pytest.fixture(scope="module")
-def tool(load_tool) -> ModuleType:
-    return load_tool("save_clip_features")
+TOOL = "save_clip_features"
+SCRIPT = Path(__file__).parents[2] / "tools" / "save_clip_features.py"
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +30,41 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def run(tool) -> Callable[..., ImageEmbeddingStore]:
+def run(tool, clip: str) -> Callable[..., ImageEmbeddingStore]:
     """A function that runs the tool and returns what it stored."""
 
-    def run(clip: str, output: Path, *arguments: object) -> ImageEmbeddingStore:
+    def run(output: Path, *words: object) -> ImageEmbeddingStore:
         options = ["--output", output, "--clip", clip, "--device", "cpu", "--num-workers", 0]
-        tool.main([str(a) for a in [*options, *arguments]])
+        tool.main([str(word) for word in [*options, *words]])
         return ImageEmbeddingStore.open(output)
 
     return run
 
 
-def expected(encoder: CLIPEncoder, file: str) -> torch.Tensor:
-    return encoder.encode_image(encoder.preprocess(Image.open(file))[None])[0]
-
-
-def test_features_of_data_sets(mini_lvis: MiniLvis, tmp_path: Path, clip: str, run) -> None:
-    output = tmp_path / "metadata" / "features.safetensors"
-    arguments = ["--dataset", "lvis_v1_train", "lvis_v1_val", "--batch-size", 2]
-    store = run(clip, output, *arguments, "--num-workers", 1)
-    records = DatasetCatalog.get("lvis_v1_train")
+def test_data_sets_and_folders(mini_lvis: MiniLvis, tmp_path: Path, clip: str, run) -> None:
+    output, names = tmp_path / "metadata" / "a.safetensors", ["lvis_v1_train", "lvis_v1_val"]
+    store = run(output, "--dataset", *names, "--batch-size", 2, "--num-workers", 1)
     assert (len(store), store.dim, store.info["clip"]) == (5, 12, clip)
+    (mini_lvis.root / "coco" / "notes.txt").write_text("no image")
+    half = run(tmp_path / "b.safetensors", "--images", mini_lvis.root / "coco", "--half")
+    assert len(half) == 5
     encoder = CLIPEncoder.from_pretrained(clip)
-    for record in records:
-        torch.testing.assert_close(
-            store.get(record), expected(encoder, record["file_name"]), rtol=1e-5, atol=1e-6
-        )
+    for record in DatasetCatalog.get("lvis_v1_train"):
+        image = encoder.preprocess(Image.open(record["file_name"]))
+        expected = encoder.encode_image(image[None])[0]
+        torch.testing.assert_close(store.get(record), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(half.get(record), expected, rtol=1e-3, atol=1e-3)
+        assert torch.equal(half.get(record), half.get(record).half().float())
+
+
+def test_frames_of_videos(mini_videos: MiniVideos, tool) -> None:
+    images = tool.find_dataset_images(["ytvis_2019_val", "ytvis_2019_train"])
+    frame = mini_videos.frames / "video3" / "00005.png"
+    assert len(images) == 20
+    assert images["ytvis_2019/valid/JPEGImages/video3/00005.png"] == str(frame)
+    frame.unlink()
+    with pytest.raises(FileNotFoundError, match=r"00005\.png \(frame 5 of video 3\)"):
+        tool.find_dataset_images(["ytvis_2019_val"])
 
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (9, 33)])
@@ -69,19 +74,8 @@ def test_the_tool_sees_images_as_the_model_does(clip: str, size: tuple[int, int]
     assert torch.equal(crop_for_embedding(image, encoder.image_size), encoder.preprocess(image))
 
 
-def test_features_of_a_folder_in_half_precision(
-    mini_lvis: MiniLvis, tmp_path: Path, clip: str, run
-) -> None:
-    (mini_lvis.root / "coco" / "notes.txt").write_text("no image")
-    store = run(clip, tmp_path / "f.safetensors", "--images", mini_lvis.root / "coco", "--half")
-    record = DatasetCatalog.get("lvis_v1_train")[2]
-    feature = expected(CLIPEncoder.from_pretrained(clip), record["file_name"])
-    assert len(store) == 5
-    assert torch.equal(store.get(record), feature.half().float())
-
-
 def test_an_interrupted_run_resumes(
-    mini_lvis: MiniLvis, tmp_path: Path, clip: str, tool, run, monkeypatch, capsys
+    mini_lvis: MiniLvis, tmp_path: Path, tool, run, monkeypatch, capsys
 ) -> None:
     read = []
 
@@ -92,23 +86,18 @@ def test_an_interrupted_run_resumes(
         return read_rgb(file)
 
     output = tmp_path / "features.safetensors"
-    arguments = [clip, output, "--dataset", "lvis_v1_train", "--batch-size", 1]
-    monkeypatch.setattr(tool, "read_rgb", interrupt)
-    with pytest.raises(SystemExit) as end:
-        run(*arguments)
-    assert end.value.code == 130
-    assert not output.exists()
-    monkeypatch.setattr(tool, "read_rgb", read_rgb)
-    store = run(*arguments)
+    words = [output, "--dataset", "lvis_v1_train", "--batch-size", 1]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(tool, "read_rgb", interrupt)
+        run(*words)
+    assert end.value.code == 130 and not output.exists()
+    run(*words).require(DatasetCatalog.get("lvis_v1_train"))
     assert "2 of 5 images to encode" in capsys.readouterr().out
-    store.require(DatasetCatalog.get("lvis_v1_train"))
-    run(*arguments)
+    run(*words)
     assert "0 of 5 images to encode" in capsys.readouterr().out
 
 
-def test_bad_arguments_are_named(
-    mini_lvis: MiniLvis, tmp_path: Path, clip: str, tool, user_error
-) -> None:
+def test_bad_arguments(mini_lvis: MiniLvis, tmp_path: Path, clip: str, tool, user_error) -> None:
     broken = mini_lvis.root / "coco" / "val2017" / "000000000003.png"
     broken.write_bytes(b"no image")
     others = ["--output", tmp_path / "x.safetensors", "--device", "cpu", "--num-workers", 0]
@@ -128,14 +117,14 @@ def test_several_processes(mini_lvis: MiniLvis, tmp_path: Path, clip: str, run) 
     """Five images and one more run with a sixth: three processes then have none."""
     outputs = [tmp_path / "output" / name for name in ("one.safetensors", "four.safetensors")]
     folder = mini_lvis.root / "coco"
-    for extra in (None, "more.png"):
-        if extra:
-            Image.new("RGB", (20, 30)).save(folder / extra)
-        one = run(clip, outputs[0], "--images", folder)
-        words = ["--images", folder, "--output", outputs[1], "--clip", clip, "--device", "cpu"]
-        words += ["--num-workers", 0, "--num-gpus", 4]
+    words = ["--images", folder, "--output", outputs[1], "--clip", clip, "--device", "cpu"]
+    words += ["--num-workers", 0, "--num-gpus", 4]
+    for count, new in ((5, 5), (6, 1)):
+        if count == 6:
+            Image.new("RGB", (20, 30)).save(folder / "more.png")
+        one = run(outputs[0], "--images", folder)
         process = subprocess.run(
-            [sys.executable, TOOL, *map(str, words)],
+            [sys.executable, SCRIPT, *map(str, words)],
             env={**os.environ, "DETECTRON2_DATASETS": str(mini_lvis.root)},
             capture_output=True,
             text=True,
@@ -143,8 +132,8 @@ def test_several_processes(mini_lvis: MiniLvis, tmp_path: Path, clip: str, run) 
         )
         assert process.returncode == 0, process.stderr
         four = ImageEmbeddingStore.open(outputs[1])
-        assert four.keys == one.keys and len(four) == (6 if extra else 5)
+        assert four.keys == one.keys and len(four) == count
         for key in one.keys:
             torch.testing.assert_close(four.get(key), one.get(key), rtol=1e-5, atol=1e-6)
-        assert f": {1 if extra else 5} of {len(four)} images to encode" in process.stdout
+        assert f": {new} of {count} images to encode" in process.stdout
         assert set((tmp_path / "output").iterdir()) == set(outputs)

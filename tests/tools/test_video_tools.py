@@ -297,16 +297,3 @@ def test_drawing_results_of_another_data_set(
     path = write_results(tmp_path, [{**prediction(3, 1), "video_id": 77}])
     tool = load_tool("vis_results")
     assert "video 77" in user_error(tool.main, "--results", path, "--dataset", "ytvis_2019_val")
-
-
-def test_clip_features_of_frames(mini_videos: MiniVideos, load_tool: Callable) -> None:
-    images = load_tool("save_clip_features").find_dataset_images(
-        ["ytvis_2019_val", "ytvis_2019_train"]
-    )
-    assert len(images) == 20
-    assert images["ytvis_2019/valid/JPEGImages/video3/00005.png"] == str(
-        mini_videos.frames / "video3" / "00005.png"
-    )
-    (mini_videos.frames / "video3" / "00005.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"00005\.png \(frame 5 of video 3\)"):
-        load_tool("save_clip_features").find_dataset_images(["ytvis_2019_val"])

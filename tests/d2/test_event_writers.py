@@ -5,7 +5,13 @@ import re
 import pytest
 import torch
 
-from ovformer.d2 import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
+from ovformer.d2 import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
 
 
 def test_storage_keeps_values_by_name_and_iteration() -> None:
@@ -16,6 +22,7 @@ def test_storage_keeps_values_by_name_and_iteration() -> None:
             storage.put_scalar("a", 4)
         storage.step()
         storage.put_scalar("a", 5)
+        assert storage.iter == storage.iteration == 11
     assert storage.latest() == {"a": (5.0, 11), "b": (2.0, 7), "c": (3.0, 7), "scope/a": (4.0, 10)}
     assert storage.history("a").values() == [(1.0, 10), (5.0, 11)]
     assert set(storage.histories()) == {"a", "b", "c", "scope/a"}
@@ -26,12 +33,20 @@ def test_storage_keeps_values_by_name_and_iteration() -> None:
         storage.put_scalar("b", 1.0, smoothing_hint=True)
 
 
+def test_storages_nest() -> None:
+    with EventStorage() as outer:
+        with EventStorage() as inner:
+            assert get_event_storage() is inner
+        assert get_event_storage() is outer
+    with pytest.raises(AssertionError):
+        get_event_storage()
+
+
 def test_noisy_scalars_are_smoothed_by_a_median_over_iterations() -> None:
     with EventStorage() as storage:
-        for iteration in range(0, 40, 5):
-            storage.iter = iteration
-            storage.put_scalar("noisy", iteration)
-            storage.put_scalar("exact", iteration, smoothing_hint=False)
+        for storage.iter in range(0, 40, 5):
+            storage.put_scalar("noisy", storage.iter)
+            storage.put_scalar("exact", storage.iter, smoothing_hint=False)
     # The last 20 iterations, 16 to 35, have the values 20, 25, 30 and 35.
     assert storage.count_samples("noisy", 20) == 4
     assert storage.count_samples("noisy", 1000) == 8
@@ -66,8 +81,7 @@ def test_tensorboard_writer(tmp_path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with EventStorage() as storage:
-        unused = TensorboardXWriter(str(tmp_path / "unused"))
-        unused.close()
+        TensorboardXWriter(str(tmp_path / "unused")).close()
         writer = TensorboardXWriter(str(tmp_path / "used"))
         for storage.iter in range(3):
             storage.put_scalar("total_loss", float(storage.iter), smoothing_hint=False)
@@ -80,47 +94,38 @@ def test_tensorboard_writer(tmp_path) -> None:
     events = EventAccumulator(str(tmp_path / "used"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("total_loss")] == [(0, 0), (1, 1), (2, 2)]
-    assert [(e.step, e.width, e.height) for e in events.Images("sample")] == [
-        (step, 5, 4) for step in range(3)
-    ]
+    images = [(e.step, e.width, e.height) for e in events.Images("sample")]
+    assert images == [(step, 5, 4) for step in range(3)]
     histogram = events.Histograms("weights")[-1].histogram_value
     assert (histogram.num, histogram.sum, histogram.min, histogram.max) == (10, 45, 0, 9)
     assert sum(histogram.bucket) == 10
 
 
-def without_memory(line: str) -> str:
-    """Drop the part of a line that only machines with a GPU have."""
-    return re.sub(r" max_mem: \d+M$", "", line)
-
-
-def test_metric_printer_shows_times_losses_and_rate(lines) -> None:
-    with EventStorage() as storage:
-        printer = CommonMetricPrinter(max_iter=100)
-        for storage.iter in range(3):
-            storage.put_scalars(
-                total_loss=3.0 - storage.iter, loss_ce=0.12345678, time=2.0, data_time=0.25
-            )
-            storage.put_scalar("lr", 1e-4, smoothing_hint=False)
-            storage.put_scalar("[metric]recall", 0.5)
-        printer.write()
-        assert storage.latest()["eta_seconds"] == (194.0, 2)
-        storage.iter = 100
-        printer.write()  # training is over: nothing to say
-    assert [without_memory(line) for line in lines()] == [
-        "eta: 0:03:14 iter: 2 total_loss: 2 loss_ce: 0.1235 [metric]recall: 0.5 time: 2.0000 "
-        "last_time: 2.0000 data_time: 0.2500 last_data_time: 0.2500 lr: 0.0001"
-    ]
-
-
-def test_metric_printer_without_times(lines) -> None:
-    with EventStorage(4) as storage:
+def test_metric_printer(lines) -> None:
+    with EventStorage(4) as storage:  # no time, no rate, no end
         storage.put_scalar("total_loss", 1.5)
         CommonMetricPrinter().write()
         printer = CommonMetricPrinter(max_iter=1_000_000)
         printer.write()
         storage.iter = 5
         printer.write()
-    found = [without_memory(line) for line in lines()]
+    with EventStorage() as storage:
+        printer = CommonMetricPrinter(max_iter=100)
+        for storage.iter in range(3):
+            loss = 3.0 - storage.iter
+            storage.put_scalars(total_loss=loss, loss_ce=0.12345678, time=2.0, data_time=0.25)
+            storage.put_scalar("lr", 1e-4, smoothing_hint=False)
+            storage.put_scalar("[metric]recall", 0.5)
+        printer.write()
+        assert storage.latest()["eta_seconds"] == (194.0, 2)
+        storage.iter = 100
+        printer.write()  # training is over: nothing to say
+    # Only machines with a GPU have the last part of a line.
+    found = [re.sub(r" max_mem: \d+M$", "", line) for line in lines()]
     assert found[:2] == ["iter: 4 total_loss: 1.5 lr: N/A"] * 2
     # The time between two lines stands in for that of an iteration.
     assert re.fullmatch(r"eta: \d+:\d\d:\d\d iter: 5 total_loss: 1.5 lr: N/A", found[2])
+    assert found[3:] == [
+        "eta: 0:03:14 iter: 2 total_loss: 2 loss_ce: 0.1235 [metric]recall: 0.5 time: 2.0000 "
+        "last_time: 2.0000 data_time: 0.2500 last_data_time: 0.2500 lr: 0.0001"
+    ]

@@ -1,13 +1,10 @@
 """Evaluators and the loop that feeds them."""
 
+import pytest
 import torch
 from torch import nn
 
-from ovformer.d2 import (
-    DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-)
+from ovformer.d2 import DatasetEvaluator, inference_on_dataset, print_csv_format
 
 
 class Model(nn.Module):
@@ -37,21 +34,16 @@ class Sum(DatasetEvaluator):
         return {"sum": {"value": self.total}}
 
 
-def test_all_batches_are_scored_and_the_mode_comes_back() -> None:
-    model = Model()
-    loader = [[1.0], [2.0, 3.0], [4.0]]
-    assert inference_on_dataset(model, loader, Sum()) == {"sum": {"value": 20.0}}
-    assert model.training
-    model.eval()
-    assert inference_on_dataset(model, loader, Sum()) == {"sum": {"value": 20.0}}
-    assert not model.training
+@pytest.mark.parametrize("training", [True, False])
+def test_all_batches_are_scored_and_the_mode_comes_back(training) -> None:
+    model = Model().train(training)
+    results = inference_on_dataset(model, [[1.0], [2.0, 3.0], [4.0]], Sum())
+    assert results == {"sum": {"value": 20.0}}
+    assert model.training is training
 
 
-def test_without_evaluator_and_with_a_plain_function() -> None:
+def test_no_evaluator_and_no_batches() -> None:
     assert inference_on_dataset(lambda batch: batch, [[1.0]], None) == {}
-
-
-def test_empty_share_of_the_data() -> None:
     assert inference_on_dataset(lambda batch: batch, [], Sum()) == {"sum": {"value": 0.0}}
 
 
@@ -71,9 +63,5 @@ def test_callbacks_and_summary(lines) -> None:
 
 def test_results_are_printed_for_a_spreadsheet(lines) -> None:
     print_csv_format({"segm": {"AP": 12.34567, "AP50": 20.0, "AP-red circle": 1.0}, "speed": 3})
-    assert lines() == [
-        "copypaste: Task: segm",
-        "copypaste: AP,AP50",
-        "copypaste: 12.3457,20.0000",
-        "copypaste: speed=3",
-    ]
+    texts = ["Task: segm", "AP,AP50", "12.3457,20.0000", "speed=3"]
+    assert lines() == [f"copypaste: {text}" for text in texts]

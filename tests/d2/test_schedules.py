@@ -6,15 +6,19 @@ import torch
 from ovformer.d2 import build_lr_scheduler, get_cfg, hooks
 
 
+def make_optimizer(*rates: float) -> torch.optim.Optimizer:
+    """Return an optimizer with a group of parameters for each learning rate."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    return torch.optim.SGD(groups)
+
+
 def schedule(name: str, warmup_factor: float) -> tuple[torch.optim.Optimizer, object]:
     cfg = get_cfg()
     cfg.SOLVER.LR_SCHEDULER_NAME = name
     cfg.SOLVER.BASE_LR = 1e-4
-    cfg.SOLVER.MAX_ITER = 100
-    cfg.SOLVER.STEPS = (60, 80)
-    cfg.SOLVER.WARMUP_ITERS = 10
-    cfg.SOLVER.WARMUP_FACTOR = warmup_factor
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 100, (60, 80)
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR = 10, warmup_factor
+    optimizer = make_optimizer(cfg.SOLVER.BASE_LR)
     return optimizer, build_lr_scheduler(cfg, optimizer)
 
 
@@ -27,14 +31,10 @@ def rates(optimizer: torch.optim.Optimizer, scheduler: object, steps: int) -> li
     return found
 
 
-CASES = [
-    ("WarmupMultiStepLR", 1.0),
-    ("WarmupMultiStepLR", 0.001),
-    ("WarmupCosineLR", 0.001),
-]
-
-
-@pytest.mark.parametrize(("name", "factor"), CASES)
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("WarmupMultiStepLR", 1.0), ("WarmupMultiStepLR", 0.001), ("WarmupCosineLR", 0.001)],
+)
 def test_learning_rates_equal_the_recorded_ones(recorded, name, factor) -> None:
     optimizer, scheduler = schedule(name, factor)
     expected = recorded[f"lr.{name}.warmup_factor={factor}"]
@@ -63,22 +63,13 @@ def test_a_resumed_schedule_continues() -> None:
     assert rates(resumed_optimizer, resumed, 59) == pytest.approx(whole[40:], rel=1e-12)
 
 
-def test_each_group_keeps_its_own_base_rate() -> None:
-    cfg = get_cfg()
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 10, (5,), 0
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)]
-    optimizer = torch.optim.SGD(groups)
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    rates(optimizer, scheduler, 6)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.001])
-
-
-def test_steps_after_the_end_are_ignored_with_a_warning(lines) -> None:
+def test_each_group_keeps_its_base_rate_and_steps_after_the_end_are_ignored(lines) -> None:
     cfg = get_cfg()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 10, (5, 20), 0
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer = make_optimizer(0.1, 0.02)
     found = rates(optimizer, build_lr_scheduler(cfg, optimizer), 9)
-    assert found == pytest.approx([1.0] * 5 + [0.1] * 4)
+    assert found == pytest.approx([0.1] * 5 + [0.01] * 4)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.002)
     assert any("SOLVER.STEPS" in line for line in lines())
 
 
@@ -88,11 +79,8 @@ def test_unknown_schedule_is_an_error() -> None:
 
 
 def test_logged_rate_is_that_of_the_largest_group() -> None:
-    def parameters(count: int) -> list[torch.nn.Parameter]:
-        return [torch.nn.Parameter(torch.zeros(1)) for _ in range(count)]
-
     largest = hooks.LRScheduler.get_best_param_group_id
-    groups = [{"params": parameters(n), "lr": lr} for n, lr in ((1, 0.1), (3, 0.2), (2, 0.3))]
-    assert largest(torch.optim.SGD(groups)) == 1
-    groups = [{"params": parameters(1), "lr": lr} for lr in (0.1, 0.2, 0.2)]
-    assert largest(torch.optim.SGD(groups)) == 1
+    assert largest(make_optimizer(0.1, 0.2, 0.2)) == 1  # the most frequent rate
+    optimizer = make_optimizer(0.1, 0.2, 0.3)
+    optimizer.param_groups[2]["params"] *= 2
+    assert largest(optimizer) == 2

@@ -25,21 +25,28 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_ranks_and_sizes(ranks) -> None:
-    assert [found["word"] for found in ranks] == ["passed on"] * 2
-    assert [found["world_size"] for found in ranks] == [2, 2]
-    assert [found["local_rank"] for found in ranks] == [0, 1]
-    assert [found["is_main_process"] for found in ranks] == [True, False]
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("word", ["passed on"] * 2),
+        ("world_size", [2, 2]),
+        ("local_rank", [0, 1]),
+        ("is_main_process", [True, False]),
+        ("all_gather", [[{"rank": 0}, {"rank": 1}]] * 2),
+        ("gather", [[0, 1], []]),
+        ("gather_on_1", [[], [0, 1]]),
+        ("inference_sample", [[0, 1, 2], [3, 4]]),
+        ("results", [{"all": [0, 1, 2, 3, 4]}, {}]),
+        ("checkpoints", [["rank0.pth"]] * 2),  # only the main process saves
+    ],
+)
+def test_each_process_gets(ranks, what, expected) -> None:
+    assert [found[what] for found in ranks] == expected
 
 
-def test_gathering(ranks) -> None:
-    assert [found["all_gather"] for found in ranks] == [[{"rank": 0}, {"rank": 1}]] * 2
-    assert [found["gather"] for found in ranks] == [[0, 1], []]
-    assert [found["gather_on_1"] for found in ranks] == [[], [0, 1]]
-
-
-def test_seed_is_shared(ranks) -> None:
+def test_seed_and_training_set_are_shared(ranks) -> None:
     assert ranks[0]["seed"] == ranks[1]["seed"]
+    assert {index for found in ranks for index in found["training_sample"]} == set(range(6))
 
 
 def test_gradient_is_that_of_the_whole_batch(ranks) -> None:
@@ -49,17 +56,3 @@ def test_gradient_is_that_of_the_whole_batch(ranks) -> None:
     expected = model.weight.grad.flatten().tolist()
     for found in ranks:
         assert found["gradient"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_samplers_share_the_data(ranks) -> None:
-    training = [set(found["training_sample"]) for found in ranks]
-    assert training[0] | training[1] == set(range(6))
-    assert [found["inference_sample"] for found in ranks] == [[0, 1, 2], [3, 4]]
-
-
-def test_results_are_on_the_main_process(ranks) -> None:
-    assert [found["results"] for found in ranks] == [{"all": [0, 1, 2, 3, 4]}, {}]
-
-
-def test_only_the_main_process_saves(ranks) -> None:
-    assert [found["checkpoints"] for found in ranks] == [["rank0.pth"]] * 2

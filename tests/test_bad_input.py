@@ -3,10 +3,7 @@
 tests/preflight has the single errors of a config, machine or file.
 """
 
-import json
-
 import pytest
-import yaml
 
 from ovformer import run as training_script
 from ovformer.engine.stages import IMAGE
@@ -29,15 +26,10 @@ def test_all_errors_at_once(refused) -> None:
 
 
 def test_a_command_without_a_traceback(tiny_run: TinyRun) -> None:
-    config = yaml.safe_load(tiny_run.config.read_text())
-    config["SOLVER"]["BASELR"] = 1
-    tiny_run.config.write_text(yaml.safe_dump(config))
     process = tiny_run.script("MODEL.WEIGHTS", "none.pth")
-    assert process.returncode == 2
-    assert process.stdout == ""
+    assert process.returncode == 2 and process.stdout == ""
     assert process.stderr.startswith("train_net.py: error: ")
-    assert "'SOLVER.BASELR'" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert "none.pth" in process.stderr and "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize("words", [["--eval-only"], ["--config-file=none.yaml"]])
@@ -55,19 +47,10 @@ def test_missing_training_image(tiny_run: TinyRun) -> None:
         tiny_run.here()
 
 
-@pytest.mark.parametrize(("split", "option"), [("train", []), ("val", ["--eval-only"])])
-def test_damaged_images(tiny_run: TinyRun, split: str, option: list[str]) -> None:
-    for path in (tiny_run.root / "shapes" / split).glob("*.png"):
-        path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(Exception, match=rf"{split}.00\d\.png"):
-        tiny_run.here(*option)
-
-
 def test_an_evaluation_needs_no_file_of_the_training(tiny_run: TinyRun) -> None:
     (tiny_run.root / "shapes" / "shapes_train_norare.json").unlink()
     (tiny_run.root / "shapes" / "clip_train.safetensors").unlink()
     opts = ["DATASETS.TRAIN", "('lvis_v1_train',)", "MODEL.MASK_FORMER.CAT_INFO_PATH", "none.json"]
     opts += ["SOLVER.IMS_PER_BATCH", "3", "SOLVER.ACCUMULATION_STEPS", "2"]
     tiny_run.here("--eval-only", *opts)
-    results = tiny_run.output / "inference" / "shapes_val" / "results.json"
-    assert json.loads(results.read_text())
+    assert tiny_run.results()

@@ -21,10 +21,6 @@ def break_files(folder: Path, *names: str) -> None:
         (folder / name).write_bytes((folder / name).read_bytes()[:60])
 
 
-def lines(run: TinyRun) -> list[dict]:
-    return list(map(json.loads, (run.output / "metrics.json").read_text().splitlines()))
-
-
 @pytest.mark.slow
 def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> None:
     monkeypatch.setattr("ovformer.run.WRITE_PERIOD", 1)
@@ -36,7 +32,7 @@ def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> N
     left_out = [line.split("Left out, ")[1] for line in log.splitlines() if "Left out, " in line]
     assert left_out and len(set(left_out)) == len(left_out)
     assert all("taken: shapes_train, image id " in line for line in left_out)
-    counts = [line["broken_samples"] for line in lines(tiny_run)]
+    counts = [line["broken_samples"] for line in tiny_run.metrics()]
     assert counts == sorted(counts) and counts[-1] >= len(left_out)
     # A training that is resumed counts on, and sees the same samples.
     whole = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
@@ -44,7 +40,7 @@ def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> N
     (tiny_run.output / "last_checkpoint").write_text("model_0000001.pth")
     tiny_run.here("--resume", *opts)
     again = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
-    assert [line["broken_samples"] for line in lines(tiny_run)] == counts
+    assert [line["broken_samples"] for line in tiny_run.metrics()] == counts
     for name, value in whole["model"].items():
         assert torch.equal(again["model"][name], value), name
 
@@ -57,25 +53,24 @@ def test_without_the_key_the_first_one_ends_a_training(tiny_run: TinyRun) -> Non
 
 
 def test_images_without_predictions_count_as_missed(tiny_run: TinyRun) -> None:
-    results = tiny_run.output / "inference" / "shapes_val" / "results.json"
+    broken = tiny_run.output / "inference" / "shapes_val" / "broken.json"
     tiny_run.here("--eval-only", *SKIP)
-    whole = json.loads(results.read_text())
-    assert not results.with_name("broken.json").exists()
+    whole = tiny_run.results()
+    assert not broken.exists()
     image = tiny_run.root / "shapes" / "val" / "002.png"
     content = image.read_bytes()
     break_files(image.parent, image.name)
     with pytest.raises(SampleError, match=r"shapes_val, image id 2: .*002\.png"):
         tiny_run.here("--eval-only")
     tiny_run.here("--eval-only", *SKIP)
-    assert json.loads(results.read_text()) == [r for r in whole if r["image_id"] != 2]
-    (message,) = json.loads(results.with_name("broken.json").read_text())
+    assert tiny_run.results() == [r for r in whole if r["image_id"] != 2]
+    (message,) = json.loads(broken.read_text())
     assert "shapes_val, image id 2: " in message and "002.png" in message
     log = (tiny_run.output / "log.txt").read_text()
     assert "1 image(s) or video(s) could not be loaded and have no predictions" in log
     image.write_bytes(content)
     tiny_run.here("--eval-only")
-    assert json.loads(results.read_text()) == whole
-    assert not results.with_name("broken.json").exists()
+    assert tiny_run.results() == whole and not broken.exists()
 
 
 @pytest.fixture
@@ -86,24 +81,19 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
 
 @pytest.mark.slow
 def test_clips_and_videos(videos: TinyRun) -> None:
-    for split in ("train", "val"):
-        break_files(videos.data.frames_of(split), *list_frames(videos, split, "video3"))
+    folders = [videos.data.frames_of(split) / "video3" for split in ("train", "val")]
+    for folder in folders:
+        break_files(folder, *(f"{t:05d}.png" for t in range(6)))
     videos.here(*MANY)
-    assert max(line.get("broken_samples", 0) for line in lines(videos)) > 0
-    assert lines(videos)[-1]["lvvis_val/broken/samples"] == 1
+    assert max(line.get("broken_samples", 0) for line in videos.metrics()) > 0
+    assert videos.metrics()[-1]["lvvis_val/broken/samples"] == 1
     assert {r["video_id"] for r in videos.results()} == {8, 11}
     assert len(videos.results()) == 2 * DETECTIONS
     (message,) = json.loads((videos.output / "inference/lvvis_val/broken.json").read_text())
     assert "Frame 0 of video 3" in message
     # Mended, and evaluated again, it has predictions: nothing says that it is done.
-    for split in ("train", "val"):
-        for name in list_frames(videos, split, "video3"):
-            source = videos.data.frames_of(split) / "video8" / "00000.png"
-            shutil.copy(source, videos.data.frames_of(split) / name)
+    for folder in folders:
+        for path in folder.iterdir():
+            shutil.copy(folder.with_name("video8") / "00000.png", path)
     videos.here("--eval-only", "--resume", *SKIP)
     assert {r["video_id"] for r in videos.results()} == {3, 8, 11}
-
-
-def list_frames(run: TinyRun, split: str, video: str) -> list[str]:
-    folder = run.data.frames_of(split)
-    return [str(path.relative_to(folder)) for path in sorted((folder / video).iterdir())]

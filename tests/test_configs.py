@@ -3,43 +3,37 @@
 import json
 import re
 from argparse import Namespace
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ovformer.config import (
-    UnknownKeyError,
-    get_ovformer_cfg,
-    read_config,
-)
+from ovformer.config import UnknownKeyError, get_ovformer_cfg, read_config
 from ovformer.config.keys import WITHOUT_EFFECT
 from ovformer.d2 import CfgNode
-from ovformer.data.catalog.dataset_spec import check_class_count
-from ovformer.engine.stages import CLIPS, FRAMES, STAGES
+from ovformer.engine.stages import STAGES
 from ovformer.preflight.check_config import find_config_faults
 from ovformer.preflight.model import build_without_memory
-from ovformer.preflight.values import value_errors
+from ovformer.preflight.values import lookup
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-MODELS = [path for path in CONFIGS if not path.name.startswith("base_")]
-
-
+CONFIGS = ROOT / "configs"
+MODELS = [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.name.startswith("base_")]
 # Each takes about a second for Swin-B.
 BUILT = [
     pytest.param(path, marks=pytest.mark.slow) if "SwinB" in path.name else path for path in MODELS
 ]
 # All errors of a config that are allowed where there are neither data nor weights, and no GPU.
-NO_FILES = (
+ALLOWED = (
     r"DATASETS\.(TRAIN|TEST): annotations .*\.json of '\w+' not found\..*",
     r"MODEL\.WEIGHTS: .*\.(pkl|pth) not found\..*",
     r"MODEL\.MASK_FORMER\.CLIP_TEXT_PATH: no text classifier .*",
     r"MODEL\.MASK_FORMER\.CLIP_IMAGE_PATH(_TRAIN)?: CLIP features .* not found\..*",
     r"MODEL\.MASK_FORMER\.CAT_INFO_PATH: no file .*",
+    r"MODEL\.DEVICE: cuda, but no GPU found.*",
 )
-NO_GPU = (r"MODEL\.DEVICE: cuda, but no GPU found.*",)
-
 VIDEO_SETS = ("youtubevis_2019", "youtubevis_2021", "ovis", "burst", "lvvis")
 # Of the published video configs: how images were trained, which says nothing about videos, and
 # stored CLIP features, without which ours compute them.
@@ -56,66 +50,29 @@ NOT_OF_VIDEOS = (
 )
 
 
-def lookup(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
 def leaves(values: dict, prefix: str = "") -> dict:
+    """Full name -> value of all keys."""
     found = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            found.update(leaves(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
+        is_section = isinstance(value, dict)
+        found |= leaves(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
     return found
 
 
-def published(reference, name: str) -> dict:
-    """Key -> value of a published file and its bases; Swin-B's only hold what differs from R50."""
-    values = json.loads(reference("published_image_configs.json").read_text())
-    return {**values["ovformer_R50_bs8"], **values[name]}
+def load(name: str) -> CfgNode:
+    return get_ovformer_cfg(str(CONFIGS / f"{name}.yaml"))
 
 
-def published_video(reference, folder: str, name: str) -> dict:
-    """Key -> value of a published file; LV-VIS has none for Swin-B, and R50's adds to LVIS's."""
-    values = json.loads(reference("published_video_configs.json").read_text())
-    r50 = {**published(reference, "ovformer_R50_bs8"), **values[f"{folder}/ovformer_R50_bs8"]}
-    return {**r50, **values.get(f"{folder}/{name}", {})}
+@pytest.fixture
+def published(reference) -> Callable[..., dict]:
+    """A function from names of published files to key -> value.
 
-
-def published_clip(reference, name: str) -> dict:
-    """Key -> value of a published file of stage 3; Swin-B's only hold what differs from R50."""
-    values = json.loads(reference("published_video_configs.json").read_text())
-    return {**values["lvvis/video_ovformer_R50_bs8"], **values[f"lvvis/{name}"]}
-
-
-def write_tree(path: Path, values: dict) -> Path:
-    """Write key -> value as a YAML file."""
-    tree: dict = {}
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = value
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def assert_same_value(got: object, value: object, key: str) -> None:
-    expected = CfgNode._decode_cfg_value(value)
-    assert (list(got) if isinstance(got, tuple | list) else got) == (
-        list(expected) if isinstance(expected, tuple | list) else expected
-    ), key
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_loads(path: Path) -> None:
-    cfg = get_ovformer_cfg(str(path))
-    stage = next(s for s in STAGES if s.meta_architecture == cfg.MODEL.META_ARCHITECTURE)
-    assert cfg.is_frozen() and not list(value_errors(cfg, stage, eval_only=False))
+    A file overrides those before it; it may be missing where it would hold nothing else.
+    """
+    files: dict[str, dict] = {}
+    for kind in ("image", "video"):
+        files |= json.loads(reference(f"published_{kind}_configs.json").read_text())
+    return lambda *names: dict(chain(*(files.get(name, {}).items() for name in names)))
 
 
 @pytest.mark.parametrize("path", BUILT, ids=lambda p: str(p.relative_to(ROOT)))
@@ -125,76 +82,56 @@ def test_builds_without_memory_and_lacks_nothing_but_files(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     cfg = get_ovformer_cfg(str(path))
+    assert cfg.is_frozen()
     stage = next(s for s in STAGES if s.meta_architecture == cfg.MODEL.META_ARCHITECTURE)
     args = Namespace(eval_only=not cfg.DATASETS.TRAIN, resume=False, num_gpus=1, num_machines=1)
     model = build_without_memory(cfg)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     monkeypatch.setattr("ovformer.preflight.model.build_without_memory", lambda cfg: model)
     faults = find_config_faults(cfg, stage, args)
-    allowed = [*NO_FILES, *NO_GPU]
-    assert not [e for e in faults.errors if not any(re.fullmatch(a, e, re.S) for a in allowed)]
+    assert not [e for e in faults.errors if not any(re.fullmatch(a, e, re.S) for a in ALLOWED)]
     assert not faults.warnings
     assert any("DATASETS.TEST: annotations" in error for error in faults.errors)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_children_hold_only_what_differs(path: Path) -> None:
-    own = yaml.safe_load(path.read_text())
-    base = get_ovformer_cfg(str(path.parent / own.pop("_BASE_")))
-    cfg = get_ovformer_cfg(str(path))
-    repeated = [key for key in leaves(own) if lookup(cfg, key) == lookup(base, key)]
-    assert not repeated
-
-
-@pytest.mark.parametrize("path", MODELS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_header_says_how_long_and_what_to_expect(path: Path) -> None:
+def test_files_hold_a_header_and_only_what_differs(path: Path) -> None:
     header = path.read_text().split("_BASE_")[0]
     for words in ("--config-file", "Time", "xpected result", str(path.relative_to(ROOT))):
         assert words in header
+    own = yaml.safe_load(path.read_text())
+    base, cfg = get_ovformer_cfg(str(path.parent / own.pop("_BASE_"))), get_ovformer_cfg(str(path))
+    assert not [key for key in leaves(own) if lookup(cfg, key) == lookup(base, key)]
+
+
+@pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])
+def test_published_configs_of_images(published, name: str) -> None:
+    values = published("ovformer_R50_bs8", name)
+    assert get_ovformer_cfg(None, [*chain(*values.items())]) == load(f"lvis/{name}")
 
 
 @pytest.mark.parametrize("folder", VIDEO_SETS)
 @pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])
-def test_published_values_of_videos(reference, folder: str, name: str) -> None:
-    cfg = get_ovformer_cfg(str(ROOT / "configs" / folder / f"{name}.yaml"))
+def test_published_configs_of_videos(published, folder: str, name: str) -> None:
+    values = published("ovformer_R50_bs8", f"{folder}/ovformer_R50_bs8", f"{folder}/{name}")
     if folder == "lvvis" and name == "ovformer_SwinB_bs8":
-        # Not published: as the Swin-B of the other data sets.
-        expected = published_video(reference, "ovis", name)
-        of_lvvis = published_video(reference, "lvvis", name)
-        expected.update({key: of_lvvis[key] for key in of_lvvis if key.startswith("DATASETS")})
-        for key in ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.MASK_FORMER.CLIP_TEXT_PATH"):
-            expected[key] = of_lvvis[key]
-        expected["TEST.DETECTIONS_PER_IMAGE"] = of_lvvis["TEST.DETECTIONS_PER_IMAGE"]
-    else:
-        expected = published_video(reference, folder, name)
-    for key, value in expected.items():
-        if key not in (*WITHOUT_EFFECT, *NOT_OF_VIDEOS):
-            assert_same_value(lookup(cfg, key), value, key)
-
-
-@pytest.mark.parametrize("folder", VIDEO_SETS)
-def test_data_sets_of_a_video_config_fit_its_classes(folder: str) -> None:
-    cfg = get_ovformer_cfg(str(ROOT / "configs" / folder / "ovformer_R50_bs8.yaml"))
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    check_class_count(names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS")
-    assert {FRAMES.evaluator_type(name) for name in cfg.DATASETS.TEST} <= {"vis", "burst"}
-
-
-@pytest.mark.parametrize("name", ["ovformer_R50_bs8", "ovformer_SwinB_bs8"])
-def test_published_files_load_unchanged(reference, tmp_path: Path, name: str) -> None:
-    path = write_tree(tmp_path / "published.yaml", published(reference, name))
-    ours = get_ovformer_cfg(str(ROOT / "configs" / "lvis" / f"{name}.yaml"))
-    assert get_ovformer_cfg(str(path)) == ours
+        # Not published: its model is that of the other data sets.
+        of_data = r"DATASETS.*|.*NUM_CLASSES|.*CLIP_TEXT_PATH|TEST.DETECTIONS_PER_IMAGE"
+        of_lvvis = {key: value for key, value in values.items() if re.fullmatch(of_data, key)}
+        model = published("ovformer_R50_bs8", "ovis/ovformer_R50_bs8", f"ovis/{name}")
+        values = model | of_lvvis
+    theirs, ours = get_ovformer_cfg(None, [*chain(*values.items())]), load(f"{folder}/{name}")
+    compared = values.keys() - {*WITHOUT_EFFECT, *NOT_OF_VIDEOS}
+    assert [key for key in compared if lookup(theirs, key) != lookup(ours, key)] == []
 
 
 @pytest.mark.parametrize("name", ["video_ovformer_R50_bs8", "video_ovformer_SwinB_bs8"])
-def test_published_values_of_clips(reference, tmp_path: Path, name: str) -> None:
+def test_published_configs_of_clips(published, name: str) -> None:
     """Each value is the published one, except for a few that change nothing."""
-    path = write_tree(tmp_path / "published.yaml", published_clip(reference, name))
-    theirs = leaves(get_ovformer_cfg(str(path)))
-    ours = leaves(get_ovformer_cfg(str(ROOT / "configs" / "lvvis" / f"{name}.yaml")))
-    different = {key for key in ours if ours[key] != theirs[key]}
-    assert different == {
+    values = published("lvvis/video_ovformer_R50_bs8", f"lvvis/{name}")
+    theirs = leaves(get_ovformer_cfg(None, [*chain(*values.items())]))
+    ours = leaves(load(f"lvvis/{name}"))
+    assert {key for key in ours if ours[key] != theirs[key]} == {
         "MODEL.MASK_FORMER.CAT_INFO_PATH",  # a path in their code
         "MODEL.MASK_FORMER.CLIP_IMAGE_PATH",  # stored features, without which ours compute them
         "DATALOADER.REPEAT_THRESHOLD",  # of a sampler that neither uses
@@ -203,21 +140,9 @@ def test_published_values_of_clips(reference, tmp_path: Path, name: str) -> None
     assert ours["DATALOADER.SAMPLER_TRAIN"] == "TrainingSampler"
 
 
-def test_clip_configs_are_of_stage_3() -> None:
-    for path in (ROOT / "configs").rglob("video_*.yaml"):
-        cfg = get_ovformer_cfg(str(path))
-        assert cfg.MODEL.META_ARCHITECTURE == CLIPS.meta_architecture
-        names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-        check_class_count(names, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "DATASETS")
-        assert {CLIPS.evaluator_type(name) for name in cfg.DATASETS.TEST} == {"vis"}
-
-
 def test_the_recipe_for_a_small_gpu_changes_no_result() -> None:
-    folder = ROOT / "configs" / "lvvis"
-    whole, small = (
-        leaves(get_ovformer_cfg(str(folder / f"video_ovformer_R50_{name}.yaml")))
-        for name in ("bs8", "24gb")
-    )
+    names = ("lvvis/video_ovformer_R50_bs8", "lvvis/video_ovformer_R50_24gb")
+    whole, small = map(leaves, map(load, names))
     assert {key for key in whole if whole[key] != small[key]} == {
         "MODEL.ACTIVATION_CHECKPOINTING",
         "SOLVER.ACCUMULATION_STEPS",
@@ -235,34 +160,33 @@ def test_the_recipe_for_a_small_gpu_changes_no_result() -> None:
     ],
 )
 def test_unknown_key_names_the_nearest(tmp_path: Path, key: str, suggestion: str) -> None:
-    with pytest.raises(UnknownKeyError) as on_command_line:
-        get_ovformer_cfg(None, ["SOLVER.MAX_ITER", "1", key, "1"])
     path = tmp_path / "wrong.yaml"
     section, name = key.rsplit(".", 1)
     path.write_text(yaml.safe_dump({section: {name: 1}}))
-    with pytest.raises(UnknownKeyError) as in_file:
-        get_ovformer_cfg(str(path))
-    for error, source in ((on_command_line, "command line"), (in_file, str(path))):
-        message = str(error.value)
-        assert repr(key) in message
-        assert suggestion in message
-        assert source in message
+    for file, opts, source in (
+        (None, ["SOLVER.MAX_ITER", "1", key, "1"], "command line"),
+        (str(path), [], str(path)),
+    ):
+        with pytest.raises(UnknownKeyError) as error:
+            get_ovformer_cfg(file, opts)
+        assert all(words in str(error.value) for words in (repr(key), suggestion, source))
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("opts", "error", "message"),
     [
-        ("SOLVER.BASE_LR", "fast"),
-        ("SOLVER.STEPS", "('3',)"),
-        ("SOLVER.STEPS", "3"),
-        ("SOLVER.MAX_ITER", "None"),
-        ("DATASETS.TRAIN", "shapes_train"),
+        (["SOLVER.BASE_LR", "fast"], ValueError, "SOLVER.BASE_LR: expected .*, got 'fast'"),
+        (["SOLVER.STEPS", "('3',)"], ValueError, r"SOLVER.STEPS: expected .*, got \('3',\)"),
+        (["SOLVER.STEPS", "3"], ValueError, "SOLVER.STEPS: expected .*, got 3"),
+        (["SOLVER.MAX_ITER", "None"], ValueError, "SOLVER.MAX_ITER: expected .*, got None"),
+        (["DATASETS.TRAIN", "a"], ValueError, "DATASETS.TRAIN: expected .*, got 'a'"),
+        (["SOLVER.BASE_LR"], ValueError, "pairs KEY VALUE"),
+        (["SEED", "1", "--num-gpus", "2"], UnknownKeyError, "'--num-gpus' .* Options .* before"),
     ],
 )
-def test_a_value_of_the_wrong_type(key: str, value: str) -> None:
-    with pytest.raises(ValueError, match=rf"{key}: expected .*, got ") as error:
-        get_ovformer_cfg(None, [key, value])
-    assert value in str(error.value)
+def test_wrong_options(opts: list[str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        get_ovformer_cfg(None, opts)
 
 
 @pytest.mark.parametrize(
@@ -280,39 +204,12 @@ def test_values_of_a_convertible_type(key: str, value: object, expected: object)
     assert got == expected and type(got) is type(expected)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("_BASE_: none.yaml", r"none\.yaml"),
-        ("VERSION: 1", "VERSION: 1 can't be read, only 2"),
-        ("SOLVER:", "'SOLVER' is a section"),
-        ("SOLVER: {BASE_LR: {X: 1}}", "BASE_LR: expected a number"),
-    ],
-)
-def test_wrong_content_of_a_file(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "wrong.yaml"
-    path.write_text(text)
-    with pytest.raises((ValueError, UnknownKeyError), match=words) as error:
-        get_ovformer_cfg(str(path))
-    assert str(path) in str(error.value)
-
-
-def test_what_can_be_read_is_read(tmp_path: Path) -> None:
+def test_the_valid_part_of_a_config_is_read(tmp_path: Path) -> None:
     path = tmp_path / "half.yaml"
     path.write_text("SOLVER: {BASELR: 1, MAX_ITER: 7, STEPS: x}")
     cfg, errors = read_config(str(path), ["SOLVER.GAMMA", "x", "SEED", "5"])
     assert (cfg.SOLVER.MAX_ITER, cfg.SEED, cfg.SOLVER.GAMMA) == (7, 5, 0.1)
     assert [type(error) for error in errors] == [UnknownKeyError, ValueError, ValueError]
-
-
-def test_a_key_without_a_value() -> None:
-    with pytest.raises(ValueError, match="pairs KEY VALUE"):
-        get_ovformer_cfg(None, ["SOLVER.BASE_LR"])
-
-
-def test_an_option_after_the_keys() -> None:
-    with pytest.raises(UnknownKeyError, match=r"'--num-gpus' is no config key\. Options .* before"):
-        get_ovformer_cfg(None, ["SEED", "1", "--num-gpus", "2"])
 
 
 def test_missing_file() -> None:

@@ -58,6 +58,10 @@ class ForgedType:
         return np.dtype, ("f8", False, True), state
 
 
+def save_pickle(content: object, path: Path, protocol: int | None = None) -> None:
+    path.write_bytes(pickle.dumps(content, protocol))
+
+
 def clip_folder(path: Path) -> CLIPEncoder:
     """Load a CLIP model whose weights are a file."""
     name = make_clip(path.parent / "clip")
@@ -69,14 +73,19 @@ def clip_folder(path: Path) -> CLIPEncoder:
 BILLION_LISTS = "a0: &a0 [1]\n" + "".join(
     f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 31)
 )
+
+
+def load(checkpointer: type[DetectionCheckpointer]) -> Callable[[Path], object]:
+    return lambda path: checkpointer(nn.Linear(1, 1)).load(str(path))
+
+
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "weights": ("x.pth", read_weights),
     "pickled weights": ("x.pkl", read_weights),
-    "a training's checkpointer": (
-        "x.pth",
-        lambda path: Checkpointer(nn.Linear(1, 1)).load(str(path)),
-    ),
-    "the same, .pkl": ("x.pkl", lambda path: Checkpointer(nn.Linear(1, 1)).load(str(path))),
+    "a training's checkpointer": ("x.pth", load(Checkpointer)),
+    "the same, .pkl": ("x.pkl", load(Checkpointer)),
+    "detectron2's checkpointer": ("x.pth", load(DetectionCheckpointer)),
+    "detectron2's, .pkl": ("x.pkl", load(DetectionCheckpointer)),
     "the predictor": ("x.pth", lambda path: load_pretrained(None, path)),
     "features": ("x.pkl", ImageEmbeddingStore.open),
     "text classifier": ("x.npy", load_text_classifier),
@@ -88,14 +97,14 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("saved", ["torch", "pickle"])
 @pytest.mark.parametrize("reader", READERS)
 def test_no_code_runs(reader: str, saved: str, tmp_path: Path, monkeypatch) -> None:
+    if "detectron2's" in reader and "builtin" not in DetectionCheckpointer.__module__:
+        pytest.skip("with an installed detectron2 it is detectron2's own; ours reads by itself")
     monkeypatch.chdir(tmp_path)
     name, read = READERS[reader]
     path = tmp_path / name
     content = {"model": {"weight": Attack()}, "__author__": "x"}
-    if saved == "torch":
-        torch.save(content, path)
-    else:
-        path.write_bytes(pickle.dumps(content))
+    save = torch.save if saved == "torch" else save_pickle
+    save(content, path)
     with pytest.raises(ValueError, match="x.|clip") as refusal:
         read(path)
     assert not (tmp_path / "attacked").exists()
@@ -104,26 +113,11 @@ def test_no_code_runs(reader: str, saved: str, tmp_path: Path, monkeypatch) -> N
         assert "system" in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["x.pth", "x.pkl"])
-def test_no_code_runs_in_detectron2s_checkpointer(name: str, tmp_path: Path, monkeypatch) -> None:
-    """The class that ours is derived from, as built in."""
-    if "builtin" not in DetectionCheckpointer.__module__:
-        pytest.skip("with an installed detectron2 it is detectron2's own; ours reads by itself")
-    monkeypatch.chdir(tmp_path)
-    content = {"model": {"weight": Attack()}, "__author__": "x"}
-    torch.save(content, "x.pth")
-    Path("x.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=f"{name} cannot be read safely: .*system"):
-        DetectionCheckpointer(nn.Linear(1, 1)).load(name)
-    assert not Path("attacked").exists()
-
-
 def test_no_code_runs_in_the_converter(load_tool, user_error, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"weight": Attack()}}, "x.pth")
-    message = user_error(
-        load_tool("convert-thirdparty-pretrained-model-to-d2").main, "--path", "x.pth"
-    )
+    tool = load_tool("convert-thirdparty-pretrained-model-to-d2")
+    message = user_error(tool.main, "--path", "x.pth")
     assert "x.pth" in message and "system" in message
     assert not Path("attacked").exists() and not Path("x.pkl").exists()
 
@@ -131,16 +125,13 @@ def test_no_code_runs_in_the_converter(load_tool, user_error, tmp_path: Path, mo
 @pytest.mark.parametrize(
     "content", [Forged(), ForgedType("O"), ForgedType("f8"), np.array(["a"]), np.array([{}])]
 )
-@pytest.mark.parametrize("name", ["x.pkl", "x.pth"])
-def test_bytes_never_become_python_objects(content: object, name: str, tmp_path: Path) -> None:
+def test_bytes_never_become_python_objects(content: object, tmp_path: Path) -> None:
     """numpy believes what a file says of its types."""
-    path = tmp_path / name
-    if name == "x.pkl":
-        path.write_bytes(pickle.dumps({"model": {"weight": content}}))
-    else:
-        torch.save({"model": {"weight": torch.ones(1)}, "trainer": [content]}, path)
-    with pytest.raises(ValueError, match=f"{name} can't be read"):
-        read_weights(path)
+    save_pickle({"model": {"weight": content}}, tmp_path / "x.pkl")
+    torch.save({"model": {"weight": torch.ones(1)}, "trainer": [content]}, tmp_path / "x.pth")
+    for name in ("x.pkl", "x.pth"):
+        with pytest.raises(ValueError, match=f"{name} can't be read"):
+            read_weights(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -160,47 +151,33 @@ def test_pickles_made_by_hand(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_arrays_of_numbers_are_read(protocol: int, tmp_path: Path) -> None:
-    arrays = {
-        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "b": np.asfortranarray(np.ones((2, 3), ">i2")),
-        "c": np.float64(0.5),
-        "d": np.array(True),
-        "e": np.ones(3, np.float16)[::2],
-    }
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=protocol))
-    found = read_weights(tmp_path / "x.pkl")["model"]
-    for name, array in arrays.items():
+    arrays = [np.float32([[1, 2]]), np.asfortranarray(np.ones((2, 3), ">i2")), np.float64(0.5)]
+    arrays += [np.array(True), np.ones(3, np.float16)[::2]]
+    save_pickle({"model": dict(enumerate(arrays))}, tmp_path / "x.pkl", protocol)
+    for number, found in read_weights(tmp_path / "x.pkl")["model"].items():
         # numpy turns foreign byte orders into its own, in most protocols.
-        assert found[name].dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
-        np.testing.assert_array_equal(found[name], array)
+        assert found.dtype.newbyteorder("=") == arrays[int(number)].dtype.newbyteorder("=")
+        np.testing.assert_array_equal(found, arrays[int(number)])
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        5,
-        {"config": 5},
-        {"config": "_BASE_: /etc/passwd"},
-        {"templates": [5]},
-        {"templates": 5},
-        {"clip": 5},
-        {"clip": {"name": 5}},
-    ],
-)
+WRONG = [{key: value} for key in ("config", "templates", "clip") for value in (5, [5], {"name": 5})]
+
+
+@pytest.mark.parametrize("metadata", [5, {"config": "_BASE_: /etc/passwd"}, *WRONG])
 def test_hostile_metadata_of_weights(metadata: object, tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.ones(1)}, "metadata": metadata}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="x.pth: .*(metadata|_BASE_)"):
         load_pretrained(None, tmp_path / "x.pth")
 
 
-OTHERS = {"class_names": 5, "iteration": "x", "metadata": None}
-
-
-@pytest.mark.parametrize("others", [OTHERS, {"class_names": [5, None], "metadata": "config"}])
+@pytest.mark.parametrize(
+    ("names", "metadata", "iteration"), [(5, None, "x"), ([5, None], "config", None)]
+)
 def test_hostile_entries_beside_weights(
-    others: dict, tmp_path: Path, load_tool, monkeypatch
+    names: object, metadata: object, iteration: object, tmp_path: Path
 ) -> None:
     """Weights are loaded, and described by check_setup.py, whatever else their file holds."""
+    others = {"class_names": names, "metadata": metadata, "iteration": iteration}
     model = nn.Linear(1, 1)
     model.VOCABULARY_KEYS = ["zs_weight"]
     weights = {**model.state_dict(), "zs_weight": torch.tensor(1.0)}
@@ -228,32 +205,30 @@ def test_json_of_any_shape(content: bytes, reason: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"x.json: .*{reason}"):
         read_json(path, ("categories",))
-
-
-def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
     path.write_text('{"categories": []}', encoding="utf-8-sig")
     assert read_json(path, ("categories",)) == {"categories": []}
 
 
-@pytest.mark.parametrize("name", ["../up", "/root", "..", "a/b", "", 5])
-def test_names_of_data_sets_are_names_of_folders(name: object, tmp_path: Path) -> None:
+@pytest.fixture
+def custom(tmp_path: Path) -> dict:
+    """The entry of a data set without images in ``DATASETS.CUSTOM``."""
     annotations = tmp_path / "x.json"
     annotations.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "a"}]}))
-    entry = {"name": name, "annotations": str(annotations), "images": str(tmp_path)}
+    return {"name": "mine", "annotations": str(annotations), "images": str(tmp_path)}
+
+
+@pytest.mark.parametrize("name", ["../up", "/root", "..", "a/b", "", 5])
+def test_names_of_data_sets_are_names_of_folders(name: object, custom: dict) -> None:
     with pytest.raises(ValueError, match=r"DATASETS.CUSTOM\[0\].*name"):
-        register_custom([entry])
+        register_custom([{**custom, "name": name}])
 
 
 @pytest.mark.parametrize("path", ["x" * 9999 + ".json", "/y" * 9999 + "/x.json", "a\0.json"])
-def test_paths_that_no_file_can_have(path: str, tmp_path: Path) -> None:
+def test_paths_that_no_file_can_have(path: str, custom: dict) -> None:
     """Not an error of the system's, which does not say where the path stands."""
-    annotations = tmp_path / "x.json"
-    annotations.write_text(json.dumps({"images": [], "categories": [{"id": 1, "name": "a"}]}))
-    for pair in ((path, "."), (str(annotations), path)):
-        entry = {"name": "mine", **dict(zip(("annotations", "images"), pair, strict=True))}
+    for key in ("annotations", "images"):
         with pytest.raises(FileNotFoundError, match="no such f"):
-            register_custom([entry])
+            register_custom([{**custom, key: path}])
 
 
 @pytest.mark.parametrize(
@@ -270,8 +245,12 @@ def test_paths_that_no_file_can_have(path: str, tmp_path: Path) -> None:
         ("DATASETS: {CUSTOM: &a [*a]}", "recursion"),
         (BILLION_LISTS, "at most 100000 values"),
         ("MODEL: \xe9".encode("latin1"), "no YAML file"),
+        ("_BASE_: none.yaml", r"none\.yaml"),
+        ("VERSION: 1", "VERSION: 1 can't be read, only 2"),
+        ("SOLVER:", "'SOLVER' is a section"),
+        ("SOLVER: {BASE_LR: {X: 1}}", "BASE_LR: expected a number"),
     ],
-)  # fmt: skip
+)
 def test_config_files_that_are_none(text: str | bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -299,16 +278,16 @@ def test_pictures_that_are_bombs(tmp_path: Path, load_tool, monkeypatch) -> None
 
 def test_drawn_videos_stay_in_their_folder(mini_videos: MiniVideos, load_tool) -> None:
     """Whatever the names of their frames are."""
-    tool = load_tool("vis_results")
-    for name, expected in (
-        ("../../up.png", "video7"), ("a/..//../up.png", "video7"), ("/up.png", "set"),
-        ("up.png", "set"), ("a/../b/0.png", "b"), ("..\\..\\0.png", "video7"),
-    ):  # fmt: skip
+    tool, categories = load_tool("vis_results"), [{"id": 1, "name": "a"}]
+    for name, expected in {
+        **dict.fromkeys(("../../up.png", "a/..//../up.png", "..\\..\\0.png"), "video7"),
+        **dict.fromkeys(("/up.png", "up.png"), "set"),
+        "a/../b/0.png": "b",
+    }.items():
         video = {"id": 7, "height": 4, "width": 6, "file_names": [name]}
-        content = {"videos": [video], "categories": [{"id": 1, "name": "a"}]}
         path = mini_videos.root / "x.json"
-        path.write_text(json.dumps(content))
-        (record,) = read_vis_json(path, Path("/set"), content["categories"])
+        path.write_text(json.dumps({"videos": [video], "categories": categories}))
+        (record,) = read_vis_json(path, Path("/set"), categories)
         assert tool.choose_folder_names([record]) == {7: expected}, name
 
 
@@ -329,19 +308,21 @@ def test_a_file_of_results_is_not_read_on_behind_a_fault(tmp_path: Path, monkeyp
     assert len(reads) < 15  # twice as much each time
 
 
+def predict(**wrong: object) -> str:
+    right = {"video_id": 1, "score": 1, "category_id": 1, "segmentations": []}
+    return json.dumps([{**right, **wrong}])
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("[" * 100_000, "recursion"),
         ('[{"a": ' + "9" * 5000 + "}]", "digits"),
         ("[5]", "has to be an object with video_id, score, category_id, segmentations; found 5"),
-        ('[{"video_id": [1], "score": 1, "category_id": 1, "segmentations": []}]', "video_id .1.;"),
-        ('[{"video_id": 1, "score": NaN, "category_id": 1, "segmentations": []}]', "score nan; ex"),
-        (
-            '[{"video_id": 1, "score": 1, "category_id": "1", "segmentations": []}]',
-            "category_id '1",
-        ),
-        ('[{"video_id": 1, "score": 1, "category_id": 1, "segmentations": {}}]', "expected a list"),
+        (predict(video_id=[1]), "video_id .1.;"),
+        (predict(score=float("nan")), "score nan; ex"),
+        (predict(category_id="1"), "category_id '1"),
+        (predict(segmentations={}), "expected a list"),
     ],
 )
 def test_results_of_any_shape(text: str, reason: str, tmp_path: Path) -> None:
@@ -363,8 +344,8 @@ def test_a_foreign_part_of_results(tmp_path: Path) -> None:
 def test_videos(tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs the extra [demo]")
     path = tmp_path / "a:b.mp4"
-    with VideoWriter(path, 10) as film:
-        film.write(np.zeros((32, 32, 3), np.uint8), 0)
+    with VideoWriter(path, 10) as video:
+        video.write(np.zeros((32, 32, 3), np.uint8), 0)
     assert len(list(video_files.VideoSource(path))) == 1
     with pytest.raises(ValueError, match="a:b.mp4: a frame of 32 x 32 pixels .* at most 1000"):
         video_files.VideoSource(path, max_pixels=1000)

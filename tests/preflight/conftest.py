@@ -1,24 +1,14 @@
 """The checks of a config as a function, without a script."""
 
-from argparse import Namespace
 from collections.abc import Callable
 
 import pytest
 
+from ovformer.d2 import default_argument_parser
 from ovformer.engine.stages import IMAGE, Stage
 from ovformer.preflight.check_config import read_checked_config
 from ovformer.preflight.report import ConfigError
 from support.tiny_runs import TinyRun
-
-OPTIONS = {
-    "eval_only": False,
-    "resume": False,
-    "allow_older": False,
-    "num_gpus": 1,
-    "num_machines": 1,
-    "machine_rank": 0,
-    "dist_url": "auto",
-}
 
 
 @pytest.fixture
@@ -29,8 +19,8 @@ def find_errors(tiny_run: TinyRun) -> Callable[..., list[str]]:
     """
 
     def find(*opts: str, stage: Stage = IMAGE, **options: object) -> list[str]:
-        args = Namespace(**{**OPTIONS, **options}, config_file=str(tiny_run.config))
-        args.opts = ["OUTPUT_DIR", str(tiny_run.output), *opts]
+        args = default_argument_parser().parse_args(tiny_run.command(*opts))
+        vars(args).update(options)
         try:
             read_checked_config(stage, args)
         except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Room for checkpoints: how large they are, and how many there will be."""
+"""Room for checkpoints, processes and their devices."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -12,7 +12,6 @@ from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.optimizer import build_optimizer
 from ovformer.preflight.machine import (
     checkpoint_bytes,
-    existing_folder,
     num_checkpoints,
     output_warnings,
     process_errors,
@@ -62,23 +61,39 @@ def test_a_damaged_name_is_no_fault_of_the_disk(tmp_path: Path) -> None:
     assert "checkpoints of another training" in next(output_warnings(cfg, False))
 
 
-def test_the_folder_whose_disk_is_meant(tmp_path: Path) -> None:
-    assert existing_folder(tmp_path / "a" / "b") == tmp_path
-    assert not (tmp_path / "a").exists()
-
-
 @pytest.mark.parametrize(
-    ("device", "num_gpus", "words"),
+    ("device", "num_gpus", "found", "start", "words"),
     [
-        ("cuda:1", 2, "MODEL.DEVICE: cuda:1 with --num-gpus 2: use cuda"),
-        ("cuda:2", 1, "MODEL.DEVICE: cuda:2, but 2 found"),
-        ("cuda:1", 1, None),
-        ("cuda", 2, None),
-        ("cpu", 8, None),
+        ("cuda", 1, 0, "MODEL.DEVICE: cuda, ", ["but no GPU found", "MODEL.DEVICE cpu"]),
+        ("cuda", 4, 0, "--num-gpus 4, ", ["but 0 found", "MODEL.DEVICE cpu"]),
+        ("cuda", 4, 2, "--num-gpus 4, ", ["but 2 found", "MODEL.DEVICE cpu"]),
+        ("cuda:1", 2, 2, "MODEL.DEVICE: cuda:1 with --num-gpus 2: ", ["use cuda"]),
+        ("cuda:2", 1, 2, "MODEL.DEVICE: cuda:2, ", ["but 2 found"]),
     ],
 )
-def test_devices(monkeypatch, device: str, num_gpus: int, words: str | None) -> None:
+def test_missing_devices(
+    monkeypatch, device: str, num_gpus: int, found: int, start: str, words: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", device])
+    (error,) = process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1))
+    assert error.startswith(start) and all(word in error for word in words)
+
+
+@pytest.mark.parametrize(("device", "num_gpus"), [("cuda:1", 1), ("cuda", 2), ("cpu", 8)])
+def test_devices_that_exist(monkeypatch, device: str, num_gpus: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", device])
-    errors = list(process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1)))
-    assert [error.startswith(words or "?") for error in errors] == [True] * bool(words)
+    assert not list(process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1)))
+
+
+def test_several_machines_and_torchrun(monkeypatch) -> None:
+    cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", "cpu"])
+    machines = Namespace(num_gpus=1, num_machines=2, machine_rank=2, dist_url="auto")
+    rank, url = process_errors(cfg, machines)
+    assert rank.startswith("--machine-rank: ") and "got 2" in rank
+    assert url.startswith("--dist-url auto: ") and "tcp://HOST:PORT" in url
+    for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    (error,) = process_errors(cfg, Namespace(num_gpus=4, num_machines=1))
+    assert error.startswith("--num-gpus 4: ") and "--nproc-per-node 4" in error

@@ -19,7 +19,6 @@ from ovformer.preflight.values import batch_errors, value_errors, value_warnings
         ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0]),
         ("SEED", 5000000000),
         ("SOLVER.ACCUMULATION_STEPS", 0),
-        ("SOLVER.BASE_LR", -0.1),
         ("SOLVER.BASE_LR", 0.0),
         ("SOLVER.BASE_LR", float("inf")),
         ("SOLVER.CHECKPOINT_PERIOD", 0),
@@ -29,14 +28,12 @@ from ovformer.preflight.values import batch_errors, value_errors, value_warnings
         ("SOLVER.MAX_ITER", 0),
         ("SOLVER.MOMENTUM", 1.5),
         ("SOLVER.STEPS", (3, 2)),
-        ("SOLVER.WEIGHT_DECAY", -1.0),
         ("SOLVER.WEIGHT_DECAY", float("nan")),
         ("TEST.EVAL_PERIOD", -1),
     ],
 )
 def test_number(key: str, value: object) -> None:
-    cfg = get_ovformer_cfg(None, [key, value])
-    (error,) = value_errors(cfg, CLIPS, eval_only=False)
+    (error,) = value_errors(get_ovformer_cfg(None, [key, value]), CLIPS, eval_only=False)
     assert error.startswith(f"{key}: ") and f"got {value}" in error
 
 
@@ -56,8 +53,7 @@ def test_number(key: str, value: object) -> None:
     ],
 )
 def test_name(key: str, value: str, known: str) -> None:
-    cfg = get_ovformer_cfg(None, [key, value])
-    (error,) = value_errors(cfg, IMAGE, eval_only=False)
+    (error,) = value_errors(get_ovformer_cfg(None, [key, value]), IMAGE, eval_only=False)
     assert error.startswith(f"{key}: ") and repr(value) in error and known in error
 
 
@@ -83,8 +79,7 @@ def test_a_batch_that_cannot_be_split() -> None:
     assert error.startswith("SOLVER.IMS_PER_BATCH: 6") and "multiple of 4" in error
 
 
-def test_warnings() -> None:
-    opts = ["SOLVER.MAX_ITER", 100, "SOLVER.STEPS", (50, 100), "SOLVER.WARMUP_ITERS", 100]
-    steps, warmup = value_warnings(get_ovformer_cfg(None, opts))
-    assert steps.startswith("SOLVER.STEPS: ") and "at 100 " in steps
-    assert warmup.startswith("SOLVER.WARMUP_ITERS: ")
+def test_a_warm_up_that_never_ends() -> None:
+    opts = ["SOLVER.MAX_ITER", 100, "SOLVER.STEPS", (50,), "SOLVER.WARMUP_ITERS", 100]
+    (warning,) = value_warnings(get_ovformer_cfg(None, opts))
+    assert warning.startswith("SOLVER.WARMUP_ITERS: ")

@@ -69,14 +69,14 @@ def test_files(run, reference, tmp_path) -> None:
 
 
 def test_notes_about_unusual_results(run, tmp_path) -> None:
-    assert "joined" not in run()
+    assert "Note" not in run()
     path = _results(tmp_path)
     results = json.loads(path.read_text())
-    ids = sorted({entry["video_id"] for entry in results})
-    path.write_text(json.dumps([e for e in results if e["video_id"] != ids[0]]))
-    assert "Note: no prediction for " in run()
-    path.write_text(json.dumps(results + results[:3]))
-    assert "Note: 3 predictions repeat earlier ones, with the same score and masks" in run()
+    kept = [entry for entry in results if entry["video_id"] != results[0]["video_id"]]
+    path.write_text(json.dumps(kept + kept[:3]))
+    printed = run()
+    assert "Note: no prediction for " in printed
+    assert "Note: 3 predictions repeat earlier ones, with the same score and masks" in printed
 
 
 def test_hota(run, tmp_path) -> None:
@@ -90,15 +90,6 @@ def test_hota(run, tmp_path) -> None:
 
 def _results(tmp_path: Path) -> Path:
     return tmp_path / "run" / "inference" / "lvvis_val" / "results.json"
-
-
-@pytest.mark.parametrize("name", ["ytvis_2019_val", "ytvis_2021_train", "ovis_val", "lvvis_train"])
-def test_any_video_set(request, tmp_path, capsys, name) -> None:
-    truth, predictions = request.getfixturevalue("make_video_set")(1)
-    (tmp_path / "gt.json").write_text(json.dumps(truth))
-    (tmp_path / "results.json").write_text(json.dumps(predictions))
-    mAP.main(["--dt", str(tmp_path), "--et", name, "--gt", str(tmp_path / "gt.json")])
-    assert "AP @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 0." in capsys.readouterr().out
 
 
 def test_ground_truth_of_the_data_set(
@@ -134,8 +125,6 @@ def test_wrong_arguments(files, user_error, tmp_path, arguments, keys) -> None:
     [
         (lambda entries: json.dumps(entries)[:-500], "cut off"),
         (lambda entries: json.dumps([{**entries[0], "video_id": 777}]), "video 777"),
-        (lambda entries: json.dumps([{**entries[0], "score": float("nan")}]), "score nan"),
-        (lambda entries: json.dumps([{**entries[0], "segmentations": []}]), "0 segmentations"),
     ],
 )
 def test_damaged_results(files, user_error, tmp_path, damage, key) -> None:

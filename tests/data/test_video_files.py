@@ -170,12 +170,13 @@ def test_frames_that_grow_are_refused(tmp_path: Path) -> None:
 
 
 def test_folders_are_in_natural_order(tmp_path: Path) -> None:
-    for number, frame in zip((10, 9, 1, 2), ramp(4), strict=True):
-        Image.fromarray(frame).save(tmp_path / f"frame{number}.png")
+    ordered = ["9.png", "frame1.png", "frame2.png", "frame10.png", "frame².png"]
+    for name, frame in zip(sorted(ordered), ramp(5), strict=True):
+        Image.fromarray(frame).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     source = VideoSource(tmp_path)
-    assert source.file_names == [f"frame{number}.png" for number in (1, 2, 9, 10)]
-    assert brightness(list(source)) == [28, 32, 24, 20]
+    assert source.file_names == ordered
+    assert brightness(list(source)) == [20, 24, 32, 28, 36]
 
 
 def test_pictures(tmp_path: Path) -> None:

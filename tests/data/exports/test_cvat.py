@@ -109,43 +109,28 @@ def test_frames_that_a_task_skips(clip: DrawnVideo, folder: Path, tmp_path: Path
     assert "1 frames have no image" in export.notes[0]
 
 
-def test_masks_of_a_group_are_one_object(clip: DrawnVideo, folder: Path) -> None:
-    xml = cvat_video(clip, source=None)
-    (video,), names, export = read(xml, folder)
-    assert names == ["square", "disc"]
-    found = {a["category"]: a for a in convert(video, export)}
-    assert found["disc"]["areas"] == [
-        None if mask is None else mask.sum() for mask in clip.objects[1].masks
-    ]
-    (video,), _, export = read(xml.replace(b'group_id="4"', b""), folder)
+def test_masks_without_a_group_are_objects_of_one_frame(clip: DrawnVideo, folder: Path) -> None:
+    xml = cvat_video(clip, source=None).replace(b'group_id="4"', b"")
+    (video,), _, export = read(xml, folder)
     assert len(convert(video, export)) == 1 + 5
     assert "5 objects" in export.notes[0]
 
 
-@pytest.mark.parametrize("joined_by", ["group", "attribute"])
-def test_images_are_joined(clip: DrawnVideo, folder: Path, joined_by: str) -> None:
-    root = ElementTree.fromstring(cvat_images(clip, with_group=joined_by == "group"))
-    options = {}
-    if joined_by == "attribute":
-        options = {"track_by": "number"}
-        for mask in root.iter("mask"):
-            attribute = ElementTree.SubElement(mask, "attribute", name="number")
-            attribute.text = mask.get("label")
-    (video,), _, export = read(ElementTree.tostring(root), folder, **options)
-    found = {a["category"]: a["areas"] for a in convert(video, export)}
-    for item in clip.objects:
-        assert found[item.name] == [None if m is None else m.sum() for m in item.masks]
-
-
-def test_images_without_a_track_are_an_error_or_objects_of_one_frame(
-    clip: DrawnVideo, folder: Path
-) -> None:
+def test_images_are_joined_by_an_attribute_or_not_at_all(clip: DrawnVideo, folder: Path) -> None:
     xml = cvat_images(clip, with_group=False)
     message = r"image 0 \(clip/00000.png\): shape 0 .*'square'\): .*12 shapes"
     with pytest.raises(ValueError, match=message):
         read(xml, folder)
     (video,), _, export = read(xml, folder, single_frames=True)
     assert len(convert(video, export)) == 12
+
+    root = ElementTree.fromstring(xml)
+    for mask in root.iter("mask"):
+        ElementTree.SubElement(mask, "attribute", name="number").text = mask.get("label")
+    (video,), _, export = read(ElementTree.tostring(root), folder, track_by="number")
+    found = {a["category"]: a["areas"] for a in convert(video, export)}
+    for item in clip.objects:
+        assert found[item.name] == [None if m is None else m.sum() for m in item.masks]
 
 
 def test_shapes_without_area_are_counted(clip: DrawnVideo, folder: Path) -> None:
@@ -165,18 +150,13 @@ def test_shapes_without_area_are_counted(clip: DrawnVideo, folder: Path) -> None
 def test_the_tasks_of_a_project_are_videos(folder: Path, tmp_path: Path) -> None:
     clips = [draw("one", 2, 1), draw("two", 3, 2)]
     project = ElementTree.Element("annotations")
-    tasks = ElementTree.SubElement(
-        ElementTree.SubElement(ElementTree.SubElement(project, "meta"), "project"), "tasks"
-    )
-    for number, clip in enumerate(clips):
+    meta = ElementTree.SubElement(project, "meta")
+    for number, clip in zip("01", clips, strict=True):
         write_frames(tmp_path, clip)
-        tasks.append(cvat_meta(clip, source=None, id=str(number)).find("meta/task"))
-        shapes = keys(clip, {0: "0", 1: "0"})
-        track = ElementTree.SubElement(
-            project, "track", id=str(number), label="square", task_id=str(number)
-        )
-        for shape in shapes:
-            ElementTree.SubElement(track, "polygon", shape)
+        meta.append(cvat_meta(clip, source=None, id=number).find("meta/task"))
+        track = ElementTree.fromstring(track_of(clip, keys(clip, {0: "0", 1: "0"}))).find("track")
+        track.set("task_id", number)
+        project.append(track)
     videos, _, export = read(ElementTree.tostring(project), tmp_path)
     assert [video.name for video in videos] == ["one", "two"]
     assert [len(convert(v, export)[0]["bboxes"]) for v in videos] == [2, 3]

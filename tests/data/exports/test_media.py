@@ -18,7 +18,7 @@ from ovformer.data.exports.media import (
     Zip,
     open_export,
 )
-from ovformer.data.files.image_files import IMAGE_SUFFIXES, natural_sort_key
+from ovformer.data.files.image_files import IMAGE_SUFFIXES
 from ovformer.data.files.video_files import iterate_frames
 from support.annotation_exports import draw, png, write_frames, write_video, zip_of
 
@@ -140,8 +140,3 @@ def test_frames_of_a_video_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(media, "VideoSource", lambda _: iterate_frames(images))
     with pytest.raises(ValueError, match="film.mp4: frame 1 has 6 x 4 .* 4 x 6"):
         VideoFrames(found).probe()
-
-
-def test_natural_order() -> None:
-    names = ["10.png", "a.png", "f1.png", "f2.png", "f10.png", "²1.png"]
-    assert sorted(names[::-1], key=natural_sort_key) == names

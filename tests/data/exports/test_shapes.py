@@ -65,12 +65,6 @@ def test_a_quarter_turn() -> None:
         np.testing.assert_array_equal(drawn(Box(18, 10, 4, 8, 90, pivot)), expected)
 
 
-@given(arrays(float, (5, 2), elements=COORDINATE), st.floats(0, 1))
-def test_a_polygon_between_two_that_differ_by_a_shift(points: np.ndarray, ratio: float) -> None:
-    between = make_polygon(points).between(make_polygon(points + 8), ratio)
-    np.testing.assert_allclose(between.area[0], (points + 8 * ratio).ravel(), atol=1e-9)
-
-
 def test_shapes_that_cannot_be_interpolated() -> None:
     triangle, square = make_polygon([0, 0, 4, 0, 4, 4]), make_polygon([0, 0, 4, 0, 4, 4, 0, 4])
     mask = CroppedMask(0, 0, 2, 2, np.array([0, 4]))

@@ -6,7 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
+from torch import nn
+
+from support.video_models import RECORDED, build_small_model
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +21,13 @@ def fill_weights(reference: Callable[[str], Path]) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def normalise() -> Callable[[torch.Tensor], torch.Tensor]:
-    """The published normalisation of an RGB image (..., 3, H, W)."""
-    mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-    return lambda image: (image.float() - mean) / std
+def build_recorded_model(tmp_path_factory, fill_weights: ModuleType) -> Callable[..., nn.Module]:
+    """A function from classes' frequencies and config keys to the model of a recorded file."""
+
+    def build(frequencies: str = "f", **options: object) -> nn.Module:
+        folder = tmp_path_factory.mktemp("vocabulary")
+        model = build_small_model(folder, 100, 512, RECORDED, frequencies, **options)
+        fill_weights.fill_state_dict(model.state_dict())
+        return model
+
+    return build

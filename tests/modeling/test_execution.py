@@ -6,43 +6,19 @@ import torch
 from ovformer.config import get_ovformer_cfg
 from ovformer.modeling.decoders import deformable_encoder as encoder
 from ovformer.modeling.meta_arch.execution import Execution
-from support.video_models import build_small_model
-
-WORDS = {
-    "MODEL.CHANNELS_LAST": "sometimes",
-    "MODEL.COMPILE": "gcc",
-    "TEST.PRECISION": "float8",
-    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION": "float16",
-}
+from ovformer.modeling.meta_arch.video_inference import frame_records
+from support.video_models import build_small_model, video
 
 
 @pytest.fixture
 def build(tmp_path):
     """Function from config keys to a tiny model in evaluation mode."""
-
-    def build(**options):
-        return build_small_model(tmp_path, 9, **options).eval()
-
-    return build
+    return lambda **options: build_small_model(tmp_path, 9, **options).eval()
 
 
-@pytest.fixture
-def record() -> dict:
-    generator = torch.Generator().manual_seed(3)
-    frames = torch.randint(0, 256, (3, 3, 60, 90), generator=generator, dtype=torch.uint8)
-    features = torch.randn(3, 16, generator=generator)
-    return {"video_id": 1, "image": list(frames), "clip_features": features}
-
-
-def scores(model, record) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.tensor(model([record])[0]["pred_scores"])
-
-
-@pytest.mark.parametrize("key", WORDS)
-def test_unknown_words(build, key) -> None:
-    with pytest.raises(ValueError, match=rf"{key}: expected one of \[.*\], got '{WORDS[key]}'"):
-        build(**{key: WORDS[key]})
+@torch.no_grad()
+def scores(model) -> torch.Tensor:
+    return torch.tensor(model([video(3)])[0]["pred_scores"])
 
 
 def test_the_defaults() -> None:
@@ -52,7 +28,7 @@ def test_the_defaults() -> None:
 @pytest.mark.parametrize(
     "value, in_evaluation, in_training", [("auto", 1, 0), ("always", 1, 1), ("never", 0, 0)]
 )
-def test_layout(build, record, value, in_evaluation, in_training) -> None:
+def test_layout_changes_rounding_only(build, value, in_evaluation, in_training) -> None:
     model = build(**{"MODEL.CHANNELS_LAST": value})
     seen = []
 
@@ -60,27 +36,17 @@ def test_layout(build, record, value, in_evaluation, in_training) -> None:
         seen.append(arguments[0].is_contiguous(memory_format=torch.channels_last))
 
     model.backbone.register_forward_pre_hook(note)
-    frames = [{"image": record["image"][0], "clip_features": record["clip_features"][:1]}]
-    with torch.no_grad():
-        model.run_network(frames)
-    model.train().run_network(frames)
-    assert seen == [in_evaluation, in_training]
+    expected = scores(build(**{"MODEL.CHANNELS_LAST": "never"}))
+    torch.testing.assert_close(scores(model), expected, rtol=1e-4, atol=0)
+    model.train().run_network(list(frame_records(video(1))))
+    assert seen == [in_evaluation] * 3 + [in_training]
     weight = model.sem_seg_head.pixel_decoder.layer_1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == (value == "always")
 
 
-def test_layout_changes_rounding_only(build, record) -> None:
-    expected = scores(build(**{"MODEL.CHANNELS_LAST": "never"}), record)
-    for value in ("auto", "always"):
-        torch.testing.assert_close(
-            scores(build(**{"MODEL.CHANNELS_LAST": value}), record), expected, rtol=1e-4, atol=0
-        )
-
-
 @pytest.mark.parametrize("pixel_decoder", ["float32", "autocast"])
-def test_half_precision_inference(build, record, pixel_decoder) -> None:
+def test_half_precision_inference(build, pixel_decoder) -> None:
     options = {"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION": pixel_decoder}
-    expected = scores(build(), record)
     model = build(**options, **{"TEST.PRECISION": "bfloat16"})
     types = {}
     decoder = model.sem_seg_head.pixel_decoder
@@ -90,25 +56,24 @@ def test_half_precision_inference(build, record, pixel_decoder) -> None:
         "values": decoder.transformer.encoder.layers[0].self_attn,
     }.items():
         part.register_forward_hook(lambda *a, name=name: types.update({name: a[2].dtype}))
-    torch.testing.assert_close(scores(model, record), expected, rtol=0.1, atol=0)
+    torch.testing.assert_close(scores(model), scores(build()), rtol=0.1, atol=0)
     inside = torch.float32 if pixel_decoder == "float32" else torch.bfloat16
     assert types == {"backbone": torch.bfloat16, "convolution": inside, "values": inside}
 
 
-def test_places_are_float32_under_autocast(build, monkeypatch) -> None:
+def test_sampling_locations_are_float32_under_autocast(build, monkeypatch) -> None:
     model = build(**{"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_PRECISION": "autocast"})
     decoder = model.sem_seg_head.pixel_decoder
-    seen = []
-    attention = encoder.ms_deform_attn
+    seen, attend = [], encoder.ms_deform_attn
 
-    def note(value, shapes, starts, places, weights):
-        seen.append((value.dtype, places.dtype, weights.dtype))
-        return attention(value, shapes, starts, places, weights)
+    def note(value, shapes, starts, locations, weights):
+        seen.append((value.dtype, locations.dtype, weights.dtype))
+        return attend(value, shapes, starts, locations, weights)
 
     monkeypatch.setattr(encoder, "ms_deform_attn", note)
     features = model.backbone(torch.randn(1, 3, 64, 64))
     with torch.autocast("cpu", torch.bfloat16):
-        mask_features, levels = decoder(features)
+        mask_features, _ = decoder(features)
         mask_features.float().sum().backward()
     assert set(seen) == {(torch.bfloat16, torch.float32, torch.float32)}
     assert all(p.grad is not None for p in decoder.layer_1.parameters())
@@ -122,38 +87,29 @@ def test_backbone_and_both_decoders_are_to_be_compiled(build) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_models_predict_the_same(build, record, backend) -> None:
+def test_compiled_models_predict_the_same(build, backend) -> None:
     torch._dynamo.reset()
-    expected = scores(build(), record)
+    expected = scores(build())
     model = build(**{"MODEL.COMPILE": backend})
-    torch.testing.assert_close(scores(model, record), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(scores(model), expected, rtol=1e-4, atol=0)
     assert set(model.state_dict()) == set(build().state_dict())
 
 
 @pytest.mark.slow
-def test_parts_compile_without_a_break(build, record) -> None:
+def test_parts_compile_without_a_break(build) -> None:
     torch._dynamo.reset()
     model = build()
     for part in (model.backbone, *model.sem_seg_head.children()):
         part.compile(backend="eager", fullgraph=True)
-    assert len(scores(model, record))
-    model.train()
-    frames = [{"image": record["image"][0], "clip_features": record["clip_features"][:1]}]
-    outputs, _ = model.run_network(frames)
+    assert len(scores(model))
+    outputs, _ = model.train().run_network(list(frame_records(video(1))))
     assert outputs["pred_logits"].requires_grad
 
 
-def test_the_window_follows_the_device(build, record, monkeypatch) -> None:
-    sizes = []
-
-    def note(frames):
-        sizes.append(len(frames))
-        return outputs(frames)
-
-    for setting, expected in ((0, [1, 1, 1]), (2, [2, 1])):
-        model = build(**{"MODEL.MASK_FORMER.TEST.WINDOW_SIZE": setting})
-        outputs = model.run_network
-        monkeypatch.setattr(model, "run_network", note)
-        scores(model, record)
-        assert sizes == expected
-        sizes.clear()
+@pytest.mark.parametrize(("window", "sizes"), [(0, [1, 1, 1]), (2, [2, 1])])
+def test_the_window_follows_the_device(build, window, sizes) -> None:
+    model = build(**{"MODEL.MASK_FORMER.TEST.WINDOW_SIZE": window})
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    scores(model)
+    assert seen == sizes

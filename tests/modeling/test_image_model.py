@@ -1,4 +1,4 @@
-"""The image model as its config builds it: the published sizes, and the edges of the settings."""
+"""The image model as its config builds it: the published sizes, and unusual settings."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovformer.d2 import BitMasks, Instances, build_model
+from ovformer.d2 import build_model
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
+from ovformer.modeling.meta_arch.base_model import OVFormerBase
 from support.tiny_clip import make_clip
 from support.video_models import (
     CLIPS,
     assert_gradients_are_finite,
     build_small_model,
     make_cfg,
+    make_instances,
     write_vocabulary,
 )
 
@@ -30,28 +32,18 @@ def build(tmp_path):
     )
 
 
-def batch(width=128, sizes=((53, 37), (40, 71)), counts=(2, 1), classes=3):
+def batch(width=128, counts=(2, 1)):
     """Images whose sides are multiples of nothing, with rectangles as instances."""
     generator = torch.Generator().manual_seed(0)
     records = []
-    for (height, side), count in zip(sizes, counts, strict=True):
-        masks = torch.zeros(count, height, side, dtype=torch.bool)
-        for i in range(count):
-            masks[i, 3 * i : 3 * i + 20, 5 * i : 5 * i + 15] = True
-        instances = Instances((height, side))
-        instances.gt_masks = BitMasks(masks)
-        instances.gt_classes = torch.arange(count) % classes
-        records.append(
-            {
-                "image": torch.randint(
-                    0, 256, (3, height, side), dtype=torch.uint8, generator=generator
-                ),
-                "height": 2 * height + 1,
-                "width": 2 * side - 1,
-                "clip_features": torch.randn(1, width, generator=generator),
-                "instances": instances,
-            }
-        )
+    for size, count in zip(((53, 37), (40, 71)), counts, strict=True):
+        masks = torch.zeros(count, *size, dtype=torch.bool)
+        for i, mask in enumerate(masks):
+            mask[3 * i : 3 * i + 20, 5 * i : 5 * i + 15] = True
+        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+        record = {"image": image, "instances": make_instances(size, masks)}
+        record["clip_features"] = torch.randn(1, width, generator=generator)
+        records.append(record | {"height": 2 * size[0] + 1, "width": 2 * size[1] - 1})
     return records
 
 
@@ -69,6 +61,7 @@ def train_and_predict(model, records):
     [
         ("ovformer_lvis_R50", 1203, "R50", {}),
         ("ovformer_lvis_SwinB", 1203, "SwinB", {}),
+        ("ovformer_lvis_R50", 1203, "R50", {"MODEL.META_ARCHITECTURE": "OVFormerVideo"}),
         ("video_ovformer_lvvis_R50", 1196, "R50", CLIPS),
     ],
 )
@@ -96,11 +89,20 @@ def test_published_models_have_the_released_keys_and_shapes(
     assert trained == recorded["num_trainable"]
 
 
-@pytest.mark.parametrize("divisibility", [0, 1, 32])
-def test_images_of_odd_sizes(build, divisibility) -> None:
-    model = build(**{"MODEL.MASK_FORMER.SIZE_DIVISIBILITY": divisibility})
+@pytest.mark.parametrize(
+    ("options", "losses_of"),
+    [
+        ({"SIZE_DIVISIBILITY": 0}, 3),
+        ({"SIZE_DIVISIBILITY": 1}, 3),
+        ({"DEEP_SUPERVISION": False}, 1),
+        ({"DEC_LAYERS": 2, "HIDDEN_DIM": 48, "ALIGNMENT_HIDDEN_DIM": 20}, 2),
+        ({"DEC_LAYERS": 5}, 5),  # more than levels of features
+    ],
+)
+def test_sizes_of_images_and_decoders(build, options, losses_of) -> None:
+    model = build(**{f"MODEL.MASK_FORMER.{key}": value for key, value in options.items()})
     losses, results = train_and_predict(model, batch())
-    assert len(losses) == 4 * 3
+    assert len(losses) == 4 * losses_of
     for record, instances in zip(batch(), results, strict=True):
         size = (record["height"], record["width"])
         assert instances.image_size == size
@@ -110,34 +112,26 @@ def test_images_of_odd_sizes(build, divisibility) -> None:
         assert 0 <= instances.pred_classes.min() <= instances.pred_classes.max() < 3
 
 
-@pytest.mark.parametrize("width", [8, 512])
-def test_one_class_one_query_and_any_clip_width(build, width) -> None:
-    model = build(1, width, **{"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 1})
-    _, results = train_and_predict(model, batch(width, classes=1))
+def test_one_class_and_one_query(build) -> None:
+    model = build(1, 8, **{"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 1})
+    _, results = train_and_predict(model, batch(8, counts=(1, 1)))
     assert [len(instances) for instances in results] == [1, 1]
 
 
 @pytest.mark.parametrize("counts", [(2, 0), (0, 0)])
 def test_images_without_instances_train_all_parameters(build, counts) -> None:
-    losses, _ = train_and_predict(build(), batch(counts=counts))
+    model, records = build(), batch(counts=counts)
+    assert [model.instance_counts(record) for record in records] == [[n] for n in counts]
+    losses, _ = train_and_predict(model, records)
     assert losses["loss_object_ce"] > 0
     assert sum(counts) or losses["loss_mask"] == losses["loss_dice"] == losses["loss_ce"] == 0
 
 
-def test_without_deep_supervision_only_the_last_layer_has_losses(build) -> None:
-    losses, _ = train_and_predict(build(**{"MODEL.MASK_FORMER.DEEP_SUPERVISION": False}), batch())
-    assert set(losses) == {"loss_ce", "loss_object_ce", "loss_mask", "loss_dice"}
-
-
-@pytest.mark.parametrize("layers", [1, 2, 4])
-def test_widths_of_the_decoders_may_differ_and_layers_be_fewer_than_levels(build, layers) -> None:
-    options = {
-        "MODEL.MASK_FORMER.DEC_LAYERS": layers + 1,
-        "MODEL.MASK_FORMER.HIDDEN_DIM": 48,
-        "MODEL.MASK_FORMER.ALIGNMENT_HIDDEN_DIM": 20,
-    }
-    losses, _ = train_and_predict(build(**options), batch())
-    assert len(losses) == 4 * (layers + 1)
+@pytest.mark.parametrize(("divisibility", "size"), [(8, (16, 16)), (0, (32, 32)), (1, (9, 13))])
+def test_images_are_padded_to_a_common_size(build, divisibility, size) -> None:
+    model = build(**{"MODEL.MASK_FORMER.SIZE_DIVISIBILITY": divisibility})
+    images = model.normalize_images([torch.zeros(3, 9, 7), torch.zeros(3, 5, 13)])
+    assert images.tensor.shape == (2, 3, *size) and images.image_sizes == [(9, 7), (5, 13)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -154,7 +148,6 @@ def test_autocast_trains_and_predicts(build, dtype) -> None:
 
 
 def test_clip_features_are_computed_where_there_are_none(build, tmp_path) -> None:
-    """The same predictions as with the features stored, from the original image or the input."""
     name = make_clip(tmp_path / "clip")
     options = {"MODEL.CLIP.NAME": name, "MODEL.CLIP.IMAGE_SIZE": 32, "INPUT.FORMAT": "RGB"}
     model = build(width=16, **options).eval()
@@ -164,36 +157,39 @@ def test_clip_features_are_computed_where_there_are_none(build, tmp_path) -> Non
     records = [{key: r[key] for key in ("image", "height", "width")} for r in batch()]
     clip_images = [encoder.preprocess(r["image"].permute(1, 2, 0).numpy()) for r in records]
     embeddings = encoder.encode_image(torch.stack(clip_images))[:, None]
-    ways = (
-        [{**r, "clip_features": x} for r, x in zip(records, embeddings, strict=True)],
-        [{**r, "clip_image": x} for r, x in zip(records, clip_images, strict=True)],
-        records,
-    )
+    stored = [{**r, "clip_features": x} for r, x in zip(records, embeddings, strict=True)]
     with torch.no_grad():
-        stored, *computed = ([x["instances"] for x in model(records)] for records in ways)
-    for results in computed:
-        for got, expected in zip(results, stored, strict=True):
-            torch.testing.assert_close(got.scores, expected.scores, rtol=1e-5, atol=1e-6)
+        got, expected = ([x["instances"].scores for x in model(r)] for r in (records, stored))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     assert set(model.state_dict()) == keys
 
 
-def test_a_replaced_vocabulary_is_predicted_from(build) -> None:
+def test_another_vocabulary_is_for_inference_only(build) -> None:
     model = build(3).eval()
     model.set_text_classifier(torch.randn(40, 128), [f"class {i}" for i in range(40)])
+    assert model.num_classes == 40 and model.vocabulary[39] == "class 39"
     with torch.no_grad():
         instances = model(batch())[0]["instances"]
     assert len(instances) == 100 and instances.pred_classes.max() >= 3
     with pytest.raises(ValueError, match="criterion is for 3 classes, .* has 40"):
         model.train()(batch())
+    model.criterion = None
+    with pytest.raises(ValueError, match="built without a criterion"):
+        model(batch())
+
+
+def test_vocabulary_keys_are_the_entries_that_a_vocabulary_changes(build) -> None:
+    small, large = build(2).state_dict(), build(7).state_dict()
+    changed = {key for key in small if small[key].shape != large[key].shape}
+    assert "sem_seg_head.predictor.class_embed.zs_weight" in changed
+    assert changed <= set(OVFormerBase.VOCABULARY_KEYS)
 
 
 def test_predictions_need_no_annotations_and_no_target_size(build) -> None:
-    record = {key: value for key, value in batch()[0].items() if key in ("image", "clip_features")}
+    record = {key: batch()[0][key] for key in ("image", "clip_features")}
+    model = build().eval()
     with torch.no_grad():
-        (result,) = build().eval()([record])
-    assert result["instances"].image_size == (53, 37)
-
-
-def test_features_that_the_backbone_lacks_are_refused(build) -> None:
-    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD.IN_FEATURES: .*layer2.*\['res2'\]"):
-        build(**{"MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2"]})
+        assert model([record])[0]["instances"].image_size == (53, 37)
+    for names, named in (({"file_name": "a.png"}, "a.png"), ({"video_id": 7}, "7")):
+        with pytest.raises(ValueError, match=f"{named} has no 'instances'"):
+            model.train()([record | names])

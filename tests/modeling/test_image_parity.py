@@ -18,7 +18,6 @@ from support.recorded_numbers import (
     assert_same_outputs,
     gradient_difference,
 )
-from support.video_models import RECORDED, build_small_model
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +26,8 @@ def recorded(reference):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, fill_weights):
-    folder = tmp_path_factory.mktemp("small")
-    kind = {"MODEL.META_ARCHITECTURE": "OVFormer"}
-    model = build_small_model(folder, 100, 512, RECORDED, frequencies="rcf", **kind)
-    fill_weights.fill_state_dict(model.state_dict())
-    return model
+def model(build_recorded_model):
+    return build_recorded_model("rcf", **{"MODEL.META_ARCHITECTURE": "OVFormer"})
 
 
 @pytest.fixture
@@ -44,16 +39,8 @@ def batch(recorded):
         instances.gt_classes = torch.from_numpy(recorded[f"in.gt_classes{i}"])
         instances.gt_masks = BitMasks(torch.from_numpy(recorded[f"in.gt_masks{i}"]).bool())
         height, width = recorded[f"in.out_size{i}"].tolist()
-        clip_features = torch.from_numpy(recorded[f"in.clip{i}"])
-        records.append(
-            {
-                "image": image,
-                "height": height,
-                "width": width,
-                "clip_features": clip_features,
-                "instances": instances,
-            }
-        )
+        record = {"image": image, "height": height, "width": width, "instances": instances}
+        records.append(record | {"clip_features": torch.from_numpy(recorded[f"in.clip{i}"])})
     return records
 
 
@@ -67,10 +54,6 @@ def assert_same_masks(got, expected) -> None:
     assert different.amin(0).max() < 1e-4 and different.amin(1).max() < 1e-4
 
 
-def features_of(model, batch):
-    return model.backbone(model.normalize_images([x["image"] for x in batch]).tensor)
-
-
 def test_names_shapes_and_vocabulary(model, recorded, reference) -> None:
     shapes = json.loads(reference("image_small_state_dict.json").read_text())
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == shapes
@@ -80,21 +63,17 @@ def test_names_shapes_and_vocabulary(model, recorded, reference) -> None:
 
 
 @torch.no_grad()
-def test_pixel_decoder(model, recorded, batch) -> None:
-    mask_features, levels = model.eval().sem_seg_head.pixel_decoder(features_of(model, batch))
+def test_pixel_decoder_and_every_layer(model, recorded, batch) -> None:
+    head = model.eval().sem_seg_head
+    head.predictor.train()  # has no other effect than to keep all layers
+    images = model.normalize_images([record["image"] for record in batch])
+    mask_features, levels = head.pixel_decoder(model.backbone(images.tensor))
     prefix = "eval.pixel_decoder."
     assert_same(mask_features, recorded[f"{prefix}mask_features"], "mask_features")
     assert len(levels) == 3
     for i, level in enumerate(levels):
         assert_same(level, recorded[f"{prefix}multi_scale.{i}"], f"level {i}")
-
-
-@torch.no_grad()
-def test_outputs_of_every_layer(model, recorded, batch) -> None:
-    model.eval().sem_seg_head.predictor.train()  # has no other effect than to keep all layers
-    outputs = model.sem_seg_head(
-        features_of(model, batch), model.clip_features(batch, model.device)
-    )
+    outputs = head.predictor(levels, mask_features, model.clip_features(batch, model.device))
     assert_same_outputs(outputs, recorded, "eval.out.")
 
 
@@ -122,10 +101,8 @@ def test_instances_of_single_images_and_of_a_batch(model, recorded, batch) -> No
             assert_same(instances.scores, scores, f"scores {i}")
             assert instances.pred_classes.tolist() == classes
             assert instances.image_size == tuple(recorded[f"in.out_size{i}"])
-            assert (
-                instances.pred_boxes.tensor.tolist()
-                == BitMasks(instances.pred_masks).get_bounding_boxes().tensor.tolist()
-            )
+            boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+            assert instances.pred_boxes.tensor.equal(boxes.tensor)
         assert_same_masks(pair[0].pred_masks, pair[1].pred_masks)
     _, _, masks = unpack(recorded, "eval.inst0.")
     assert_same_masks(together[0].pred_masks, masks)
@@ -134,9 +111,7 @@ def test_instances_of_single_images_and_of_a_batch(model, recorded, batch) -> No
 @torch.no_grad()
 def test_masks_of_the_second_image_with_the_objectness_of_the_first(model, recorded, batch) -> None:
     """Its masks were recorded with the fault only, so here the fault is made on purpose."""
-    outputs = model.eval().sem_seg_head(
-        features_of(model, batch), model.clip_features(batch, model.device)
-    )
+    outputs, _ = model.eval().run_network(batch)
     keys = ("pred_logits", "mask_embed", "mask_features")
     faulty = {key: outputs[key][1] for key in keys}
     faulty["pred_object_logits"] = outputs["pred_object_logits"][0]

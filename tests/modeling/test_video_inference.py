@@ -55,6 +55,9 @@ def test_prediction_dict(model) -> None:
     assert len(codes) == 4 * 3 and sum(coco_mask.area(codes)) > 0
     assert all(code["size"] == [47, 31] for code in codes)
     json.dumps(prediction)
+    # A record made by hand needs frames only.
+    (prediction,) = model([{key: video(2)[key] for key in ("image", "clip_features")}])
+    assert prediction["video_id"] is None and prediction["image_size"] == (40, 56)
 
 
 def test_videos_of_a_batch_do_not_influence_each_other(model) -> None:
@@ -80,26 +83,21 @@ def test_masks_are_encoded_while_the_next_video_is_tracked(model, monkeypatch) -
     assert len(threads) == 2 and threading.main_thread() not in threads
 
 
-def broken_loader():
-    yield video(2, video_id=0)
-    raise OSError("disk gone")
+@pytest.mark.parametrize("fault", [OSError, ValueError])
+def test_a_video_that_fails_loses_no_video_before_it(model, fault) -> None:
+    def records():
+        yield video(2, video_id=0)
+        if fault is OSError:
+            raise OSError("disk gone")
+        yield video(3, length=2)
 
-
-@pytest.mark.parametrize(
-    ("records", "error"),
-    [
-        (broken_loader, OSError),
-        (lambda: [video(2, video_id=0), video(3, length=2), video(2)], ValueError),
-    ],
-)
-def test_a_video_that_fails_loses_no_video_before_it(model, records, error) -> None:
     predictions = model.predict_videos(records())
     assert next(predictions)["video_id"] == 0
-    with pytest.raises(error):
+    with pytest.raises(fault):
         next(predictions)
 
 
-def test_one_may_stop_after_any_video(model) -> None:
+def test_a_caller_may_stop_after_any_video(model) -> None:
     for taken in (1, 2):
         predictions = model.predict_videos([video(1), video(1)])
         for _ in range(taken):
@@ -159,21 +157,13 @@ def test_videos_whose_last_window_is_short(model, num_frames) -> None:
     assert prediction["image_size"] == (47, 31)
 
 
-def test_a_record_made_by_hand_needs_frames_only(model) -> None:
-    record = video(2)
-    (prediction,) = model([{key: record[key] for key in ("image", "clip_features")}])
-    assert prediction["video_id"] is None and prediction["image_size"] == (40, 56)
-
-
 def test_a_frame_of_another_size_is_named(build) -> None:
     record = video(4, file_names=[f"{t}.jpg" for t in range(4)])
     record["image"][3] = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    message = r"video 5: frame 3 \(3.jpg\) is 40 x 60 .* frame 0 is 40 x 56"
     for window in (2, 10):
-        model = build(window)
-        with pytest.raises(
-            ValueError, match=r"video 5: frame 3 \(3.jpg\) is 40 x 60 .* frame 0 is 40 x 56"
-        ):
-            model([record])
+        with pytest.raises(ValueError, match=message):
+            build(window)([record])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +197,6 @@ def test_instance_counts_of_a_whole_batch_reach_the_criterion(model) -> None:
     [
         (0, 5, 0, []),
         (1, 5, 0, [[0]]),
-        (5, 5, 0, [[0, 1, 2, 3, 4]]),
         (6, 5, 0, [[0, 1, 2, 3, 4], [5]]),
         (5, 3, 1, [[0, 1, 2], [2, 3, 4]]),
         (6, 3, 1, [[0, 1, 2], [2, 3, 4], [4, 5]]),

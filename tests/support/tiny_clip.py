@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 
-def make_clip(folder: Path, seed: int = 0, width: int = 16) -> str:
+def make_clip(folder: Path, seed: int = 0, width: int = 16, **more: object) -> str:
     """Write a CLIP model of random weights and return what MODEL.CLIP.NAME has to be.
 
-    It takes images of 32 pixels.
+    It takes images of 32 pixels. ``more`` are further entries of open_clip_config.json.
     """
     config = {
         "embed_dim": width,
@@ -21,5 +21,5 @@ def make_clip(folder: Path, seed: int = 0, width: int = 16) -> str:
     torch.manual_seed(seed)
     folder.mkdir()
     save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, **more}))
     return f"local-dir:{folder}"

@@ -145,7 +145,7 @@ def assert_same_prediction(got, expected) -> None:
         assert got[key] == expected[key]
 
 
-def instances(size, masks):
+def make_instances(size, masks):
     """The instances of a frame, of which those with an empty mask are absent."""
     result = Instances(size)
     result.gt_masks = BitMasks(masks)
@@ -164,5 +164,5 @@ def training_batch():
             masks = torch.zeros(2, *size, dtype=torch.bool)
             masks[0, 5 + t : 20, 5:30] = True
             masks[1, 8:30, 10:25] = t == 0
-            record["instances"].append(instances(size, masks))
+            record["instances"].append(make_instances(size, masks))
     return batch

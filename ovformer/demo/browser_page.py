@@ -55,6 +55,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
     def stop(request: gr.Request) -> None:
         service.stop(request.session_hash)
 
+    # Outside the queue: "stop" must not wait for the work that it ends.
     silent = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     cache = (600, _MAX_AGE)  # seconds between two searches for old files, and their age
     with gr.Blocks(title="OVFormer", analytics_enabled=False, delete_cache=cache) as blocks:

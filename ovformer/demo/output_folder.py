@@ -111,6 +111,7 @@ class _LimitedFrames:
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self.frames:
+            # Only a frame after the last one tells that the video is longer.
             self.has_more = len(self.numbers) == self.limit
             if self.has_more or (self.numbers and self.is_stopped()):
                 return
@@ -166,6 +167,7 @@ def predict_to_folder(
     write_json(output / "results.json", to_evaluation_results(result))
     write_json(output / "annotations.json", to_annotations(best, names))
     media = stem + (".png" if source.is_still else ".mp4")
+    # The video is read again: all of its frames would not fit in memory.
     with progress.allow_stop() as is_stopped:
         frames = _LimitedFrames(options.select_frames(source), count, is_stopped)
         frames = progress.track(frames, count, "drawing")
@@ -204,6 +206,7 @@ def write_drawn_frames(
     rate = 1 / median(steps) if len(steps) and median(steps) > 0 else 10.0
     with nullcontext() if is_still else VideoWriter(media, rate) as video:
         for t, frame in enumerate(frames):
+            # Thumbnails show the object itself, without what is drawn on it.
             thumbnails.add_frame(t, frame.image)
             drawn = painter(frame.image, result.in_frame(t))
             if is_still:

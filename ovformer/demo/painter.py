@@ -73,6 +73,7 @@ class Painter:
             mask=masks,
             tracker_id=np.array([item.track_id or 0 for item in objects]),
         )
+        # supervision draws on BGR images, as OpenCV does.
         drawn = np.ascontiguousarray(frame[:, :, ::-1])
         for annotator in self._annotators:
             drawn = annotator.annotate(drawn, detections)
@@ -91,6 +92,7 @@ class Painter:
 
 def choose_scale(size: tuple[int, int]) -> int:
     """Return the factor that enlarges frames of a height and width until names can be read."""
+    # About 360 pixels on the short side, but not more than 1920 on the long one.
     return max(1, min(-(-360 // min(size)), 1920 // max(size)))
 
 

@@ -110,6 +110,7 @@ class PredictionService:
         if not path or not Path(path).is_file():  # old uploads are removed
             raise ValueError("No file yet: choose a video or a picture.")
         name = Path(path).name
+        # What needs no decoding is refused first.
         items = self._split_words(words)
         progress = self._visits[visitor] = _VisitProgress(track)
         output = None
@@ -157,6 +158,7 @@ class PredictionService:
             raise ValueError("No words yet: type what to look for, such as 'dog, red ball'.")
         if len(items) > self.limits.words:
             raise ValueError(f"{len(items)} words are too many: at most {self.limits.words}.")
+        # The vocabulary reader would open such a file on this machine.
         for item in items:
             if is_vocabulary_file(item):
                 raise ValueError(f"{item!r} is the name of a file: paste the words in it here.")
@@ -168,6 +170,7 @@ class PredictionService:
         results = sorted(self.folder.iterdir(), key=lambda result: result.stat().st_mtime)
         for result in results[: max(0, len(results) - self.limits.results + 1)]:
             shutil.rmtree(result)
+        # Two folders: the archive lies beside the one it packs. Whoever knows the name may read it.
         output = self.folder / secrets.token_urlsafe(16) / "objects"
         output.mkdir(parents=True)
         return output

@@ -40,7 +40,7 @@ class Thumbnails:
     images: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._listed = self.result.listed(_MAX_ROWS)
+        self._listed = self.result.take_first(_MAX_ROWS)
         self._frames = self._listed.areas.argmax(1).tolist()
 
     def add_frame(self, t: int, image: np.ndarray) -> None:
@@ -71,7 +71,7 @@ def render_result_page(
             of the page.
     """
     seconds = _measure_duration(result.times)
-    listed = result.listed(_MAX_ROWS)
+    listed = result.take_first(_MAX_ROWS)
     rows = [
         {
             "name": item.name,
@@ -107,6 +107,7 @@ def _find_visible_spans(
         times: of the T frames, in seconds.
         seconds: duration of the video.
     """
+    # A frame is shown until the next one begins.
     ends = [*times[1:], seconds]
     spans = []
     for is_visible, run in groupby(range(len(times)), key=lambda t: is_seen[t]):

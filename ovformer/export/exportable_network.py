@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ovformer.modeling.backbone.folded_norm import copy_without_norms
-from ovformer.modeling.decoders.embedding_alignment import classifier_columns
+from ovformer.modeling.decoders.embedding_alignment import make_classifier_columns
 from ovformer.modeling.meta_arch.base_model import OVFormerBase
 from ovformer.modeling.tracks.postprocess import class_scores
 from ovformer.ops.mask_resize import mask_logits
@@ -44,6 +44,7 @@ class ExportableNetwork(nn.Module):
 
     def __init__(self, model: OVFormerBase) -> None:
         super().__init__()
+        # Copies: freezing this network must not freeze the model.
         self.backbone = copy_without_norms(model.backbone)
         self.head = copy.deepcopy(model.sem_seg_head)
         self.requires_grad_(False)  # the file then runs without gradients by default
@@ -76,7 +77,7 @@ class ExportableNetwork(nn.Module):
             clip_features = F.normalize(clip_features, dim=1)
         clip_features = clip_features.unsqueeze(0 if self.sees_clips else 1)
         # The vocabulary is a buffer of the head; as an argument it becomes an input of the graph.
-        vocabulary = {"predictor.class_embed.zs_weight": classifier_columns(text_embeddings)}
+        vocabulary = {"predictor.class_embed.zs_weight": make_classifier_columns(text_embeddings)}
         outputs = functional_call(self.head, vocabulary, (features, clip_features))
         found = [outputs[key] for key in _HEAD_OUTPUTS]
         if self.sees_clips:
@@ -96,6 +97,7 @@ class ExportableNetwork(nn.Module):
         """Return the input of the backbone: normalised images, padded with zeros."""
         if self._is_bgr:
             images = images.flip(1)
+        # Normalised first: the padding has to be 0 for the network, as in training.
         normalized = (images.to(torch.float32) - self.pixel_mean) / self.pixel_std
         below, right = (self._compute_padding(side) for side in images.shape[-2:])
         return F.pad(normalized, (0, right, 0, below))

@@ -101,6 +101,7 @@ def trace(model: OVFormerBase, keeps_operator: bool = False) -> ExportedProgram:
     Raises:
         ExportError: PyTorch can't trace it.
     """
+    # Names of sizes that stay free in the graph; all others are fixed by the example.
     count, classes = Dim("images", min=1), Dim("classes", min=1)
     height, width = (Dim(name, min=_least_side(model)) for name in ("height", "width"))
     shapes = ({0: count, 2: height, 3: width}, {0: count}, {0: classes})
@@ -240,6 +241,7 @@ def compare(exported: ExportedNetwork, model: OVFormerBase) -> dict[str, float]:
         inputs = make_example_inputs(model, *sizes)
         expected = run_model(model, *inputs)
         for name, values in exported(*inputs).items():
+            # NaN exceeds every tolerance where write() compares with <=.
             error = torch.tensor(torch.nan)
             if values.shape == expected[name].shape:
                 error = (values - expected[name]).abs().max() / expected[name].abs().max()
@@ -287,6 +289,7 @@ def write(
     with tempfile.TemporaryDirectory(prefix=".export_", dir=path.parent) as folder:
         file = Path(folder, path.name)
         (_write_onnx if path.suffix == ONNX else _write_torch)(program, metadata, file)
+        # What is compared is the file as a user will load it, not the graph in memory.
         exported = ExportedNetwork(file)
         try:
             differences = compare(exported, model)

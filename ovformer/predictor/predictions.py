@@ -145,7 +145,7 @@ class VideoResult:
         frames = [self.in_frame(t) for t in range(len(self.times))]
         return FramesResult(self.names, self.size, self.times, frames)
 
-    def listed(self, count: int) -> "VideoResult":
+    def take_first(self, count: int) -> "VideoResult":
         """Return the first ``count`` objects."""
         return VideoResult(self.names, self.size, self.times, self.objects[:count])
 
@@ -194,9 +194,10 @@ class FramesResult:
         """Return itself."""
         return self
 
-    def listed(self, count: int) -> VideoResult:
+    def take_first(self, count: int) -> VideoResult:
         """Return the best ``count`` objects as a video's, each visible in one frame."""
         empty = coco_mask.encode(np.zeros(self.size, np.uint8, order="F"))
+        # A tube of its own for each object takes memory: only the first ``count`` get one.
         found = [(t, item) for t, objects in enumerate(self.frames) for item in objects]
         found.sort(key=lambda pair: -pair[1].score)
         listed = []

@@ -81,6 +81,7 @@ def load_pretrained(
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {weights}")
     content = read_weights(path)
+    # Weights may come from anywhere: their metadata is checked before anything uses it.
     metadata = _check_metadata(content, path)
     cfg = _read_config(config, path, metadata, opts)
     model = _build_model(cfg, _choose_device(device), architecture)
@@ -171,11 +172,13 @@ def _build_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Modu
     if architecture is None:
         known = {name: short for short, (name, _) in ARCHITECTURES.items()}
         architecture = known.get(cfg.MODEL.META_ARCHITECTURE, "video")
+        # Weights of the image stage also track: the models share all parameters.
         architecture = "video" if architecture == "image" else architecture
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"architecture: unknown {architecture!r}. Known: {', '.join(ARCHITECTURES)}"
         )
+    # The caller keeps the config of the training; its copy names another architecture.
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE, decoder = ARCHITECTURES[architecture]
@@ -193,6 +196,7 @@ def _find_names(content: dict, cfg: CfgNode, embeddings: Tensor | None) -> list[
     """Return the class names, from the weights or from a data set of the config with as many."""
     if content.get("class_names"):
         return list(content["class_names"])
+    # Published weights have no names: take those of a data set with as many classes.
     register_custom(cfg.DATASETS.CUSTOM)
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         names = MetadataCatalog.get(dataset).get("thing_classes")

@@ -82,6 +82,7 @@ class VideoPredictor:
         self._known = {}
         if known is not None:
             self._known = dict(zip(map(clean_name, known[0]), known[1], strict=True))
+        # Frames and names have to be embedded by the same CLIP model.
         model.clip_features.encoder_factory = embedder.load_encoder
         self.names: list[str] = []
         self.set_vocabulary(vocabulary)
@@ -201,6 +202,7 @@ class VideoPredictor:
             ValueError: there is no frame, or frames differ in size.
         """
         frames = iter(iterate_frames(video))
+        # The size of the first frame is needed before the model takes any.
         first = next(frames, None)
         if first is None:
             raise ValueError("the video has no frame")
@@ -269,6 +271,7 @@ class VideoPredictor:
                 ratio = None if self.model.SEES_CLIPS else self.model.frame_score_ratio
                 tracks = RunningTracks(limit, ratio, score_threshold, memory)
             size = size or batch[0].image.shape[:2]  # of the first frame
+            # Checked before the network runs: the frames of a window are one batch.
             for frame in batch:
                 _check_size(frame.number, frame.image.shape[:2], size)
             sizes = self._run_window(batch, tracker, tracks)
@@ -350,6 +353,7 @@ class VideoPredictor:
         """
         if not len(found.tracks):
             return
+        # Only the tracks that were chosen get masks of full size.
         masks = restore_masks(found.masks, *sizes, size) > 0
         columns = (found.tracks, found.labels, found.scores, masks.flatten(1).any(1))
         for track, label, score, is_seen, rle in zip(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ovformer.modeling.decoders.embedding_alignment import UnifiedEmbeddingAlignment
 from ovformer.modeling.decoders.query_decoder import (
     MultiScaleMaskedTransformerDecoder,
-    attention_mask,
+    make_attention_mask,
 )
 from ovformer.ops.mask_resize import mask_logits, resize_mask_features
 
@@ -39,7 +39,7 @@ def test_attention_masks_are_the_resized_masks_thresholded() -> None:
         masks = F.interpolate(mask_logits(embed, features), size, mode="bilinear").flatten(2)
         assert (masks[0, 3] < 0).all() and (masks[1, 2] == 0).all()
         expected = (masks >= 0) | (masks < 0).all(2, keepdim=True)
-        assert attention_mask(embed.requires_grad_(), resized).equal(expected)
+        assert make_attention_mask(embed.requires_grad_(), resized).equal(expected)
 
 
 @pytest.mark.parametrize(

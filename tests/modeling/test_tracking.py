@@ -141,6 +141,15 @@ def test_a_frame_of_several_clips_gets_the_mean_of_their_logits(length, overlap)
             assert near.any()
 
 
+def test_the_memory_bridges_a_frame_in_which_a_query_is_lost() -> None:
+    a, b, noise = torch.eye(3)
+    frames = [torch.stack(pair) for pair in ((a, b), (noise, b), (b, a))]
+    follow = QueryTracker(0.7)
+    assert [follow(frame).tolist() for frame in frames] == [[0, 1], [0, 1], [1, 0]]
+    expected = 0.7 * a + 0.3 * (0.7 * noise + 0.3 * a)
+    torch.testing.assert_close(follow.memory[0], expected)
+
+
 def test_length_and_precision_of_embeddings_do_not_matter() -> None:
     torch.manual_seed(0)
     first, order = torch.randn(6, 8), torch.randperm(6)

@@ -81,7 +81,7 @@ def test_frames_by_themselves(result) -> None:
     assert [[item.track_id for item in best.in_frame(t)] for t in range(3)] == [[0], [1, 2], [3]]
     assert [len(objects) for objects in frames.best(max_objects=1).frames] == [1, 1, 1]
     assert not frames.best(score_threshold=0.95).objects
-    listed = best.listed(3)
+    listed = best.take_first(3)
     assert [item.track_id for item in listed.objects] == [0, 1, 2]
     assert listed.areas.tolist() == [[30, 0, 0], [0, 30, 0], [0, 32, 0]]
 

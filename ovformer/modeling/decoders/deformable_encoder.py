@@ -102,9 +102,12 @@ class MSDeformAttn(nn.Module):
                 self.sampling_offsets.weight / extents[:, None],
                 self.sampling_offsets.bias / extents,
             )
+            # (B, Q, 1, L, 1, 2) + (B, Q, M, L, P, 2): one reference point for all heads and points.
             locations = points[:, :, None, :, None] + offsets.unflatten(2, (*sizes, 2))
+            # One softmax over the points of all levels: levels compete for a query's attention.
             weights = _apply(self.attention_weights, precise).unflatten(2, (self.num_heads, -1))
             weights = weights.softmax(-1).unflatten(3, sizes[1:])
+        # Values may be of a half type: they are averaged, and no location depends on them.
         values = _apply(self.value_proj, value).unflatten(2, (self.num_heads, -1))
         output = ms_deform_attn(values, spatial_shapes, level_start_index, locations, weights)
         return _apply(self.output_proj, output)
@@ -220,6 +223,7 @@ class MSDeformAttnEncoder(nn.Module):
 
         # One sequence of all levels, so that pixels of one attend to those of the others.
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        # Neither positions nor points change from layer to layer: they are made once, above.
         for layer in self.encoder.layers:
             arguments = (tokens, position, points, shapes, starts)
             if self.activation_checkpointing and self.training:

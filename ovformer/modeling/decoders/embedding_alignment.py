@@ -57,6 +57,7 @@ class UnifiedEmbeddingAlignment(nn.Module):
         self.cross_attention = CrossAttentionLayer(clip_dim, num_heads)
         self.clip_dim = clip_dim
         self.temperature = temperature
+        # A buffer, as published: checkpoints hold it, and it follows the model to its device.
         self.register_buffer("zs_weight", torch.zeros(clip_dim, 1))
         self.class_names: list[str] | None = None
         if text_embeddings is not None:
@@ -78,9 +79,11 @@ class UnifiedEmbeddingAlignment(nn.Module):
             "num_heads": node.ALIGNMENT_NHEADS,
             "temperature": node.CLASS_TEMPERATURE,
         }
+        # A model for inference gets its vocabulary later.
         if not node.CLIP_TEXT_PATH:
             return arguments
         classifier = load_text_classifier(resolve_path(node.CLIP_TEXT_PATH))
+        # The keys also shape other parts of the model, so the file must not overrule them.
         num_classes, width = classifier.weights.shape
         expected = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         if num_classes != expected:
@@ -125,7 +128,7 @@ class UnifiedEmbeddingAlignment(nn.Module):
             raise ValueError(
                 f"text classifier: {len(names)} class names for {len(weights)} classes"
             )
-        self.zs_weight = classifier_columns(weights.detach().to(self.zs_weight))
+        self.zs_weight = make_classifier_columns(weights.detach().to(self.zs_weight))
         self.class_names = None if names is None else list(names)
 
     def forward(self, queries: Tensor, clip_features: Tensor) -> Tensor:
@@ -162,7 +165,7 @@ class UnifiedEmbeddingAlignment(nn.Module):
             return self.temperature * F.normalize(aligned.float(), dim=2) @ self.zs_weight
 
 
-def classifier_columns(weights: Tensor) -> Tensor:
+def make_classifier_columns(weights: Tensor) -> Tensor:
     """Return text embeddings (K, D) as ``zs_weight`` (D, K + 1).
 
     All columns have unit length except the last, which is zero: the logit of "no object" is always

@@ -123,7 +123,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         if levels[0] != common_stride or len(levels) < NUM_OUTPUT_LEVELS:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES: expected {NUM_OUTPUT_LEVELS} or more levels from "
-                f"COMMON_STRIDE {common_stride} up, got strides {levels}, of which the deformable "
+                f"COMMON_STRIDE {common_stride} up, got strides {levels}. The deformable "
                 f"encoder takes {list(transformer_in_features)}"
             )
         self.fpn_in_features = fine
@@ -147,6 +147,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             )
             c2_xavier_fill(lateral)
             c2_xavier_fill(output)
+            # The published checkpoints have these names, numbered from fine to coarse.
             self.add_module(f"adapter_{index}", lateral)
             self.add_module(f"layer_{index}", output)
 
@@ -154,6 +155,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
         """Read the keys ``MODEL.SEM_SEG_HEAD.*`` and the dropout of ``MODEL.MASK_FORMER``."""
         head = cfg.MODEL.SEM_SEG_HEAD
+        # Only here the name of the backbone is known, which a user may have to change.
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ValueError(
@@ -189,6 +191,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         if self.precision == "autocast":
             return self._decode(features)
         device = features[self.transformer_in_features[0]].device
+        # As published: training in half precision leaves the pixel decoder in float32.
         with torch.autocast(device.type, enabled=False):
             return self._decode({name: x.float() for name, x in features.items()})
 
@@ -210,6 +213,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
                 maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
             maps.append(getattr(self, f"layer_{index}")(lateral + above))
+        # If the transformer has fewer levels than the query decoder, the FPN's first ones follow.
         return self.mask_features(maps[-1]), maps[:NUM_OUTPUT_LEVELS]
 
 

@@ -79,6 +79,7 @@ def _sine_position_encoding(
         rows, columns = (
             _encode(length, channels // 2, device, temperature) for length in (height, width)
         )
+        # Rows come first, as in DETR: published weights expect this order.
         rows, columns = rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)
         return torch.cat((rows, columns), dim=2).flatten(0, 1)
 
@@ -126,6 +127,7 @@ def _clip_position_encoding(
 ) -> Tensor:
     pixels = sine_position_encoding(height, width, channels, device, temperature)
     with torch.inference_mode(False), torch.no_grad():
+        # The encoding of the frame takes all channels: the two are added, not concatenated.
         frames = _encode(num_frames, channels, device, temperature)
         return (pixels + frames[:, None]).flatten(0, 1)
 
@@ -134,6 +136,7 @@ def _encode(length: int, channels: int, device: torch.device, temperature: float
     """Return the sine encoding of 1 to ``length``: (length, C)."""
     index = torch.arange(channels, dtype=torch.float32, device=device)
     period = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / channels)
+    # From 1, with a small term in the divisor: as in DETR, which counts pixels with cumsum.
     position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
     angle = (position / (length + 1e-6) * (2 * math.pi))[:, None] / period
     return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)

@@ -159,13 +159,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     mask_features, [tuple(x.shape[-2:]) for x in features]
                 )
             ]
+        # The first queries are learned and the same for every image.
         queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
+        # One norm and one set of heads for all layers: each layer refines the same predictions.
         outputs = [self.decoder_norm(queries)]
         mask_embeds = [self.mask_embed(outputs[-1])]
         for index in range(len(self.transformer_ffn_layers)):
             level = index % self.num_levels
             # Each layer looks through the masks of the one before it.
-            attend = attention_mask(mask_embeds[-1], level_features[level])
+            attend = make_attention_mask(mask_embeds[-1], level_features[level])
             arguments = (index, queries, keys[level], values[level], attend)
             if self.activation_checkpointing and self.training:
                 queries = checkpoint(self._run_layer, *arguments, use_reentrant=False)
@@ -210,7 +212,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         ):
             x = projection(x)
             tokens = x.flatten(2).transpose(1, 2) + embed
+            # Frames of a clip follow each other in one sequence: a query sees all of them.
             values.append(tokens.unflatten(0, batch_shape).flatten(1, -2))
+            # Positions steer where a query looks. They are no part of what it takes from there.
             keys.append(values[-1] + self._encode_positions(batch_shape, x))
         return keys, values
 
@@ -272,7 +276,7 @@ class VideoMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerDecoder
 
 
 @torch.no_grad()
-def attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+def make_attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     """Return where queries may look: at the foreground of their masks.
 
     A query whose mask is empty may look everywhere.

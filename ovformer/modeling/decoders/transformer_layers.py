@@ -68,7 +68,7 @@ class MultiheadAttention(nn.Module):
             self._split_heads(linear(query, query_weight, query_bias)),
             self._split_heads(linear(key, key_weight, key_bias)),
             self._split_heads(value),
-            attn_mask=None if attend is None else attend.unsqueeze(1),
+            attn_mask=None if attend is None else attend.unsqueeze(1),  # one mask for all heads
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -96,6 +96,7 @@ class SelfAttentionLayer(nn.Module):
             (B, Q, C).
         """
         placed = queries + position
+        # Positions say where a query looks. They are no part of what it passes on.
         return self.norm(queries + self.self_attn(placed, placed, queries))
 
 

@@ -146,6 +146,7 @@ class SetCriterion(nn.Module):
         # Half types are too coarse for sums over thousands of points and for costs near each other.
         with torch.autocast(mask_features.device.type, enabled=False):
             for suffix, layer in layers.items():
+                # Without deep supervision, matching the earlier layers would only take time.
                 if f"loss_ce{suffix}" not in self.weight_dict:
                     continue
                 precise = {
@@ -159,6 +160,7 @@ class SetCriterion(nn.Module):
 
     def _check_labels(self, targets: Sequence[Mapping[str, Tensor]]) -> None:
         """Raise ValueError when a label is neither a class of the model nor "no object"."""
+        # On a GPU such an index ends the process with an assertion that names no label.
         labels = torch.cat([target["labels"] for target in targets])
         if len(labels) and not 0 <= labels.min() <= labels.max() <= self.num_classes:
             raise ValueError(
@@ -180,13 +182,15 @@ class SetCriterion(nn.Module):
             objects = torch.stack([(t["labels"] < self.num_classes).sum() for t in targets])
             parts = comm.get_world_size()
         else:
+            # Labels of other micro-batches are not known here: all instances count as objects.
             counts = objects = torch.tensor(instance_counts, device=device)
             parts = len(instance_counts) / len(targets)
         sums = torch.stack([counts.sum(), objects.clamp(max=num_queries).sum()])
-        sums = mean_over_processes(sums) if instance_counts is None else sums / parts
+        sums = average_over_processes(sums) if instance_counts is None else sums / parts
         # No more instances than queries can be matched; the other queries are "no object".
         matched = sums[1]
         queries = torch.stack([matched, len(targets) * num_queries - matched])
+        # The whole batch counts as at least one instance; this is the share of one part.
         return LossNormalizers(
             sums[0].clamp(min=1 / parts), (self.empty_object_weight * queries).sum()
         )
@@ -219,6 +223,7 @@ class SetCriterion(nn.Module):
             row[query] = target["labels"][instance]
         is_object = labels < self.num_classes
 
+        # Drawn for each layer: its matches decide which classes are present.
         chosen = sample_federated_classes(
             labels.unique(), self.freq_weight, self.fed_loss_num_classes
         )
@@ -247,7 +252,7 @@ class SetCriterion(nn.Module):
 
         Source: PointRend, https://arxiv.org/abs/1912.08193, section 3.1.
         """
-        # Only matched queries get a mask: of the others none is needed.
+        # Only matched queries get a mask: the losses use no other.
         logits = [
             torch.einsum("nc,...chw->n...hw", embed[query], features).flatten(0, -3)
             for embed, features, (query, _) in zip(
@@ -260,15 +265,17 @@ class SetCriterion(nn.Module):
         with torch.no_grad():
             points = get_uncertain_point_coords_with_randomness(
                 logits,
-                lambda point_logits: -point_logits.abs(),
+                lambda point_logits: -point_logits.abs(),  # logits near 0 are the least certain
                 self.num_points,
                 self.oversample_ratio,
                 self.importance_sample_ratio,
             )
+            # Frames of a clip become masks of their own, in the order of the logits.
             masks = [
                 target["masks"][instance].flatten(0, -3)[:, None]
                 for target, (_, instance) in zip(targets, matches, strict=True)
             ]
+            # Image by image, so that only the masks of one image are floats at a time.
             point_labels = torch.cat(
                 [
                     point_sample(of_image.to(logits), at, align_corners=False)
@@ -282,10 +289,11 @@ class SetCriterion(nn.Module):
         }
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
+def average_over_processes(values: Tensor) -> Tensor:
     """Return the mean of a tensor without gradient over all processes."""
     world_size = comm.get_world_size()
     if world_size > 1:
+        # all_reduce works in place, and the caller keeps its tensor.
         values = values.clone()
         torch.distributed.all_reduce(values)
     return values / world_size

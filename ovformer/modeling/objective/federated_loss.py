@@ -41,6 +41,7 @@ def sample_federated_classes(present: Tensor, class_weights: Tensor, num_classes
     weights[present] = 0
     chosen = torch.zeros_like(weights, dtype=torch.bool)
     chosen[present] = True
+    # torch.multinomial fails where fewer classes have a weight than are to be drawn.
     num_drawn = min(num_classes - len(present), int(weights.count_nonzero()))
     if num_drawn > 0:
         chosen[torch.multinomial(weights, num_drawn, replacement=False)] = True
@@ -62,7 +63,7 @@ def federated_class_loss(logits: Tensor, labels: Tensor, chosen: Tensor) -> Tens
     return F.binary_cross_entropy_with_logits(logits[:, chosen], target[:, chosen], reduction="sum")
 
 
-def class_draw_weights(category_info: Sequence[Mapping[str, Any]], power: float) -> Tensor:
+def compute_draw_weights(category_info: Sequence[Mapping[str, Any]], power: float) -> Tensor:
     """Return the weights with which classes are drawn for the federated loss.
 
     Args:
@@ -82,6 +83,7 @@ def class_draw_weights(category_info: Sequence[Mapping[str, Any]], power: float)
         ],
         dtype=torch.float32,
     )
+    # 0 ** 0 is 1: with a power of 0 the held-out classes would be drawn.
     return torch.where(counts > 0, counts**power, 0.0)
 
 
@@ -102,9 +104,11 @@ def freq_weight_from_config(cfg: CfgNode, num_classes: int) -> Tensor:
     """
     if not cfg.MODEL.MASK_FORMER.CAT_INFO_PATH and not cfg.DATASETS.TRAIN:
         return torch.ones(num_classes)
+    # A training needs the counts: from here on, a file that is missing or wrong is an error.
     info, source = _read_category_info(cfg)
     try:
-        weights = class_draw_weights(info, cfg.MODEL.MASK_FORMER.FED_LOSS_POWER)
+        weights = compute_draw_weights(info, cfg.MODEL.MASK_FORMER.FED_LOSS_POWER)
+    # A user made the file: a field may be missing or of any type.
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{source}: expected a list of categories with id, frequency and image_count; "

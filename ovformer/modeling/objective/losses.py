@@ -38,6 +38,7 @@ def dice_loss(logits: Tensor, labels: Tensor, num_masks: Tensor) -> Tensor:
     """
     overlap = (logits.sigmoid() * labels).sum(1)
     size = logits.sigmoid().sum(1) + labels.sum(1)
+    # With the 1, a mask that is empty and predicted as empty has no loss, and nothing is 0 / 0.
     return (1 - (2 * overlap + 1) / (size + 1)).sum() / num_masks
 
 

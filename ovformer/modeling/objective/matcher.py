@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ovformer.d2 import point_sample
 from ovformer.modeling.objective.losses import pairwise_dice, pairwise_mask_bce
 
-# Replaces an infinite cost: far above any finite one, but sums with it stay exact.
+# Replaces an infinite cost, which SciPy refuses where no finite one is left. Far above any finite
+# cost, but sums with it stay exact.
 LARGE_COST = 1e9
 
 
@@ -86,6 +87,7 @@ class HungarianMatcher(nn.Module):
             zip(totals, on_host.split([total.numel() for total in totals]), strict=True)
         ):
             matrix = matrix.view(total.shape).numpy()
+            # Clamping left NaN as it is. SciPy would refuse it without saying where it comes from.
             if np.isnan(matrix).any():
                 names = [name for name, cost in costs[index].items() if cost.isnan().any()]
                 raise FloatingPointError(
@@ -116,11 +118,13 @@ class HungarianMatcher(nn.Module):
             outputs[key].float()
             for key in ("pred_logits", "pred_object_logits", "mask_embed", "mask_features")
         )
+        # The match depends on differences of costs, and half types would round small ones away.
         with torch.autocast(features.device.type, enabled=False):
             points = torch.rand(1, self.num_points, 2, device=features.device)
             masks = target["masks"].to(features)
             if features.dim() == 3:  # an image is a clip of one frame
                 features, masks = features[None], masks[:, None]
+            # The same points for all masks, so that the costs of all pairs are one matrix product.
             points = points.expand(len(features), -1, -1)
             # Points of all frames together make one long row for each query and each instance.
             point_features = point_sample(features, points, align_corners=False)  # (T, Cm, P)
@@ -146,5 +150,6 @@ def class_cost(logits: Tensor, object_logits: Tensor, labels: Tensor) -> Tensor:
         (Q, N).
     """
     is_object, is_none = object_logits.softmax(-1)[:, :, None].unbind(1)
+    # A few labels of perhaps a thousand classes: select first, so that only these are computed.
     score = (logits[:, labels].sigmoid() * is_object).sqrt()
     return -torch.where(labels == logits.shape[1] - 1, is_none, score)

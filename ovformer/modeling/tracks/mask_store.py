@@ -119,6 +119,7 @@ class MaskStore:
         """
         self._shape = tuple(logits.shape[1:])
         inside = logits > 0
+        # All of it on the accelerator: only what is stored is copied to the host.
         near = _near_boundary(inside.flatten(0, 1)).view_as(inside)
         counts = near.flatten(2).sum(2).cpu().numpy()
         bits = np.packbits(inside.flatten(2).cpu().numpy(), axis=2)
@@ -143,6 +144,7 @@ class MaskStore:
             (N, h, w) float32: the logits near boundaries, elsewhere 1 or -1 by their sign.
         """
         num_queries, height, width = self._shape
+        # A frame in the file: Q int64 ends of values, Q rows of bits, then the float32 values.
         row = -(-height * width // 8)  # bytes of one query's bits, rounded up
         bits, values = [], []
         for frame, query in items:
@@ -153,6 +155,7 @@ class MaskStore:
             values_at = bits_at + num_queries * row + 4 * begin
             bits.append(self._file.read(bits_at + query * row, row, np.uint8))
             values.append(self._file.read(values_at, ends[query] - begin, np.float32))
+        # One copy to the device for all masks, of bits that become numbers there.
         inside = np.unpackbits(np.stack(bits), axis=1, count=height * width)
         inside = torch.from_numpy(inside.view(bool)).to(device).unflatten(1, (height, width))
         # The signs say where the boundary is, so the file need not say where its values belong.
@@ -203,6 +206,7 @@ def _near_boundary(inside: Tensor) -> Tensor:
 
 def _grow(masks: Tensor) -> Tensor:
     """Grow masks (N, h, w) by two pixels in both directions. Faster than pooling."""
+    # One pixel at a time, twice along each side.
     for dim in (1, 1, 2, 2):
         length = masks.shape[dim] - 1
         grown = masks.clone()

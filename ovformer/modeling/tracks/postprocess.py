@@ -25,6 +25,7 @@ def class_scores(logits: Tensor, object_logits: Tensor) -> Tensor:
     Returns:
         (..., Q, K) float32.
     """
+    # float32 also under autocast: half types would make ties of scores that are to be sorted.
     objectness = object_logits.float().softmax(-1)[..., :1]
     return (logits[..., :-1].float().sigmoid() * objectness).sqrt()
 
@@ -47,6 +48,7 @@ def select_top(scores: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
 def mean_mask_probability(logits: Tensor) -> Tensor:
     """Return the mean probability over the foreground of each mask: (N, H, W) -> (N,)."""
     foreground = logits > 0
+    # The small term makes the mean of an empty mask 0 and not NaN.
     total = (logits.sigmoid() * foreground).sum((1, 2))
     return total / (foreground.sum((1, 2)) + 1e-6)
 
@@ -64,7 +66,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
     # The first true column or row from each side.
     sides = []
     for occupied in (masks.any(1), masks.any(2)):  # columns (N, W), rows (N, H)
-        occupied = occupied.byte()
+        occupied = occupied.byte()  # argmax takes no bool, and returns the first maximum
         sides += [occupied.argmax(1), occupied.shape[1] - occupied.flip(1).argmax(1)]
     left, right, top, bottom = sides
     boxes = torch.stack((left, top, right, bottom), dim=1).float()

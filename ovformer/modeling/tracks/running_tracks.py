@@ -89,12 +89,14 @@ class RunningTracks:
         scores, labels = class_scores(*means).max(1)
         counts = torch.ones_like(labels, dtype=torch.bool)
         if self.frame_score_ratio is not None:
+            # The score of the frame for the label of the track, which may not be the frame's best.
             frame_scores = class_scores(*now).gather(1, labels[:, None])[:, 0]
             counts = frame_scores >= self.frame_score_ratio * scores
             scores = scores * self._update_mask_probability(masks, counts)
         if masks.dim() == 3:  # a frame is a clip of one frame
             masks = masks[None]
         for of_frame in masks:
+            # topk cannot skip rows: tracks that are not seen get a score below all others.
             seen = counts & (of_frame > 0).any(2).any(1) & (scores >= self.score_threshold)
             best, tracks = scores.masked_fill(~seen, -1).topk(min(self.limit, len(scores)))
             tracks = tracks[best >= 0]

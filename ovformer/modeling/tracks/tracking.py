@@ -50,6 +50,7 @@ class QueryTracker:
             return torch.arange(len(embeddings), device=embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             cosines = F.normalize(self.memory, dim=1) @ F.normalize(embeddings, dim=1).t()
+        # One to one: the closest query of two tracks may be the same, and then one has to yield.
         costs = (1 - cosines).cpu().numpy()
         if not np.isfinite(costs).all():
             raise FloatingPointError(
@@ -57,6 +58,7 @@ class QueryTracker:
                 "Look at the weights (a diverged training?) and the precision of inference"
             )
         assigned = torch.from_numpy(linear_sum_assignment(costs)[1]).to(embeddings.device)
+        # A mean, so that one frame in which an object is hidden does not lose its track.
         self.memory = self.momentum * embeddings[assigned] + (1 - self.momentum) * self.memory
         return assigned
 
@@ -135,6 +137,7 @@ class TrackStore:
         Returns:
             (len(columns), N, T), on the device of ``queries``.
         """
+        # A frame at a time: only the numbers of chosen queries stay in memory.
         shape = (len(self._logits), self._num_columns)
         rows = queries.cpu().numpy()
         columns = [x.cpu().numpy() if isinstance(x, Tensor) else x for x in columns]
@@ -184,6 +187,7 @@ class VideoTracks(TrackStore):
         frame_scores, probabilities, pixels = self._read_frames(queries, classes, -2, -1)
         visible = ~(frame_scores < frame_score_ratio * scores[:, None])
         probability, area = ((numbers * visible).sum(1) for numbers in (probabilities, pixels))
+        # Only now are scores final: up to here they ranked pairs without their masks.
         scores, order = (scores * probability / (area + 1e-6)).sort(descending=True)
         visible &= pixels > 0
         return TrackSelection(scores, queries[order], classes[order], visible[order])
@@ -232,6 +236,7 @@ class ClipTracks(TrackStore):
         Args:
             limit: number of pairs; all if there are fewer.
         """
+        # No clip follows that could add to the frames that wait.
         self._write_all_but(0)
         scores, queries, classes = select_top(self._mean_scores(), limit)
         (pixels,) = self._read_frames(queries, 0)

@@ -75,6 +75,7 @@ def score(args: argparse.Namespace) -> None:
     """Score results, print the table, and write it as JSON and CSV."""
     register_custom(get_ovformer_cfg(args.config_file).DATASETS.CUSTOM)
     check_dataset_name(args.et, "--et")
+    # A data set that other code registered has no spec: nothing says how to score it.
     spec = MetadataCatalog.get(args.et).get("spec")
     if spec is None or spec.evaluator not in ("vis", "burst"):
         raise ValueError(f"--et: {args.et} is not a video data set; train_net.py scores images.")
@@ -87,6 +88,8 @@ def score(args: argparse.Namespace) -> None:
     groups = group_categories(
         ground_truth["categories"], spec.groups, load_categories(spec.categories)
     )
+    # Predictions stream from the file through the counter into the metric: results of BURST or
+    # LV-VIS may not fit into memory as a whole.
     counter = PredictionCounter(ground_truth)
     predictions = counter.count(read_results(results))
     predictions = tqdm(predictions, desc=args.et, unit=" predictions")
@@ -110,6 +113,7 @@ def score(args: argparse.Namespace) -> None:
             print(f"Note: {scores.note}.")
         print(scores.table())
         scores.write(out, **about)
+    # Only now: the counter is complete when all predictions have passed it.
     for note in counter.warnings():
         print(f"Note: {note}")
     print(f"Written to {out}.json and {out}.csv")

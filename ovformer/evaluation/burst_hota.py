@@ -174,6 +174,7 @@ def _convert_predictions(
     tracks = itertools.count(1)  # unique over all videos
     for video_id, entries in groupby(predictions, key=itemgetter("video_id")):
         entries = list(entries)
+        # Before TrackEval hands the masks to pycocotools, which trusts them.
         checker.check(video_id, entries)
         sequence = {**_make_sequence(videos[video_id]), "track_category_ids": {}}
         frames = [{} for _ in range(videos[video_id]["length"])]

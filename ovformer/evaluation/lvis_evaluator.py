@@ -73,6 +73,8 @@ class LvisEvaluator(DatasetEvaluator):
             ``{"segm": scores}`` of :func:`score_lvis`; {} where the scorer is not installed or the
             data set has no annotations; None in all processes except the main one.
         """
+        # Every process has its own part of the images; gather waits for all of them, so it comes
+        # before the main process goes on alone.
         parts = comm.gather(self._predictions)
         if not comm.is_main_process():
             return None
@@ -84,6 +86,7 @@ class LvisEvaluator(DatasetEvaluator):
         try:
             scores, per_category = score_lvis(self._annotation_file, predictions, self._groups)
         except ModuleNotFoundError as error:
+            # Only the optional scorer may be absent; any other missing module is a broken install.
             if error.name != "faster_coco_eval":
                 raise
             logger.warning(
@@ -160,6 +163,7 @@ def score_lvis(
     # IoU thresholds .50 to .95, recall thresholds, categories, areas (all, small, medium, large)
     precision = np.full((10, 101, len(ids), 4), -1.0)
     for column, category_id in enumerate(ids):
+        # A category without objects keeps -1, so that no mean counts it.
         if truth.catToImgs[category_id]:
             scorer.params.catIds = [category_id]
             scorer.params.imgIds = images[category_id]
@@ -175,6 +179,7 @@ def score_lvis(
         "APl": _mean(precision[:, :, :, 3]),
     }
     for group, members in groups.items():
+        # A group lists all classes of the vocabulary; the file may hold fewer categories.
         columns = [ids.index(category_id) for category_id in members if category_id in truth.cats]
         if group in FREQUENCIES:
             scores[f"AP{group}"] = _mean(precision[:, :, columns, 0])

@@ -52,6 +52,7 @@ def find_results(folder: Path, dataset: str) -> Path:
         folder / dataset / "results.json",
         folder / "results.json",
     ]
+    # The folder named after the data set comes first: one run may have evaluated several.
     for place in places:
         if place.is_file():
             return place
@@ -114,6 +115,7 @@ def read_results(path: Path) -> Iterator[dict]:
             longest = max(longest, position - start)
             yield prediction
             number += 1
+        # Two files that were joined, or a list written over a longer one.
         if (text[position + 1 :] + file.read(_CHUNK)).strip():
             raise ValueError(f"{path}: text follows the end of its list of {number} predictions.")
 
@@ -234,6 +236,7 @@ class ResultsChecker:
                 or the masks are not one compressed RLE (or ``None``) of the right size per frame.
                 The message numbers predictions from 0, in the order of the checks.
         """
+        # Fields first: the masks can only be collected from entries that have a list of them.
         for number, entry in enumerate(entries, start=self._checked):
             if error := _find_format_error(entry) or self._find_mismatch(video_id, entry):
                 raise ValueError(f"Prediction {number}, for video {shorten(video_id)}, {error}")

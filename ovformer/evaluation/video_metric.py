@@ -224,11 +224,13 @@ class VideoMetric:
         scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
         means = np.zeros(len(entries)) if self.protocol.all_small else mean_areas(areas)
         present = {entry["category_id"] for entry in entries}
+        # Kept per prediction, because all videos of a class are scored together later.
         partial = [
             category_id for category_id in present if (category_id, video_id) in self._partial
         ]
         columns = categories, np.full(len(entries), video_id), scores, means
         self._predictions.append((*columns, np.isin(categories, partial)))
+        # Now, while the masks are in memory: only numbers are kept of a video.
         for category_id in present:
             targets = self._targets.get((category_id, video_id))
             if targets is not None:
@@ -242,6 +244,7 @@ class VideoMetric:
 
     def _rank_predictions(self) -> _Ranked:
         """Sort all predictions by category, best first; drop those over the limit of a video."""
+        # An empty column in front keeps the types, and concatenates where nothing was predicted.
         nothing = tuple(np.zeros(0, dtype) for dtype in (int, int, float, float, bool))
         columns = zip(nothing, *self._predictions, strict=True)
         categories, videos, scores, areas, partial = map(np.concatenate, columns)
@@ -251,6 +254,9 @@ class VideoMetric:
         first = np.flatnonzero(np.diff(pairs, prepend=_NO_ID).any(axis=0))
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order)) - np.repeat(first, np.diff([*first, len(order)]))
+        # The limit holds per video, the precision curve runs over all videos: so the predictions
+        # of a class are sorted again, now by score alone. The video breaks ties, so that the order
+        # of the videos in the file does not matter.
         order = np.lexsort((videos, -scores, categories))
         order = order[ranks[order] < MAX_PREDICTIONS]
         places = np.full(len(scores), -1)
@@ -282,11 +288,14 @@ class VideoMetric:
                 numbers = np.concatenate([numbers for numbers, _ in blocks])
                 overlaps = np.concatenate([overlaps for _, overlaps in blocks])
                 places = predictions.places[numbers]
+                # Best first, as the matching is greedy; those over the limit have the place -1.
                 rows = np.argsort(places)
                 rows = rows[places[rows] >= 0]
                 match_tubes(
                     overlaps[rows], targets, self.protocol, matched, ignored, places[rows] - start
                 )
+        # After the matching: where a class was annotated in part, a right prediction counts, and a
+        # wrong one may have found an object that nobody annotated.
         ignored |= predictions.partial[start:stop] & ~matched
         return score_class(matched, ignored, predictions.ranks[start:stop], num_targets)
 
@@ -314,7 +323,9 @@ def match_tubes(
         places: (D,) indices of the D predictions among the N of the class.
     """
     reusable = targets.crowd | protocol.reuse_targets
+    # Each area range and IoU threshold is a matching of its own, hence two axes in front of (G,).
     free = np.ones((*matched.shape[:2], len(targets.tubes)), dtype=bool)
+    # A prediction below the lowest threshold can match nothing, and leaves its flags as they are.
     for d in np.flatnonzero((overlaps >= _THRESHOLDS[0]).any(axis=1)):
         possible = free & (overlaps[d] >= _THRESHOLDS)
         preferred = possible & targets.counted[:, None]

@@ -83,6 +83,7 @@ class VideoScores:
         if name != "all":
             members = set(self.groups[name])
             values = values[:, [category["id"] in members for category in self.categories]]
+        # nanmean would warn, and give NaN, where no class of the group has targets.
         valid = ~np.isnan(values)
         count = valid.sum(axis=1)
         total = np.where(valid, values, 0).sum(axis=1)
@@ -181,6 +182,7 @@ def _average_precision(right: np.ndarray, wrong: np.ndarray, num_targets: np.nda
     true, false = right.cumsum(axis=2), wrong.cumsum(axis=2)
     precision = np.zeros((num_areas, num_ious, length + 1))  # 0 for a recall that is not reached
     precision[..., :-1] = true / (true + false + np.spacing(1))
+    # From the right: the best precision at this recall or a higher one, as in PASCAL VOC and COCO.
     precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
     average = np.zeros((num_areas, num_ious))
     rows = np.arange(num_ious)[:, None]

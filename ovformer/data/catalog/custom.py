@@ -78,6 +78,7 @@ def _make_spec(number: int, entry: Mapping) -> DatasetSpec:
         )
     if not os.path.isdir(images):  # Path.is_dir raises OSError for a name that is too long
         raise FileNotFoundError(f"{place}: images: no such folder: {images}.")
+    # The file is its own category table; load_categories adds ".json" again.
     table = str(annotations.with_suffix(""))
     is_video = "videos" in content
     return DatasetSpec(

@@ -62,6 +62,7 @@ def register_dataset(spec: DatasetSpec) -> None:
     Raises:
         ValueError: another spec has that name, or a group names a field that a category lacks.
     """
+    # The same spec again is no error: a config is read more than once in a process.
     if spec.name in MetadataCatalog.list():
         other = MetadataCatalog.get(spec.name).get("spec", spec)
         if other != spec:

@@ -35,6 +35,7 @@ def parse_vocabulary(
         FileNotFoundError: a file does not exist.
         ValueError: there is no name, or a file is not a vocabulary.
     """
+    # A path may contain commas: a string that names an existing file is not split.
     if isinstance(words, str):
         items = [words] if _is_file(words) else words.split(",")
     elif isinstance(words, PathLike):
@@ -128,6 +129,7 @@ def _expand(item: str | PathLike, named: Mapping[str, Sequence[str]]) -> Sequenc
     if isinstance(item, PathLike):
         return read_vocabulary(Path(item))
     word = item.strip()
+    # The caller's own vocabularies win over tables of the same name.
     if word in named:
         return named[word]
     if word in list_tables():

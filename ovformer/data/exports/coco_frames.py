@@ -63,6 +63,7 @@ def _check(place: str, annotation: dict, images: dict, names: dict) -> None:
 def _make_video(
     name: str, frames: list[dict], of_image: dict, names: dict, export: Export
 ) -> AnnotatedVideo:
+    # Indices are compared with each other only: a video where some frames lack one uses names.
     if all("frame_index" in frame for frame in frames):
         frames.sort(key=lambda frame: frame["frame_index"])
     else:
@@ -99,8 +100,10 @@ def _parse_shape(place: str, annotation: dict) -> Shape:
     try:
         if isinstance(area, dict):
             return Region(area)
+        # One region of all polygons: COCO lists the parts of an object together.
         if area:
             return Region([make_polygon(points).area[0] for points in area])
+        # No mask; check_boxes refuses the box later, unless the user asked for boxes as masks.
         x, y, width, height = annotation["bbox"]
         return Box(float(x), float(y), float(width), float(height))
     except (KeyError, TypeError, ValueError) as error:
@@ -110,6 +113,7 @@ def _parse_shape(place: str, annotation: dict) -> Shape:
 def _find_identity(annotation: dict, export: Export) -> tuple | None:
     """Return what joins an annotation with those of other frames, if anything does."""
     for fields in (annotation, annotation.get("attributes") or {}):
+        # The key that the user named comes first; dict.fromkeys drops it where it is repeated.
         for key in dict.fromkeys((export.track_by, "track_id", "instance_id")):
             if fields.get(key) is not None:
                 return (str(fields[key]),)

@@ -70,6 +70,7 @@ def read_cvat(file: BinaryIO, export: Export) -> tuple[list[AnnotatedVideo], lis
             videos += _make_image_videos(task, export)
         elif task.listed or task.numbers:
             videos.append(_make_track_video(task, is_full, export))
+    # Shapes may have labels that the meta part does not list.
     used = [t.category for video in videos for t in video.tracks]
     return videos, list(dict.fromkeys([*labels, *used]))
 
@@ -174,6 +175,7 @@ def _parse_track(element: Element, export: Export) -> tuple[Track, tuple | None]
         if frame in track.keys:
             raise ValueError(f"{place}: the track has two shapes in this frame.")
         is_visible = child.get("outside", "0") != "1"
+        # A mask cannot be interpolated, so it is valid for its own frame only.
         lasts = is_visible and not isinstance(shape, CroppedMask)
         track.keys[frame] = KeyFrame([shape], is_visible, lasts)
         identity = identity or _find_identity(child, element, category, export)
@@ -242,6 +244,7 @@ def _make_track_video(task: _Task, is_full: bool, export: Export) -> AnnotatedVi
     frames, numbers = frames_by_number(library, task.name, source, task.numbers, place)
     if missing := len(task.numbers or numbers) - len(numbers):
         export.notes.append(f"{place}: {missing} frames have no image and were skipped.")
+    # A track of points or lines only has no key frames left.
     listed = [(track, identity) for track, identity in task.listed if track.keys]
     step = task.numbers.step if task.numbers else 1
     if not is_full and any(_has_gap(track, step) for track, _ in listed):

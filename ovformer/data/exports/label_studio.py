@@ -108,10 +108,12 @@ def decode_brush(codes: list[int], size: int) -> np.ndarray:
         raise ValueError(f"a brush of {total} values, expected {size}")
     sizes = read_numbers(4, 4) + 1
     blocks, have = [], 0
+    # No number of blocks is given: they end when all values are there.
     while have < total:
         is_run = read_numbers(1)[0]
         length_size = int(sizes[read_numbers(2)[0]])
         length = int(read_numbers(length_size)[0]) + 1
+        # Before the values are made: a run of a few bits may claim 65,536 of them.
         if have + length > total:
             raise ValueError("a brush whose rle has more values than it says")
         values = read_numbers(word, 1 if is_run else length).astype(np.uint8)
@@ -185,6 +187,7 @@ def _make_video(
                 f"{own}: expected the key frames of a rectangle with frame, x, y, width and "
                 f"height; reading them failed with {error!r}."
             ) from error
+        # The dict kept only the last of two key frames for one frame.
         if len(keys) != len(value["sequence"]):
             raise ValueError(f"{own}: has two key frames for one frame.")
         tracks.append(Track(own, _get_category(region, own), keys))
@@ -211,6 +214,7 @@ def _parse_key_frame(item: dict) -> KeyFrame:
 def _make_image_video(
     images: list[tuple[MediaFile, str, list[list[dict]]]], export: Export
 ) -> AnnotatedVideo:
+    # Tasks come in the order of their import; positions are those of the frames.
     images.sort(key=lambda image: natural_sort_key(image[0].name))
     joined, sizes = FrameTracks(export), set()
     for position, (_, place, regions) in enumerate(images):
@@ -297,6 +301,7 @@ def _find_identity(region: list[dict], export: Export) -> tuple | None:
             given = given[0] if isinstance(given, list) and given else given
             if given not in (None, ""):
                 return (str(given),)
+    # Second: the text that the user typed into the region's own panel.
     for part in region:
         if text := (part.get("meta") or {}).get("text"):
             return (str(text[0] if isinstance(text, list) else text),)

@@ -121,6 +121,7 @@ class Zip:
         return str(self.path)
 
     def _check(self, info: zipfile.ZipInfo) -> None:
+        # All by the directory of the zip file, before a single byte is unpacked.
         place, parts = f"{self.path}: member {info.filename!r}", info.filename.split("/")
         if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
             raise ValueError(f"{place} lies outside of the zip file's own folder. Don't trust it.")
@@ -215,6 +216,7 @@ class FrameFiles:
 
     def probe(self) -> tuple[int, tuple[int, int]]:
         """See :class:`Frames`."""
+        # Only the headers are read: decoding all frames would take as long as the conversion.
         sizes = {}
         for found in self.files:
             sizes.setdefault(_read_image_size(found), found)
@@ -276,6 +278,7 @@ class VideoFrames:
 
     def write(self, folder: Path, chosen: Sequence[int]) -> list[str]:
         """See :class:`Frames`."""
+        # A video is decoded from its start in one pass, so the wanted frames are looked up.
         numbers = {(i if self._wanted is None else self._wanted[i]): i for i in chosen}
         names = []
         for frame in VideoSource(self.path):

@@ -66,9 +66,11 @@ class Track:
             return key.shapes if key.is_visible else []
         numbers = sorted(self.keys)
         place = bisect_right(numbers, frame)
+        # Before its first key frame an object is absent, after one that does not last as well.
         if place == 0 or not self.keys[numbers[place - 1]].lasts:
             return []
         before = numbers[place - 1]
+        # Nothing follows to move to, so the object stays where it was, as the tools show it.
         if place == len(numbers):
             return self.keys[before].shapes
         after = numbers[place]
@@ -120,6 +122,7 @@ class AnnotatedVideo:
         """
         if not isinstance(self.numbers, int):
             return self.numbers[position]
+        # By time: the same share of the video, which may fall between two frames of the tool.
         if self.has_other_rate(count):
             return self.numbers + position * self.expected / count
         return self.numbers + position
@@ -182,6 +185,7 @@ class FrameTracks:
         Raises:
             ValueError: the object has another class elsewhere.
         """
+        # Not an error yet: in a video of one frame every shape is an object of its own.
         if identity is None:
             self._alone.append(Track(place, category, {frame: KeyFrame([shape])}, iscrowd))
             return

@@ -51,6 +51,7 @@ def convert_video(
     Raises:
         ValueError: the frames have another size than the annotations, or a shape is not valid.
     """
+    # Polygons for another size would be drawn in the wrong place, without any error.
     if video.size not in (None, size):
         raise ValueError(
             f"{export.path}: the frames of {video.name!r} have {size[0]} x {size[1]} pixels "
@@ -123,6 +124,7 @@ def split_videos(ids: Sequence[int], val: float, seed: int) -> tuple[list[int], 
             f"--val {val:g} of {len(ids)} videos leaves none to train on. A video is never split, "
             "because its frames are too similar."
         )
+    # A generator of its own: the split depends on the seed alone, not on what ran before.
     drawn = set(np.random.default_rng(seed).choice(ids, number, replace=False).tolist())
     return [i for i in ids if i not in drawn], [i for i in ids if i in drawn]
 
@@ -142,6 +144,7 @@ def _make_mask(
 ) -> dict | None:
     """Return the mask of an object in a frame."""
     shapes = track.shapes_at(number)
+    # After the interpolation, which needs no size; the frames' own size is known only now.
     if video.in_percent:
         shapes = [shape.scaled(size[1] / 100, size[0] / 100) for shape in shapes]
     try:

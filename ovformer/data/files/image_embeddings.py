@@ -220,6 +220,7 @@ class ImageEmbeddingWriter:
             if comm.is_main_process():
                 self._finish()
             comm.synchronize()
+        # After an error the parts stay, for the next run; an empty folder would be clutter.
         elif not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -253,6 +254,7 @@ class ImageEmbeddingWriter:
             self._keys, self._features = [], []
 
     def _finish(self) -> None:
+        # The store itself is the first part, so a store that grows keeps its rows.
         keys, features = [], []
         for part in self._parts():
             store = ImageEmbeddingStore.open(part)

@@ -68,6 +68,7 @@ def read_lvis_json(path: Path, image_folder: Path, categories: Sequence[dict]) -
     content = read_json(path, ("images", "annotations"), object_hook=_compact)
     contiguous_ids = {category["id"]: index for index, category in enumerate(categories)}
     with name_file_in_errors(path):
+        # First: the name of a foreign category says more than an id that is unknown.
         _check_categories(content.get("categories", []), categories)
         records = _make_records(content["images"], image_folder)
         # Popped here and below, so that the raw entries are freed while the records are built.

@@ -80,6 +80,7 @@ def find_fault(rles: Iterable[object]) -> Fault | None:
         places.setdefault((counts, *size), index)
     if not places:
         return None
+    # Tubes repeat masks (empty ones above all), so each text is decoded once.
     first_use = list(places.values())
     texts, heights, widths = zip(*places, strict=True)
     fault = _find_faulty_counts(texts, np.array(heights), np.array(widths))
@@ -115,6 +116,7 @@ def _find_faulty_counts(
         place = np.searchsorted(ends, foreign.argmax(), side="right")
         index = int(place if foreign.any() else cut_off.argmax())
         return Fault(index, "its counts are cut off, or hold a character that no RLE has")
+    # The order of the checks matters: each may rely on what the one before has refused.
     if (too_long := np.diff(last, prepend=-1) > _MAX_DIGITS).any():
         return Fault(find_text(too_long), "it has a run that is longer than any frame")
     runs = _decode_runs(_decode_numbers(codes, last), first_run)
@@ -253,6 +255,7 @@ def polygons_to_rle(polygons: Sequence, height: int, width: int) -> dict[str, An
     Raises:
         ValueError: a polygon is too long or too far away to be drawn.
     """
+    # Checked again: an augmentation may have enlarged what was valid in the file.
     for polygon in polygons:
         _check_outline(_as_points(polygon), _MAX_OUTLINE, _MAX_OUTLINE)
     return coco_mask.merge(coco_mask.frPyObjects(list(polygons), height, width))

@@ -178,6 +178,7 @@ def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarr
         with Image.open(path, formats=sorted(formats)) as image:
             _check_pixels(image.height, image.width, max_pixels)
             return to_rgb(ImageOps.exif_transpose(image))
+    # It is one of IMAGE_ERRORS, an OSError, but no fault of the image.
     except FileNotFoundError:
         raise
     except IMAGE_ERRORS as error:
@@ -255,11 +256,13 @@ def _decode(path: Path, container: Any, stream: Any, max_pixels: int) -> Iterato
             if packet is None:
                 break
             frames = packet.decode()
+        # Later packets may be whole: a damaged video gives all the frames that it still has.
         except av.error.FFmpegError as error:
             broken, reason = broken + 1, error.strerror
             continue
         for frame in frames:
             time = frame.time if frame.time is not None else number / DEFAULT_RATE
+            # Some files count from another time than 0; users count from the first frame.
             start = time if start is None else start
             # The size may change within a stream, so the check when it was opened is not enough.
             _check_pixels(frame.height, frame.width, max_pixels, f"{path}: a frame of ")

@@ -38,11 +38,13 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        # No frame was written: an mp4 without a stream is no video, so none is left.
         if self._stream is None:
             self._container.close()
             temporary_name(self.path).unlink(missing_ok=True)
             return
         with replacing(self.path):
+            # The encoder holds frames back, to look ahead; this asks for the rest of them.
             try:
                 self._container.mux(self._stream.encode())
             finally:
@@ -55,6 +57,7 @@ class VideoWriter:
             image: uint8 (H, W, 3), RGB.
             time: seconds from the beginning of the output video, rising.
         """
+        # The first frame decides the size: only now is it known.
         if self._stream is None:
             # yuv420p halves the sides of its colours, so both are rounded up to even numbers.
             height, width = (side + side % 2 for side in image.shape[:2])

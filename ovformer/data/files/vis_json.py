@@ -112,6 +112,7 @@ def read_vis_json(path: Path, image_folder: Path, categories: Sequence[dict]) ->
                 f"table ({len(contiguous_ids)} categories, ids {min(contiguous_ids)} to "
                 f"{max(contiguous_ids)}). The file belongs to another data set."
             )
+    # Annotations are per object, dataset dicts per video and frame.
     tracks = defaultdict(list)
     for annotation in content.get("annotations") or []:
         tracks[annotation["video_id"]].append(annotation)
@@ -180,6 +181,7 @@ def group_categories(
     Returns:
         group -> ids of its categories.
     """
+    # By id and name: the same id may mean something else in a file of another version.
     known = {(category["id"], category["name"]): category for category in table}
     full = [known.get((c["id"], c["name"]), {}) | c for c in categories]
     return {
@@ -243,6 +245,7 @@ def _check_rles(annotations: Iterable[dict]) -> None:
 
 def _renumber_lists(content: dict) -> None:
     """Replace TAO's category ids by the file's own, in the two lists of files made from BURST."""
+    # The two lists of categories are in the same order, which is all that joins them.
     originals = list(index_by_id("cate_ori", content["cate_ori"], {}))
     if len(originals) != len(content["categories"]):
         raise ValueError(

@@ -42,11 +42,13 @@ def test_the_brush_decodes_what_was_encoded(blocks: list) -> None:
     assert decode_brush(brush(blocks), len(expected)).tolist() == expected
 
 
-HUGE = [255] * 4 + brush([(True, 3, [1] * 65536)] * 2)[4:]  # claims 2**32 - 1 values
+LONG = brush([(True, 3, [1] * 65536)] * 2)
+HUGE = [255] * 4 + LONG[4:]  # claims 2**32 - 1 values
+FALSE = [0, 0, 0, 9] + LONG[4:]  # claims 9 values
 
 
 @pytest.mark.parametrize(
-    "codes", [[], [1, 2], [0, 0, 0, 9] + [255] * 4, [-1], [300], ["a"], None, HUGE]
+    "codes", [[], [1, 2], [0, 0, 0, 9] + [255] * 4, [-1], [300], ["a"], None, HUGE, FALSE]
 )
 def test_a_broken_brush_is_an_error(codes) -> None:
     with pytest.raises(ValueError, match="a brush"):

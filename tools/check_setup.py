@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(1, f"{parser.prog}: {error.name} is missing: pip install -e . (INSTALL.md)\n")
     logging.getLogger("ovformer").setLevel(logging.ERROR)  # the table has the warnings
     table = Table(is_printed=not args.json)
-    table.add("Environment", setup_environment.package_rows())
+    table.add("Environment", setup_environment.check_packages())
     try:
-        table.add("PyTorch and OVFormer", setup_environment.import_rows())
+        table.add("PyTorch and OVFormer", setup_environment.check_imports())
     except (ImportError, OSError, ValueError) as error:
         table.add("", [Row("bad", "import", f"{type(error).__name__}: {error}")])
     else:
-        table.add("Devices", setup_environment.device_rows())
+        table.add("Devices", setup_environment.check_devices())
         if args.config_file:
             with exit_on_user_error(parser):
                 check_config(args, table)
@@ -78,9 +78,9 @@ def check_config(args: argparse.Namespace, table) -> None:
     from ovformer.config import read_config
     from ovformer.engine.stages import STAGES
     from ovformer.preflight.check_config import find_faults, find_slow_errors
-    from ovformer.preflight.model import model_errors
-    from ovformer.preflight.setup_data import data_rows
-    from ovformer.preflight.setup_model import disk_rows, vocabulary_rows, weight_rows
+    from ovformer.preflight.model import find_model_errors
+    from ovformer.preflight.setup_data import check_data
+    from ovformer.preflight.setup_model import check_disk, check_vocabulary, check_weights
     from ovformer.preflight.setup_table import Row
 
     name = read_config(args.config_file, args.opts)[0].MODEL.META_ARCHITECTURE
@@ -88,13 +88,13 @@ def check_config(args: argparse.Namespace, table) -> None:
     script = args.script or script_of_model.get(name, SCRIPTS[0])
     stage = next(stage for stage in STAGES if stage.script == script)
     cfg, faults = find_faults(stage, args)
-    network, _ = model_errors(cfg, stage)
+    network, _ = find_model_errors(cfg, stage)
     why = f"runs {name}" if script_of_model.get(name) == script else f"asked to run {name}"
     table.add("Run", [Row("ok", "script", f"{script}, which {why}")])
-    table.add("Data sets", data_rows(cfg, args.eval_only, args.decode))
-    table.add("Weights", weight_rows(cfg, network, args.resume))
-    table.add("Vocabulary", vocabulary_rows(cfg, args.eval_only, args.load_clip))
-    table.add("Disk", disk_rows(cfg, network, args))
+    table.add("Data sets", check_data(cfg, args.eval_only, args.decode))
+    table.add("Weights", check_weights(cfg, network, args.resume))
+    table.add("Vocabulary", check_vocabulary(cfg, args.eval_only, args.load_clip))
+    table.add("Disk", check_disk(cfg, network, args))
     errors = faults.errors or find_slow_errors(cfg, stage, args.eval_only, load_clip=False)
     rows = [Row("bad", "fault", error) for error in errors]
     rows += [Row("warning", "likely not meant", warning) for warning in faults.warnings]

@@ -120,13 +120,14 @@ def merge_leniently(
             f"{' '.join(opts)}. Options that start with -- go before them."
         )
     source = f"--config-file {config_file}" if text is None else "config text"
-    leaves = _leaves(_load(config_file, text, source), cfg)
+    leaves = _list_leaves(_load(config_file, text, source), cfg)
     values = [(source, key, value) for key, value in leaves]
     # The command line comes last, so that it overrides the file.
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
         values.append(("command line", key, value))
-    known = dict(_leaves(cfg, cfg))
+    known = dict(_list_leaves(cfg, cfg))
     errors: list[UnknownKeyError | ValueError] = []
+    # One key at a time: a wrong one must not keep the others from being merged and checked.
     for source, key, value in values:
         try:
             if key in known:
@@ -155,7 +156,7 @@ def _load(config_file: str | None, text: str | None, source: str) -> dict:
             values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
         else:
             values = yaml.safe_load(text)
-        count = _num_values(values, {})
+        count = _count_values(values, {})
     except _ERRORS as error:
         raise ValueError(
             f"{source} is no YAML file of 'KEY: value' lines, or its _BASE_ is none: "
@@ -166,21 +167,21 @@ def _load(config_file: str | None, text: str | None, source: str) -> dict:
     return values
 
 
-def _num_values(value: object, known: dict[int, int]) -> int:
+def _count_values(value: object, known: dict[int, int]) -> int:
     """Count the values of a YAML file; those behind an alias (*) count at each use."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
         parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+        known[id(value)] = 1 + sum(_count_values(part, known) for part in parts)
     return known[id(value)]
 
 
-def _leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _list_leaves(values: Mapping, known: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the full name and value of each key; an unknown section counts as one key."""
     for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(known.get(key), CfgNode):
-            yield from _leaves(value, known[key], f"{prefix}{key}.")
+            yield from _list_leaves(value, known[key], f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -191,6 +192,7 @@ def _describe_unknown_key(key: str, known: Iterable[str]) -> str:
         return f"{key!r} is no config key. Options that start with -- go before KEY VALUE pairs."
     if inside := [name for name in known if name.startswith(f"{key}.")]:
         return f"config key {key!r} is a section: expected keys inside it, as {inside[0]}."
+    # Similar names help with typing errors, the same last part with a forgotten section.
     near = difflib.get_close_matches(key, known, n=3)
     last = key.rsplit(".", 1)[-1]
     near += sorted(name for name in set(known) - set(near) if name.endswith(f".{last}"))[:3]
@@ -209,10 +211,12 @@ def _check_value(key: str, raw: Any, default: Any) -> Any:
             f"VERSION: {value} can't be read, only {default}. Load it with detectron2 and dump it "
             "again to convert it."
         )
+    # yacs refuses a whole number where the default is a float.
     if type(default) is float and type(value) is int:
         return float(value)
     is_list = isinstance(default, list | tuple)
     fits = isinstance(value, list | tuple) if is_list else type(value) is type(default)
+    # A default of None says nothing about the type; an empty line in YAML stands for "".
     if default is None or (value is None and default == ""):
         fits = True
     elif fits and is_list and default and type(default[0]) in (int, float, str):

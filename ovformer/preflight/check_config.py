@@ -64,10 +64,13 @@ def find_faults(stage: Stage, args: argparse.Namespace) -> tuple[CfgNode, Config
         FileNotFoundError: there is no such config file.
         ValueError: it can't be read at all.
     """
+    # Keys and values that can't be read are left out, so that the rest is checked as well.
     cfg, read_errors = read_config(args.config_file, args.opts)
     errors = [str(error) for error in read_errors]
+    # Before the checks of data sets, which look names up in the catalog.
     for message in collect_errors(register_custom, cfg.DATASETS.CUSTOM):
         errors += message.splitlines()
+    # The checks see the numbers that the run will use, such as the batch of each process.
     processes, scaled = world_size(args.num_gpus, args.num_machines), cfg
     if processes > 0:
         try:
@@ -89,33 +92,35 @@ def find_config_faults(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> 
             where the script has it, ``allow_older``.
     """
     eval_only, resume = args.eval_only, args.resume
-    output_errors = list(machine.output_errors(cfg))
+    output_errors = list(machine.find_output_errors(cfg))
     faults = ConfigFaults(
         [
-            *machine.process_errors(cfg, args),
-            *values.value_errors(cfg, stage, eval_only),
+            *machine.find_process_errors(cfg, args),
+            *values.find_value_errors(cfg, stage, eval_only),
             *output_errors,
-            *data.data_errors(cfg, stage, eval_only),
-            *vocabulary.classifier_errors(cfg, eval_only),
-            *vocabulary.feature_errors(cfg, eval_only),
-            *vocabulary.clip_name_errors(cfg, eval_only),
+            *data.find_data_errors(cfg, stage, eval_only),
+            *vocabulary.find_classifier_errors(cfg, eval_only),
+            *vocabulary.find_feature_errors(cfg, eval_only),
+            *vocabulary.find_clip_name_errors(cfg, eval_only),
         ],
-        list(vocabulary.classifier_warnings(cfg, eval_only)),
+        list(vocabulary.find_classifier_warnings(cfg, eval_only)),
     )
-    network, errors = model.model_errors(cfg, stage)
+    # The model takes most of the time, and is built once for all checks that need it.
+    network, errors = model.find_model_errors(cfg, stage)
     faults.errors += errors
-    faults.errors += model.weights_errors(
+    faults.errors += model.find_weights_errors(
         cfg, network, resume, getattr(args, "allow_older", False), is_training=not eval_only
     )
     if not eval_only:
         processes = world_size(args.num_gpus, args.num_machines)
-        faults.errors += values.batch_errors(cfg, processes)
-        faults.warnings += values.value_warnings(cfg)
-        faults.warnings += machine.output_warnings(cfg, resume)
+        faults.errors += values.find_batch_errors(cfg, processes)
+        faults.warnings += values.find_value_warnings(cfg)
+        faults.warnings += machine.find_output_warnings(cfg, resume)
+        # Where the folder can't be written to, free space on its disk means nothing.
         if network is not None and not output_errors:
-            size = machine.checkpoint_bytes(network, cfg.SOLVER.OPTIMIZER)
-            faults.errors += machine.disk_errors(cfg, size)
-            faults.warnings += machine.disk_warnings(cfg, size, resume)
+            size = machine.estimate_checkpoint_bytes(network, cfg.SOLVER.OPTIMIZER)
+            faults.errors += machine.find_disk_errors(cfg, size)
+            faults.warnings += machine.find_disk_warnings(cfg, size, resume)
     return faults
 
 
@@ -130,5 +135,5 @@ def find_slow_errors(
         eval_only: skip the first test set, because an evaluation reads it right away.
         load_clip: load the CLIP model where image features are not stored; may download it.
     """
-    errors = list(vocabulary.clip_model_errors(cfg, eval_only)) if load_clip else []
-    return errors + list(data.reading_errors(cfg, stage, eval_only))
+    errors = list(vocabulary.find_clip_model_errors(cfg, eval_only)) if load_clip else []
+    return errors + list(data.find_reading_errors(cfg, stage, eval_only))

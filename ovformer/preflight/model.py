@@ -44,7 +44,7 @@ _BUILD_ERRORS = (
 _FIXED = (("MODEL", "META_ARCHITECTURE"), ("SOLVER", "OPTIMIZER"))
 
 
-def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
+def find_name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
     """Yield an error for a model of another script, and for each part whose name is unknown."""
     name, head = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD
     for other in STAGES:
@@ -55,6 +55,7 @@ def name_errors(cfg: CfgNode, stage: Stage) -> Iterator[str]:
                 f"{stage.meta_architecture}. Use the other script, or a config of "
                 f"{stage.meta_architecture}."
             )
+    # A user's own model may have any parts, or none of these.
     parts = [
         ("MODEL.META_ARCHITECTURE", name, META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
@@ -86,14 +87,14 @@ def is_own_model(cfg: CfgNode) -> bool:
     return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), OVFormerBase)
 
 
-def model_errors(cfg: CfgNode, stage: Stage) -> tuple[nn.Module | None, list[str]]:
+def find_model_errors(cfg: CfgNode, stage: Stage) -> tuple[nn.Module | None, list[str]]:
     """Build the model on the meta device.
 
     Returns:
         The model of :func:`build_without_memory`, and the errors. The model is None if it can't be
         built, or is one that the user has registered, whose constructor may do anything.
     """
-    errors = list(name_errors(cfg, stage))
+    errors = list(find_name_errors(cfg, stage))
     network = None
     if not errors and is_own_model(cfg):
         try:
@@ -115,6 +116,7 @@ def build_without_memory(cfg: CfgNode) -> nn.Module:
     try:
         return _build(cfg, "meta")
     except (OSError, ValueError) as error:
+        # PyTorch has no type for this error, only messages that name the meta device.
         if "meta" not in str(error):
             raise
         return _build(cfg, "cpu")
@@ -148,7 +150,9 @@ class DryRun(Checkpointer):
         self.content: dict[str, Any] = {}
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        # Mapped, not read: names and shapes are enough, and files may be larger than the memory.
         self.content = read_weights(filename, mmap=True)
+        # A copy, because the checkpointer takes entries out of it.
         return dict(self.content)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -158,7 +162,7 @@ class DryRun(Checkpointer):
             return super().load(path, checkpointables)
 
 
-def weights_path(cfg: CfgNode, resume: bool) -> str:
+def find_weights_path(cfg: CfgNode, resume: bool) -> str:
     """Return the file of the weights that the run starts from, "" for none.
 
     Raises:
@@ -168,7 +172,7 @@ def weights_path(cfg: CfgNode, resume: bool) -> str:
     return cfg.MODEL.WEIGHTS if path is None else str(path)
 
 
-def weights_errors(
+def find_weights_errors(
     cfg: CfgNode,
     model: nn.Module | None,
     resume: bool,
@@ -186,13 +190,13 @@ def weights_errors(
         is_training: a resumed training must have the same model and optimizer.
     """
     try:
-        path = weights_path(cfg, resume)
+        path = find_weights_path(cfg, resume)
     except DamagedCheckpointError as error:
         if not allow_older:
             yield str(error)
         return
     if not path or "://" in path:
-        return
+        return  # what has to be fetched can only be checked when the run starts
     if not resolve_path(path).is_file():
         yield (
             f"MODEL.WEIGHTS: {path} not found. tools/convert-thirdparty-pretrained-model-to-d2.py "
@@ -205,14 +209,15 @@ def weights_errors(
     dry_run = DryRun(model)
     try:
         dry_run.load(path)
+        # MODEL.WEIGHTS starts a new training, which may change anything.
         if is_training and path != cfg.MODEL.WEIGHTS:
-            yield from _change_errors(cfg, path, dry_run.content.get("metadata"))
+            yield from _find_change_errors(cfg, path, dry_run.content.get("metadata"))
     except (OSError, ValueError) as error:
         key = "MODEL.WEIGHTS" if path == cfg.MODEL.WEIGHTS else "--resume"
         yield str(error) if "MODEL.WEIGHTS" in str(error) else f"{key}: {error}"
 
 
-def _change_errors(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
+def _find_change_errors(cfg: CfgNode, path: str, metadata: object) -> Iterator[str]:
     """Yield an error for each changed key that a resumed training can't change.
 
     Args:

@@ -14,7 +14,7 @@ from ovformer.data.loading.training_sets import collect_annotations, load_traini
 from ovformer.data.samples.image_mapper import read_rgb
 from ovformer.paths import dataset_root
 from ovformer.preflight.data import list_datasets
-from ovformer.preflight.machine import size_text
+from ovformer.preflight.machine import format_size
 from ovformer.preflight.setup_table import Row, add_error_row
 
 # Images of each data set that are decoded without --decode.
@@ -25,7 +25,7 @@ THREADS = 8
 Image = tuple[str, int, int]
 
 
-def data_rows(cfg: CfgNode, eval_only: bool, decode: bool) -> Iterator[Row]:
+def check_data(cfg: CfgNode, eval_only: bool, decode: bool) -> Iterator[Row]:
     """Yield rows of all data sets of a run.
 
     Args:
@@ -38,25 +38,27 @@ def data_rows(cfg: CfgNode, eval_only: bool, decode: bool) -> Iterator[Row]:
     step = "" if root.is_dir() else ": no such folder. $DETECTRON2_DATASETS names another one"
     yield Row(status, "root", f"{root.absolute()}{step}")
     for key, name in list_datasets(cfg, eval_only):
-        yield from add_error_row(name, _set_rows(key, name, decode))
+        yield from add_error_row(name, _check_set(key, name, decode))
     if not eval_only and len(cfg.DATASETS.TRAIN) > 1:
-        yield from add_error_row("DATASETS.TRAIN", _combined_rows(cfg))
+        yield from add_error_row("DATASETS.TRAIN", _check_combined(cfg))
 
 
-def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
+def _check_set(key: str, name: str, decode: bool) -> Iterator[Row]:
     """Yield rows of one data set; raises an error in its annotations."""
+    # On stderr: the table, or its JSON, goes to stdout.
     print(f"reading {name} ...", file=sys.stderr)
     records = load_dataset(name, key)
     metadata = MetadataCatalog.get(name)
     if path := metadata.get("json_file"):
-        yield Row("ok", name, f"{path}, {size_text(Path(path).stat().st_size)}")
+        yield Row("ok", name, f"{path}, {format_size(Path(path).stat().st_size)}")
     yield Row("ok", name, describe_records(records, metadata))
     count = sum(1 for _ in iterate_images(records))
     check_images_exist(name, records)
     yield Row("ok", name, f"{count} of {count} image files are there")
     images = list_images(records)
     if not decode:
-        images = images[:: max(1, len(images) // SAMPLE)][:SAMPLE]  # spread over the whole set
+        # Neighbours are often frames of one video, so the sample is spread over the whole set.
+        images = images[:: max(1, len(images) // SAMPLE)][:SAMPLE]
     broken = [error for error in _decode_images(name, images) if error]
     if broken:
         yield Row("bad", name, f"{len(broken)} of {len(images)} images are broken: {broken[0]}")
@@ -67,6 +69,7 @@ def _set_rows(key: str, name: str, decode: bool) -> Iterator[Row]:
 
 def describe_records(records: Sequence[dict], metadata: object) -> str:
     """Return as text how many images or videos, annotations and categories a data set has."""
+    # An object of a video has an annotation in each of its frames, but counts once.
     if "file_names" in records[0]:
         frames = sum(len(record["file_names"]) for record in records)
         things = f"{len(records)} videos with {frames} frames"
@@ -112,7 +115,7 @@ def _decode_image(image: Image) -> str:
     return ""
 
 
-def _combined_rows(cfg: CfgNode) -> Iterator[Row]:
+def _check_combined(cfg: CfgNode) -> Iterator[Row]:
     """Yield how many images or videos of each of several training sets are trained on."""
     if not set(cfg.DATASETS.TRAIN) <= set(DatasetCatalog.list()):
         return  # its own rows report an unknown set

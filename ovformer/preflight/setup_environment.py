@@ -1,6 +1,6 @@
 """Rows of tools/check_setup.py about the installation: packages, back-end, devices and kernels.
 
-OVFormer and PyTorch are imported only inside functions, so that :func:`package_rows` can report a
+OVFormer and PyTorch are imported only inside functions, so that :func:`check_packages` can report a
 missing package.
 """
 
@@ -21,12 +21,13 @@ INSTALL = "pip install -e '.{}' in the repository (INSTALL.md)"
 LEAST_SHARED_MEMORY = 1e9
 
 
-def package_rows() -> Iterator[Row]:
+def check_packages() -> Iterator[Row]:
     """Yield rows of Python, of the required packages, and of the extras."""
     try:
         requirements = list(map(Requirement, metadata.requires("ovformer") or []))
         version, python = metadata.version("ovformer"), metadata.metadata("ovformer")
     except metadata.PackageNotFoundError:
+        # Without metadata neither the supported Python nor the requirements are known.
         yield Row("ok", "Python", platform.python_version())
         step = INSTALL.format("")
         yield Row("bad", "ovformer", f"not installed, only found on the path. {step}")
@@ -39,15 +40,16 @@ def package_rows() -> Iterator[Row]:
         platform.python_version() + ("" if is_good else f": expected {supported}"),
     )
     yield Row("ok", "ovformer", version)
+    # Requirements of extras have a marker; those of the package itself have none.
     needed = [r for r in requirements if not r.marker]
-    yield _package_row("packages", needed, "bad", INSTALL.format(""))
+    yield _check_package("packages", needed, "bad", INSTALL.format(""))
     for extra in python.get_all("Provides-Extra") or []:
         of_extra = [r for r in requirements if r.marker and r.marker.evaluate({"extra": extra})]
         step = INSTALL.format(f"[{extra}]")
-        yield _package_row(f"extra [{extra}]", of_extra, "note", step)
+        yield _check_package(f"extra [{extra}]", of_extra, "note", step)
 
 
-def _package_row(name: str, requirements: list[Requirement], status: str, step: str) -> Row:
+def _check_package(name: str, requirements: list[Requirement], status: str, step: str) -> Row:
     """Return the row of some packages, with ``status`` and next ``step`` if one is missing."""
     found, missing = [], []
     for requirement in requirements:
@@ -64,7 +66,7 @@ def _package_row(name: str, requirements: list[Requirement], status: str, step: 
     return Row("ok", name, ", ".join(found))
 
 
-def import_rows() -> Iterator[Row]:
+def check_imports() -> Iterator[Row]:
     """Import PyTorch and OVFormer; yield their versions and the back-end of detectron2's names.
 
     Raises:
@@ -84,7 +86,7 @@ def import_rows() -> Iterator[Row]:
     yield Row("ok", "detectron2's names", f"from {ovformer.d2.BACKEND}: {explain_choice()}")
 
 
-def device_rows() -> Iterator[Row]:
+def check_devices() -> Iterator[Row]:
     """Yield rows of GPUs, CPU, shared memory, and of the kernels of deformable attention."""
     import torch
 
@@ -108,10 +110,10 @@ def device_rows() -> Iterator[Row]:
         is_good = free >= LEAST_SHARED_MEMORY
         text = f"{free / 1e9:.1f} GB free" + ("" if is_good else advice)
         yield Row("ok" if is_good else "warning", "shared memory", text)
-    yield from kernel_rows()
+    yield from check_kernels()
 
 
-def kernel_rows() -> Iterator[Row]:
+def check_kernels() -> Iterator[Row]:
     """Yield which kernel is used on each kind of device, and why the others are not."""
     from ovformer.ops.__main__ import list_devices
     from ovformer.ops.ms_deform_attn import KERNELS, choose_kernel, load_kernel
@@ -128,6 +130,7 @@ def kernel_rows() -> Iterator[Row]:
             if kind in (None, device.type) and kernel != chosen:
                 reason = load_kernel(kernel).why_unavailable(device)
                 others.append(f"{kernel}: {reason or 'usable'}")
+        # A user who names the slow kernel wants it.
         is_slow = chosen == "torch" and os.environ.get("OVFORMER_MSDA", "auto") == "auto"
         text = "; ".join([f"{chosen} (deformable attention)", *others])
         yield Row("warning" if is_slow else "ok", name, text)

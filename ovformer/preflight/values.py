@@ -91,14 +91,15 @@ IN_TRAINING_ONE_OF = {
 }
 
 
-def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
+def find_value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
     """Yield errors in single values, and in values that have to fit together."""
     for key, value in FIXED_KEYS.items():
         if lookup(cfg, key) != value:
             yield f"{key}: got {lookup(cfg, key)!r}, only {value!r} is implemented."
-    yield from range_errors(cfg, ALWAYS)
-    yield from _choice_errors(cfg, ALWAYS_ONE_OF)
+    yield from find_range_errors(cfg, ALWAYS)
+    yield from _find_choice_errors(cfg, ALWAYS_ONE_OF)
     yield from collect_errors(check_image_format, cfg.INPUT.FORMAT)
+    # A size that is itself out of range has its error already.
     if 1 <= cfg.INPUT.MAX_SIZE_TEST < cfg.INPUT.MIN_SIZE_TEST:
         yield (
             f"INPUT.MIN_SIZE_TEST: expected at most INPUT.MAX_SIZE_TEST, {cfg.INPUT.MAX_SIZE_TEST} "
@@ -111,23 +112,24 @@ def value_errors(cfg: CfgNode, stage: Stage, eval_only: bool) -> Iterator[str]:
     ):
         if len(cfg.MODEL[key]) != 3 or not all(map(is_valid, cfg.MODEL[key])):
             yield f"MODEL.{key}: expected {expected}, got {list(cfg.MODEL[key])}."
+    # An evaluation reads none of these, and must run with the config of any training.
     if not eval_only:
-        yield from range_errors(cfg, IN_TRAINING)
-        yield from _choice_errors(cfg, IN_TRAINING_ONE_OF)
-        yield from _schedule_errors(cfg.SOLVER)
+        yield from find_range_errors(cfg, IN_TRAINING)
+        yield from _find_choice_errors(cfg, IN_TRAINING_ONE_OF)
+        yield from _find_schedule_errors(cfg.SOLVER)
         yield from collect_errors(build_gradient_clipper, cfg)
         yield from collect_errors(read_dataset_ratios, cfg)
         yield from stage.input_errors(cfg)
 
 
-def range_errors(cfg: CfgNode, ranges: Mapping[str, Range]) -> Iterator[str]:
+def find_range_errors(cfg: CfgNode, ranges: Mapping[str, Range]) -> Iterator[str]:
     """Yield an error for each value out of its range."""
     for key, allowed in ranges.items():
         if lookup(cfg, key) not in allowed:
             yield f"{key}: expected {allowed}, got {lookup(cfg, key)}."
 
 
-def value_warnings(cfg: CfgNode) -> Iterator[str]:
+def find_value_warnings(cfg: CfgNode) -> Iterator[str]:
     """Yield warnings about values of a training that are allowed, but likely not meant."""
     solver = cfg.SOLVER
     late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
@@ -143,9 +145,10 @@ def value_warnings(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-def batch_errors(cfg: CfgNode, processes: int) -> Iterator[str]:
+def find_batch_errors(cfg: CfgNode, processes: int) -> Iterator[str]:
     """Yield why the batch can't be split among a number of processes."""
     total, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    # Numbers below 1 have errors of their own, and no remainder.
     if min(total, steps, processes) > 0 and total % (processes * steps):
         yield (
             f"SOLVER.IMS_PER_BATCH: {total} images can't be split evenly into {processes} "
@@ -162,13 +165,13 @@ def lookup(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
-def _choice_errors(cfg: CfgNode, choices: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+def _find_choice_errors(cfg: CfgNode, choices: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     for key, known in choices.items():
         if lookup(cfg, key) not in known:
             yield f"{key}: unknown {lookup(cfg, key)!r}. Known: {', '.join(known)}."
 
 
-def _schedule_errors(solver: CfgNode) -> Iterator[str]:
+def _find_schedule_errors(solver: CfgNode) -> Iterator[str]:
     """Yield errors in keys that only some optimizers and schedules read."""
     schedule, steps = solver.LR_SCHEDULER_NAME, list(solver.STEPS)
     if schedule != "WarmupCosineLR" and solver.GAMMA not in Range(0, 1, is_open=True):

@@ -26,7 +26,7 @@ def read_classifier(cfg: CfgNode) -> TextClassifier:
         raise type(error)(f"{TEXT_KEY}: {error}") from error
 
 
-def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+def find_classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     """Yield errors of the text classifier: its file, its sizes, and the order of its names."""
     errors = collect_errors(read_classifier, cfg)
     yield from errors
@@ -43,6 +43,8 @@ def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     if width != wanted_width:
         yield f"{TEXT_KEY}: {path} has width {width}, but MODEL.CLIP.EMBED_DIM is {wanted_width}."
     for name, classes in _named_datasets(cfg, eval_only):
+        # The order decides which class an embedding stands for. Other names may be synonyms on
+        # purpose, so they are only a warning.
         if classifier.names and sorted(map(normalise_name, classes)) == sorted(
             map(normalise_name, classifier.names)
         ):
@@ -54,10 +56,10 @@ def classifier_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
                 )
 
 
-def classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+def find_classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     """Yield signs that a usable text classifier is not the one that was meant."""
     if collect_errors(read_classifier, cfg):
-        return
+        return  # find_classifier_errors reports it
     classifier, path = read_classifier(cfg), cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH
     for name, classes in _named_datasets(cfg, eval_only):
         ours, theirs = (
@@ -81,31 +83,32 @@ def classifier_warnings(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
 
 def _named_datasets(cfg: CfgNode, eval_only: bool) -> Iterator[tuple[str, list[str]]]:
     """Yield the data sets that define the model's classes, with their class names."""
+    # Further training sets get the classes of the first one, and may have any of their own.
     for name in (*(() if eval_only else cfg.DATASETS.TRAIN[:1]), *cfg.DATASETS.TEST):
         if name in DatasetCatalog.list():
             if classes := MetadataCatalog.get(name).get("thing_classes"):
                 yield name, list(classes)
 
 
-def feature_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+def find_feature_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     """Yield errors of stored image features."""
-    for key in feature_keys(eval_only):
+    for key in list_feature_keys(eval_only):
         if path := cfg.MODEL.MASK_FORMER[key]:
             try:
                 width = ImageEmbeddingStore.open(path).dim
             except (OSError, ValueError) as error:
                 yield f"MODEL.MASK_FORMER.{key}: {error}"
             else:
-                yield from _width_errors(cfg, width, f"{path} (MODEL.MASK_FORMER.{key})")
+                yield from _find_width_errors(cfg, width, f"{path} (MODEL.MASK_FORMER.{key})")
 
 
-def clip_name_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+def find_clip_name_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     """Yield an error if a CLIP model is needed and its name is unknown. Nothing is loaded."""
     if needs_clip(cfg, eval_only):
         yield from collect_errors(check_clip_model, cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED)
 
 
-def clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
+def find_clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     """Yield errors of the CLIP model, if one is needed: loads it, which may download it."""
     if not needs_clip(cfg, eval_only):
         return
@@ -115,7 +118,7 @@ def clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield str(error)
         return
-    yield from _width_errors(cfg, encoder.embed_dim, f"{clip.NAME} (MODEL.CLIP.NAME)")
+    yield from _find_width_errors(cfg, encoder.embed_dim, f"{clip.NAME} (MODEL.CLIP.NAME)")
     if encoder.image_size != clip.IMAGE_SIZE:
         yield (
             f"MODEL.CLIP.IMAGE_SIZE is {clip.IMAGE_SIZE}, but {clip.NAME} takes images of "
@@ -123,16 +126,16 @@ def clip_model_errors(cfg: CfgNode, eval_only: bool) -> Iterator[str]:
         )
 
 
-def feature_keys(eval_only: bool) -> list[str]:
+def list_feature_keys(eval_only: bool) -> list[str]:
     """Return the keys of ``MODEL.MASK_FORMER`` that name stored image features."""
     return ["CLIP_IMAGE_PATH"] if eval_only else ["CLIP_IMAGE_PATH_TRAIN", "CLIP_IMAGE_PATH"]
 
 
 def needs_clip(cfg: CfgNode, eval_only: bool) -> bool:
     """Return whether image features are not stored, so that the model computes them."""
-    return not all(cfg.MODEL.MASK_FORMER[key] for key in feature_keys(eval_only))
+    return not all(cfg.MODEL.MASK_FORMER[key] for key in list_feature_keys(eval_only))
 
 
-def _width_errors(cfg: CfgNode, width: int, source: str) -> Iterator[str]:
+def _find_width_errors(cfg: CfgNode, width: int, source: str) -> Iterator[str]:
     if width != cfg.MODEL.CLIP.EMBED_DIM:
         yield f"MODEL.CLIP.EMBED_DIM is {cfg.MODEL.CLIP.EMBED_DIM}, but {source} has width {width}."

@@ -11,10 +11,10 @@ from ovformer.d2 import build_model
 from ovformer.engine.checkpoint import Checkpointer
 from ovformer.engine.optimizer import build_optimizer
 from ovformer.preflight.machine import (
-    checkpoint_bytes,
-    num_checkpoints,
-    output_warnings,
-    process_errors,
+    count_checkpoints,
+    estimate_checkpoint_bytes,
+    find_output_warnings,
+    find_process_errors,
 )
 from ovformer.preflight.model import build_without_memory
 from support.tiny_runs import TinyRun
@@ -32,7 +32,9 @@ def test_the_size_is_that_of_a_checkpoint(tiny_run: TinyRun, optimizer: str) -> 
     Checkpointer(model, str(tiny_run.root), optimizer=steps).save("model")
     size = (tiny_run.root / "model.pth").stat().st_size
     # The rest is names, which do not grow with the model.
-    assert checkpoint_bytes(build_without_memory(cfg), optimizer) == pytest.approx(size, rel=0.15)
+    assert estimate_checkpoint_bytes(build_without_memory(cfg), optimizer) == pytest.approx(
+        size, rel=0.15
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,15 +52,15 @@ def test_how_many_checkpoints(tmp_path: Path, last: str | None, resume: bool, co
     if last:
         (tmp_path / "last_checkpoint").write_text(last)
     values = ["SOLVER.MAX_ITER", 100, "SOLVER.CHECKPOINT_PERIOD", 30, "OUTPUT_DIR", str(tmp_path)]
-    assert num_checkpoints(get_ovformer_cfg(None, values), resume) == count
+    assert count_checkpoints(get_ovformer_cfg(None, values), resume) == count
 
 
 def test_a_damaged_name_is_no_fault_of_the_disk(tmp_path: Path) -> None:
     """With --allow-older, a training continues from a whole checkpoint."""
     (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
     cfg = get_ovformer_cfg(None, ["SOLVER.MAX_ITER", 100, "OUTPUT_DIR", str(tmp_path)])
-    assert num_checkpoints(cfg, True) == 1
-    assert "checkpoints of another training" in next(output_warnings(cfg, False))
+    assert count_checkpoints(cfg, True) == 1
+    assert "checkpoints of another training" in next(find_output_warnings(cfg, False))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_missing_devices(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", device])
-    (error,) = process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1))
+    (error,) = find_process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1))
     assert error.startswith(start) and all(word in error for word in words)
 
 
@@ -84,16 +86,16 @@ def test_missing_devices(
 def test_devices_that_exist(monkeypatch, device: str, num_gpus: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", device])
-    assert not list(process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1)))
+    assert not list(find_process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1)))
 
 
 def test_several_machines_and_torchrun(monkeypatch) -> None:
     cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", "cpu"])
     machines = Namespace(num_gpus=1, num_machines=2, machine_rank=2, dist_url="auto")
-    rank, url = process_errors(cfg, machines)
+    rank, url = find_process_errors(cfg, machines)
     assert rank.startswith("--machine-rank: ") and "got 2" in rank
     assert url.startswith("--dist-url auto: ") and "tcp://HOST:PORT" in url
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
-    (error,) = process_errors(cfg, Namespace(num_gpus=4, num_machines=1))
+    (error,) = find_process_errors(cfg, Namespace(num_gpus=4, num_machines=1))
     assert error.startswith("--num-gpus 4: ") and "--nproc-per-node 4" in error

@@ -9,7 +9,7 @@ from torch import nn
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec, build_model
 from ovformer.engine.checkpoint import Checkpointer, metadata_of, read_weights
-from ovformer.preflight.model import DryRun, build_without_memory, weights_errors
+from ovformer.preflight.model import DryRun, build_without_memory, find_weights_errors
 from support.tiny_runs import TinyRun
 
 LEVELS = ("layer2", "layer3", "layer4", "layer5")
@@ -79,7 +79,7 @@ def test_reading_by_and_by_gives_the_same(tmp_path: Path, is_zip: bool) -> None:
 
 def test_what_is_fetched_is_not_looked_for(cfg) -> None:
     cfg.MODEL.WEIGHTS = "https://example.org/model.pth"
-    assert not list(weights_errors(cfg, None, resume=False))
+    assert not list(find_weights_errors(cfg, None, resume=False))
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_what_is_fetched_is_not_looked_for(cfg) -> None:
 def test_a_resumed_training_keeps_its_kind(cfg, tmp_path: Path, key: str, value: str) -> None:
     Checkpointer(build_model(cfg), str(tmp_path), metadata=metadata_of(cfg)).save("model_final")
     model = build_without_memory(cfg)
-    assert not list(weights_errors(cfg, model, resume=True, is_training=True))
+    assert not list(find_weights_errors(cfg, model, resume=True, is_training=True))
     cfg.merge_from_list([key, value])
-    assert not list(weights_errors(cfg, model, resume=True))  # an evaluation may
-    (error,) = weights_errors(cfg, model, resume=True, is_training=True)
+    assert not list(find_weights_errors(cfg, model, resume=True))  # an evaluation may
+    (error,) = find_weights_errors(cfg, model, resume=True, is_training=True)
     assert "--resume: " in error and f"{key} " in error and f"now it is {value}." in error
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
-    assert not list(weights_errors(cfg, model, resume=False, is_training=True))
+    assert not list(find_weights_errors(cfg, model, resume=False, is_training=True))
 
 
 def test_a_checkpoint_that_does_not_say_what_it_was(cfg, tmp_path: Path) -> None:
@@ -102,4 +102,4 @@ def test_a_checkpoint_that_does_not_say_what_it_was(cfg, tmp_path: Path) -> None
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     for metadata in ([], *({"config": config} for config in (3, "{", "7", "SOLVER: 1"))):
         torch.save({"model": weights, "metadata": metadata}, tmp_path / "model_final.pth")
-        assert not list(weights_errors(cfg, model, resume=True, is_training=True))
+        assert not list(find_weights_errors(cfg, model, resume=True, is_training=True))

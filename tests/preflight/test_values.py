@@ -4,7 +4,7 @@ import pytest
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.engine.stages import CLIPS, IMAGE
-from ovformer.preflight.values import batch_errors, value_errors, value_warnings
+from ovformer.preflight.values import find_batch_errors, find_value_errors, find_value_warnings
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from ovformer.preflight.values import batch_errors, value_errors, value_warnings
     ],
 )
 def test_number(key: str, value: object) -> None:
-    (error,) = value_errors(get_ovformer_cfg(None, [key, value]), CLIPS, eval_only=False)
+    (error,) = find_value_errors(get_ovformer_cfg(None, [key, value]), CLIPS, eval_only=False)
     assert error.startswith(f"{key}: ") and f"got {value}" in error
 
 
@@ -53,7 +53,7 @@ def test_number(key: str, value: object) -> None:
     ],
 )
 def test_name(key: str, value: str, known: str) -> None:
-    (error,) = value_errors(get_ovformer_cfg(None, [key, value]), IMAGE, eval_only=False)
+    (error,) = find_value_errors(get_ovformer_cfg(None, [key, value]), IMAGE, eval_only=False)
     assert error.startswith(f"{key}: ") and repr(value) in error and known in error
 
 
@@ -67,19 +67,21 @@ def test_name(key: str, value: str, known: str) -> None:
     ],
 )
 def test_keys_that_some_schedules_read(key: str, value: object, opts: list, next_step: str) -> None:
-    assert not list(value_errors(get_ovformer_cfg(None, [key, value]), IMAGE, eval_only=True))
-    (error,) = value_errors(get_ovformer_cfg(None, [key, value, *opts]), IMAGE, eval_only=False)
+    assert not list(find_value_errors(get_ovformer_cfg(None, [key, value]), IMAGE, eval_only=True))
+    (error,) = find_value_errors(
+        get_ovformer_cfg(None, [key, value, *opts]), IMAGE, eval_only=False
+    )
     assert key in error and f"got {value}" in error and next_step in error
 
 
 def test_a_batch_that_cannot_be_split() -> None:
     cfg = get_ovformer_cfg(None, ["SOLVER.IMS_PER_BATCH", 6, "SOLVER.ACCUMULATION_STEPS", 2])
-    assert not list(batch_errors(cfg, 3))
-    (error,) = batch_errors(cfg, 2)
+    assert not list(find_batch_errors(cfg, 3))
+    (error,) = find_batch_errors(cfg, 2)
     assert error.startswith("SOLVER.IMS_PER_BATCH: 6") and "multiple of 4" in error
 
 
 def test_a_warm_up_that_never_ends() -> None:
     opts = ["SOLVER.MAX_ITER", 100, "SOLVER.STEPS", (50,), "SOLVER.WARMUP_ITERS", 100]
-    (warning,) = value_warnings(get_ovformer_cfg(None, opts))
+    (warning,) = find_value_warnings(get_ovformer_cfg(None, opts))
     assert warning.startswith("SOLVER.WARMUP_ITERS: ")

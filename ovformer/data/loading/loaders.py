@@ -53,7 +53,8 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
         FileNotFoundError: annotations, images or stored embeddings are missing.
         KeyError: the embeddings of some images are missing.
     """
-    mapper = _mapper_class(cfg)(cfg, is_train=True)
+    # The mapper comes first: its errors take a moment to find, and reading the sets takes long.
+    mapper = _find_mapper_class(cfg)(cfg, is_train=True)
     sets = load_training_sets(cfg)
     for name, records in zip(cfg.DATASETS.TRAIN, sets, strict=True):
         if any("file_names" in record for record in records):
@@ -61,10 +62,10 @@ def build_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoader:
                 f"DATASETS.TRAIN: {name!r} is a data set of videos; train_net_lvvis.py and "
                 "train_net_video.py train on it."
             )
-    return stream_loader(cfg, sets, mapper, start_iteration)
+    return build_stream_loader(cfg, sets, mapper, start_iteration)
 
 
-def stream_loader(
+def build_stream_loader(
     cfg: CfgNode, sets: Sequence[list[dict]], mapper: Callable[[dict], dict], start_iteration: int
 ) -> DataLoader:
     """Return the endless loader of ``DATASETS.TRAIN`` for a mapper of images or of videos.
@@ -75,7 +76,7 @@ def stream_loader(
         mapper: turns a dataset dict into a training sample; has ``embeddings``.
         start_iteration: number of iterations that are trained already.
     """
-    batch_size = _batch_size_per_process(cfg)
+    batch_size = _compute_batch_size(cfg)
     skip_broken = cfg.DATALOADER.SKIP_BROKEN
     # A missing embedding is reported before the training starts, unless it counts as broken.
     if mapper.embeddings is not None and not skip_broken:
@@ -87,7 +88,7 @@ def stream_loader(
         batch_size=batch_size,
         sampler=sampler,
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
-        **_common_options(cfg),
+        **_make_common_options(cfg),
     )
 
 
@@ -114,7 +115,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
         MappedDataset([dataset_name], [records], mapper, cfg.DATALOADER.SKIP_BROKEN),
         batch_size=1,
         sampler=InferenceSampler(len(records)),
-        **_common_options(cfg),
+        **_make_common_options(cfg),
     )
 
 
@@ -134,6 +135,7 @@ class StreamSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (place in the stream, index of the image or video)."""
+        # The sampler yields every world-size-th index, starting at this process's rank.
         places = itertools.count(self.rank, self.world_size)
         return itertools.islice(zip(places, self.sampler, strict=False), self.skip, None)
 
@@ -183,6 +185,7 @@ class MappedDataset(Dataset):
             kind = "image" if "file_name" in record else "video"
             files = [entry["file_name"] for entry in iterate_images([record])]
             message = str(error)
+            # Errors of our own readers name the file already.
             if not any(file in message for file in files):
                 message = f"{files[0]}: {type(error).__name__}: {message}"
             name = self.names[self._find_set(index)]
@@ -243,6 +246,7 @@ class StreamDataset(MappedDataset):
         """Draw the index of another record of the same data set."""
         number = self._find_set(index)
         start = self.ends[number - 1] if number else 0
+        # From the place, not from a shared generator, whose state would depend on the workers.
         (random_number,) = np.random.SeedSequence([self.seed, place, tries, 1]).generate_state(1)
         return start + int(random_number) % (self.ends[number] - start)
 
@@ -261,7 +265,7 @@ def _seed_augmentations(seeds: Sequence[int]) -> Iterator[None]:
         np.random.set_state(state[1])
 
 
-def _batch_size_per_process(cfg: CfgNode) -> int:
+def _compute_batch_size(cfg: CfgNode) -> int:
     total, world_size = cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size()
     if total <= 0 or total % world_size:
         raise ValueError(
@@ -271,7 +275,7 @@ def _batch_size_per_process(cfg: CfgNode) -> int:
     return total // world_size
 
 
-def _mapper_class(cfg: CfgNode) -> type:
+def _find_mapper_class(cfg: CfgNode) -> type:
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in TRAIN_MAPPERS:
         raise ValueError(
@@ -281,7 +285,7 @@ def _mapper_class(cfg: CfgNode) -> type:
     return TRAIN_MAPPERS[name]
 
 
-def _common_options(cfg: CfgNode) -> dict:
+def _make_common_options(cfg: CfgNode) -> dict:
     return {
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "collate_fn": _as_list,

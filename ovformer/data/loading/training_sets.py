@@ -113,6 +113,7 @@ class RatioSampler(Sampler):
         streams = [sampler._infinite_indices() for sampler in self._samplers]
         generator = torch.Generator().manual_seed(self._seed)
         while True:
+            # In blocks, because a call for each index is slow.
             draws = torch.multinomial(self._ratios, 1024, replacement=True, generator=generator)
             for number in draws.tolist():
                 yield self._offsets[number] + int(next(streams[number]))
@@ -148,6 +149,7 @@ def _relabel(first: str, name: str, records: list[dict]) -> list[dict]:
             "no class names to compare. Set thing_classes in its metadata."
         )
     novel = set(MetadataCatalog.get(first).get("class_groups", {}).get("novel", ()))
+    # Names are compared, since data sets number the same classes differently.
     ours = map(_normalise, _get_classes(first))
     known = {label: i for i, label in enumerate(ours) if i not in novel}
     theirs = map(_normalise, _get_classes(name))
@@ -201,6 +203,8 @@ def _build_set_sampler(cfg: CfgNode, records: Sequence[Mapping], seed: int) -> S
     if name == "TrainingSampler":
         return TrainingSampler(len(records), seed=seed)
     if name == "RepeatFactorTrainingSampler":
+        # A video counts as one image with the annotations of all its frames; the factors depend on
+        # which categories it has, not on how often.
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             [{"annotations": collect_annotations(record)} for record in records],
             cfg.DATALOADER.REPEAT_THRESHOLD,

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from ovformer.d2 import CfgNode, InferenceSampler
 from ovformer.data.catalog.dataset_spec import load_dataset
 from ovformer.data.files.image_files import check_images_exist, iterate_images, read_missing_limit
-from ovformer.data.loading.loaders import stream_loader
+from ovformer.data.loading.loaders import build_stream_loader
 from ovformer.data.loading.training_sets import load_training_sets
 from ovformer.data.samples.clip_mapper import ClipMapper
 from ovformer.data.samples.video_reader import VideoReader
@@ -32,7 +32,7 @@ def build_video_train_loader(cfg: CfgNode, start_iteration: int = 0) -> DataLoad
         FileNotFoundError: annotations, frames or stored embeddings are missing.
         KeyError: the embeddings of some frames are missing.
     """
-    return stream_loader(cfg, load_training_sets(cfg), ClipMapper(cfg), start_iteration)
+    return build_stream_loader(cfg, load_training_sets(cfg), ClipMapper(cfg), start_iteration)
 
 
 def build_video_test_loader(

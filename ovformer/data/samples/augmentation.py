@@ -39,6 +39,7 @@ def build_train_augmentations(
     Raises:
         ValueError: a name is not known.
     """
+    # The crop does not pad: padding is no part of the transforms, which are applied to masks too.
     return [
         *build_flip(flip),
         *build_extra_augmentations(extra, "INPUT.AUGMENTATIONS"),
@@ -109,6 +110,7 @@ class RandomSaturation(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the weight for an RGB image and the other frames of its clip."""
+        # Drawn here and not per image: the frames of a clip share this transform.
         weight = np.random.uniform(self.intensity_min, self.intensity_max)
         return T.ColorTransform(functools.partial(_saturate, weight=weight))
 

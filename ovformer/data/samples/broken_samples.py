@@ -57,7 +57,9 @@ class BrokenSampleCounter:
             SampleError: more samples are broken than ``limit`` allows.
         """
         self.total += broken
+        # Skipped samples were drawn as well: the share is of all draws, not of the trained ones.
         allowed = max(ALWAYS_ALLOWED, self.limit * (loaded + self.total))
+        # Only a new broken sample ends a training, which may have been resumed near the limit.
         if broken and self.total > allowed:
             raise SampleError(
                 f"{self.total} of {loaded + self.total} samples could not be loaded, more than "

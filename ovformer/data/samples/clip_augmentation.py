@@ -38,6 +38,8 @@ class ClipAugmentation:
         Args:
             frames: T images of one size, uint8 (h, w, 3), RGB. They are not changed.
         """
+        # Some augmentations look at the pixels, as contrast at their mean: the first frame decides
+        # for all, so that a clip does not flicker.
         shared = self.shared(T.AugInput(frames[0]))
         images, transforms = [], []
         for frame in frames:
@@ -88,6 +90,7 @@ def build_pseudo_augmentation(cfg: CfgNode) -> ClipAugmentation:
 
 def find_clip_input_errors(cfg: CfgNode) -> Iterator[str]:
     """Yield an error message for each wrong key of both augmentations."""
+    # One part at a time: an error in one key must not hide those of the others.
     parts = [partial(_build_flip, cfg)]
     for node, prefix in ((cfg.INPUT, "INPUT"), (cfg.INPUT.PSEUDO, "INPUT.PSEUDO")):
         parts += [
@@ -116,6 +119,7 @@ def _build_resize(node: CfgNode, prefix: str) -> T.Augmentation:
             f"Known: {known}."
         )
     sizes = node.MIN_SIZE_TRAIN
+    # detectron2 takes a single number as well.
     if isinstance(sizes, int):
         sizes = (sizes,)
     is_valid = len(sizes) == 2 and sizes[0] <= sizes[1] if style == "range" else len(sizes) > 0

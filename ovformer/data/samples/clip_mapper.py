@@ -98,6 +98,7 @@ class ClipMapper:
             ValueError: a frame can't be decoded, or its size is not that of the annotations.
         """
         is_video = "file_names" in record
+        # From here on an image is a video of one frame, which is drawn again and again.
         video = record if is_video else _make_one_frame_video(record)
         # The loader seeded NumPy with the sample's place in the stream, so resumed runs repeat it.
         seed = int(np.random.randint(2**31))
@@ -126,6 +127,7 @@ class ClipMapper:
             ],
             "instances": make_clip_instances(annotations, transforms, sizes, size),
         }
+        # CLIP sees whole frames, not augmented ones, as where embeddings are stored.
         if self.embeddings is None:
             crops = {
                 t: crop_for_embedding(frame, self.clip_image_size) for t, frame in read.items()
@@ -133,7 +135,7 @@ class ClipMapper:
             sample["clip_image"] = [crops[t] for t in times]
         elif is_video:
             sample["clip_features"] = stack_embeddings(self.embeddings, sample)
-        else:
+        else:  # published files name images by their id, not by the key of a frame
             sample["clip_features"] = self.embeddings.get(record).repeat(len(times), 1)
         return sample
 
@@ -169,6 +171,7 @@ def make_clip_instances(
                     masks[number] = torch.zeros(len(annotations), *image_size, dtype=torch.bool)
                     labels[number] = annotation["category_id"]
                 masks[number][t, :height, :width] = torch.from_numpy(np.ascontiguousarray(mask))
+    # The same rows in all frames: a query of a clip stands for one instance in all of them.
     ids = torch.tensor(list(masks), dtype=torch.int64)
     classes = torch.tensor(list(labels.values()), dtype=torch.int64)
     nothing = torch.zeros(0, len(annotations), *image_size, dtype=torch.bool)

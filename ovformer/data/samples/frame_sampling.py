@@ -32,6 +32,7 @@ def sample_frames(
     ):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    # A generator of its own: the frames must not depend on what else was drawn before.
     rng = np.random.default_rng(seed)
     reference = int(rng.integers(length))
     first, last = max(0, reference - frame_range), min(length - 1, reference + frame_range)
@@ -42,6 +43,7 @@ def sample_frames(
     if missing:
         chosen += [reference, *rng.choice(others, missing - 1, replace=False).tolist()]
     chosen.sort()
+    # Last, so that shuffling does not change which frames are chosen.
     if shuffle:
         rng.shuffle(chosen)
     return chosen

@@ -140,6 +140,7 @@ def find_image_input_errors(cfg: CfgNode) -> Iterator[str]:
             "INPUT.MIN_SCALE, MAX_SCALE: expected factors of INPUT.IMAGE_SIZE above 0, the smaller "
             f"one first; got {node.MIN_SCALE} and {node.MAX_SCALE}."
         )
+    # Built only for their messages, each by itself, so that every wrong key is reported.
     for build in (
         partial(build_flip, node.RANDOM_FLIP),
         partial(build_extra_augmentations, node.AUGMENTATIONS, "INPUT.AUGMENTATIONS"),
@@ -198,6 +199,7 @@ def transform_mask(
     Returns:
         uint8 (h, w), of zeros and ones.
     """
+    # An RLE has no points to move; its pixels move as those of the image do.
     if isinstance(segmentation, dict):
         return transforms.apply_segmentation(coco_mask.decode(segmentation))
     polygons = [
@@ -218,12 +220,14 @@ def _make_instances(
         labels: N contiguous category ids.
         image_size: (H, W).
     """
+    # One allocation for all masks: images of LVIS may have hundreds.
     padded = torch.zeros((len(masks), *image_size), dtype=torch.bool)
     for target, mask in zip(padded, masks, strict=True):
         target[: mask.shape[0], : mask.shape[1]] = torch.from_numpy(np.ascontiguousarray(mask)) > 0
     instances = Instances(image_size)
     instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
     instances.gt_masks = BitMasks(padded)
+    # Boxes of the augmented masks: a rotated or cropped box would be too large.
     instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
     return filter_empty_instances(instances)
 
@@ -248,6 +252,7 @@ def open_embeddings(cfg: CfgNode, key: str) -> ImageEmbeddingStore | None:
             f"MODEL.MASK_FORMER.{key}: {store.path} holds features of width {store.dim}, but "
             f"MODEL.CLIP.EMBED_DIM is {clip.EMBED_DIM}. Both have to come from one CLIP model."
         )
+    # A warning only: two names may stand for the same weights.
     made_with = (store.info.get("clip", clip.NAME), store.info.get("pretrained", clip.PRETRAINED))
     if made_with != (clip.NAME, clip.PRETRAINED):
         logger.warning(

@@ -81,6 +81,7 @@ class VideoReader:
         """
         sample = {key: value for key, value in record.items() if key != "annotations"}
 
+        # Small beside the frames, so those of the whole video are looked up at once.
         features = None
         if self.embeddings is not None:
             features = sample["clip_features"] = stack_embeddings(self.embeddings, record)
@@ -138,6 +139,7 @@ class ReadAhead(Iterator):
         if not self._waiting:
             raise StopIteration
         result = self._waiting.popleft().result()
+        # The next item starts only now: frames must not fill the memory where the model is slow.
         self._submit(1)
         return result
 

@@ -15,29 +15,40 @@ from safetensors.torch import save_file
 from ovformer.files import move_aside, replacing, sha256, temporary_name, write_csv, write_text
 
 
-def test_what_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "text.txt"
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file in a folder of its own."""
+    write_text(tmp_path / "folder" / "file", "old")
+    return tmp_path / "folder" / "file"
+
+
+def content(path: Path) -> str:
+    """The text of a file that is the only one in its folder."""
+    assert list(path.parent.iterdir()) == [path]
+    return path.read_text()
+
+
+def test_what_is_written(path: Path) -> None:
     write_text(path, "é")
     assert path.read_bytes() == "é".encode()
     assert sha256(path) == "4a99557e4033c3539de2eb65472017cad5f9557f7a0625a09f1c3f6e2ba69c4c"
     write_csv(path, [["name", "value"], ["a, b", 1]])
-    assert path.read_text().splitlines() == ["name,value", '"a, b",1']
+    assert content(path).splitlines() == ["name,value", '"a, b",1']
+    with replacing(path) as temporary:
+        save_file({"x": torch.zeros(2)}, temporary)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_text(path, "old")
+def test_a_failure_leaves_the_old_file(path: Path) -> None:
     with pytest.raises(KeyError), replacing(path) as temporary:
         temporary.write_text("half")
         raise KeyError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert content(path) == "old"
 
 
-def test_a_file_system_that_syncs_no_folders(tmp_path: Path, monkeypatch) -> None:
-    sync = os.fsync
-    code = errno.EINVAL
+def test_a_file_system_that_syncs_no_folders(path: Path, monkeypatch) -> None:
+    """That is no error; a disk that fails is one."""
+    sync, code = os.fsync, errno.EINVAL
 
     def fsync(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -45,11 +56,11 @@ def test_a_file_system_that_syncs_no_folders(tmp_path: Path, monkeypatch) -> Non
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    write_text(tmp_path / "file", "new")
-    assert (tmp_path / "file").read_text() == "new"
+    write_text(path, "new")
+    assert content(path) == "new"
     code = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
-        write_text(tmp_path / "file", "newer")
+        write_text(path, "newer")
 
 
 def killed_while_writing(path: Path) -> None:
@@ -58,63 +69,46 @@ def killed_while_writing(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_kill_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_text(path, "old")
+def test_a_kill_leaves_the_old_file(path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=killed_while_writing, args=(path,))
     process.start()
     process.join()
-    assert path.read_text() == "old"
-    assert temporary_name(path).read_text() == "half"
+    assert (path.read_text(), temporary_name(path).read_text()) == ("old", "half")
     write_text(path, "new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
+    assert content(path) == "new"
 
 
-def by_torch(path: Path) -> None:
-    """Its own error hides that of the system."""
+def save_tensor(path: Path) -> None:
+    """PyTorch's own error hides that of the system."""
     with path.open("wb") as file:
         torch.save({"x": torch.zeros(1 << 18)}, file)
 
 
-@pytest.mark.parametrize("write", [by_torch, lambda path: path.write_text("text" * 5000)])
-def test_a_full_disk(tmp_path: Path, write: Callable) -> None:
-    path = tmp_path / "file"
-    write_text(path, "old")
+@pytest.mark.parametrize("write", [save_tensor, lambda path: path.write_text("text" * 5000)])
+def test_a_full_disk(path: Path, write: Callable) -> None:
     temporary_name(path).symlink_to("/dev/full")
-    with pytest.raises(OSError) as caught, replacing(path) as temporary:
+    with pytest.raises(OSError) as error, replacing(path) as temporary:
         write(temporary)
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
+    assert content(path) == "old"
 
 
-def test_errors_of_other_files_stay_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "file"
+def test_errors_name_the_file(path: Path, tmp_path: Path) -> None:
+    """The one that is written, whatever library does it; errors of other files stay."""
     with pytest.raises(FileNotFoundError, match="absent"), replacing(path):
         (tmp_path / "absent").read_text()
-    with pytest.raises(FileNotFoundError) as caught:
-        with replacing(path):
-            pass  # nothing is written
-    assert caught.value.filename == str(path)
-
-
-def test_safetensors(tmp_path: Path) -> None:
-    with replacing(tmp_path / "x.safetensors") as temporary:
-        save_file({"x": torch.zeros(2)}, temporary)
-    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
-    path = tmp_path / "folder" / "x.safetensors"
-    with pytest.raises(OSError) as caught, replacing(path) as temporary:
+    with pytest.raises(FileNotFoundError, match=str(path)), replacing(path):
+        pass  # nothing is written
+    new = tmp_path / "new" / "x.safetensors"
+    with pytest.raises(OSError) as error, replacing(new) as temporary:
         temporary.parent.rmdir()
         save_file({"x": torch.zeros(2)}, temporary)  # raises an error of its own
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
+    assert (error.value.errno, error.value.filename) == (errno.ENOENT, str(new))
 
 
-def test_damaged_files_are_kept(tmp_path: Path) -> None:
-    for content in ("first", "second"):
-        (tmp_path / "file").write_text(content)
-        move_aside(tmp_path / "file")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "file.damaged": "first",
-        "file.damaged1": "second",
-    }
+def test_damaged_files_are_kept(path: Path) -> None:
+    for text in ("first", "second"):
+        path.write_text(text)
+        move_aside(path)
+    kept = {file.name: file.read_text() for file in path.parent.iterdir()}
+    assert kept == {"file.damaged": "first", "file.damaged1": "second"}

@@ -1,22 +1,49 @@
-"""A process that fails ends the others within a minute, and its error is shown."""
+"""A process that fails ends the others within a minute, and its error is shown.
 
+The processes run this file: ``torchrun test_failures.py HOW RANK OTHERS``. Without torchrun the
+number of processes comes last.
+"""
+
+import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from support import failing_work
+from ovformer.d2 import comm
+from ovformer.engine.launch import launch
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 MINUTE = 60
 
 
+def work(how: str, rank: int, others: str) -> None:
+    """Fail, or do what the others do.
+
+    Args:
+        how: "error" or "kill".
+        rank: of the process that fails.
+        others: "wait" for it, or be "busy".
+    """
+    for step in range(1000):
+        if step == 3 and comm.get_rank() == rank:
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError(f"the failure of process {rank}")
+        if step == 3 and others == "busy":
+            time.sleep(300)
+        dist.all_reduce(torch.ones(1))
+
+
 def fail(launcher: list[str], *words: str) -> tuple[str, float]:
     """Run the work and return what it prints as errors, and how long it took."""
     process = subprocess.Popen(
-        [sys.executable, *launcher, failing_work.__file__, *words],
+        [sys.executable, *launcher, __file__, *words],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -55,3 +82,8 @@ def imports() -> float:
     command = [sys.executable, "-c", "import ovformer.engine.launch"]
     subprocess.run(command, check=True, capture_output=True)
     return 4 * (time.monotonic() - begin)
+
+
+if __name__ == "__main__":
+    how, rank, others, *launched = sys.argv[1:]
+    launch(work, (how, int(rank), others), device="cpu", num_gpus=int((launched or [1])[0]))

@@ -41,7 +41,34 @@ def test_rows_of_several_programs(queries, channels, kernel) -> None:
 def test_the_programs_compile_for_a_gpu(tmp_path) -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    line = [sys.executable, "-m", "support.compile_triton", "90"]
+    line = [sys.executable, __file__, "90"]
     run = subprocess.run(line, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(run.stdout.splitlines()) == 8
+
+
+def compile_all(capability: int) -> None:
+    """Print the size of each program's machine code, for one kind of GPU, which need not exist."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ovformer.ops import triton_kernels
+
+    # Number of arrays that follow the weights.
+    for function, others in {"forward_kernel": 1, "backward_kernel": 4}.items():
+        kernel = getattr(triton_kernels, function)
+        for value, accurate in (("fp32",) * 2, ("fp64",) * 2, ("fp16", "fp32"), ("bf16", "fp32")):
+            like_value = {"value", "output", "grad_output"}
+            types = ["*i64", *["*"] * (3 + others), *["i32"] * 7, "constexpr", "constexpr"]
+            signature = {
+                name: kind if kind != "*" else kind + (value if name in like_value else accurate)
+                for name, kind in zip(kernel.arg_names, types, strict=True)
+            }
+            source = ASTSource(fn=kernel, signature=signature, constexprs={"ROWS": 32, "BLOCK": 32})
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            print(f"sm_{capability} {function} {value}: {len(compiled.asm['cubin'])} bytes")
+
+
+if __name__ == "__main__":
+    compile_all(int(sys.argv[1]))

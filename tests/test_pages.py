@@ -19,40 +19,34 @@ import yaml
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.data.files.video_writer import VideoWriter
 from ovformer.engine.checkpoint import Checkpointer, metadata_of
 from support.annotation_exports import cvat_video, draw, write_video, zip_of
-from support.masks import compressed_rle
+from support.masks import compressed_rle, rectangle
 from support.mini_lvis import make_lvis
 from support.mini_videos import draw_frames, make_videos
 from support.page_commands import (
     ROOT,
     SMALL_CLIP,
-    SMALL_MODEL,
     Command,
     commands,
     python_blocks,
     save_files,
+    small_model,
 )
 from support.scripts import run_script
 from support.tiny_clip import make_clip
+from support.video_models import TINY
 
 CLIP_DIM = 512  # as the published text classifiers have it
-MODEL = {
-    **SMALL_MODEL,
-    "MODEL.MASK_FORMER.FED_LOSS_NUM_CLASSES": "2",
-    "SOLVER.IMS_PER_BATCH": "2",
-    "SOLVER.MAX_ITER": "1",
-    "SOLVER.STEPS": "()",
-    "SOLVER.WARMUP_ITERS": "0",
-    "SOLVER.CHECKPOINT_PERIOD": "1",
-    "SOLVER.AMP.ENABLED": "False",
-    "INPUT.IMAGE_SIZE": "64",
-    "INPUT.CROP.ENABLED": "False",
-    "INPUT.PSEUDO.MIN_SIZE_TRAIN": "(64,)",
-    "TEST.EVAL_PERIOD": "0",
-}
-CONFIG = [str(word) for pair in MODEL.items() for word in pair]
+MASK = rectangle((36, 64), 5, 5, 30, 20)
+CONFIG = [
+    *small_model(),
+    *("MODEL.MASK_FORMER.FED_LOSS_NUM_CLASSES", "2"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"),
+    *("SOLVER.WARMUP_ITERS", "0", "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.AMP.ENABLED", "False"),
+    *("INPUT.IMAGE_SIZE", "64", "INPUT.CROP.ENABLED", "False"),
+    *("INPUT.PSEUDO.MIN_SIZE_TRAIN", "(64,)", "TEST.EVAL_PERIOD", "0"),
+]
 SMALLER = {
     **dict.fromkeys(["train_net.py", "train_net_video.py", "train_net_lvvis.py"], CONFIG),
     **dict.fromkeys(["my_backbone.py", "my_decoder.py", "my_loss.py", "my_hook.py"], CONFIG),
@@ -120,18 +114,18 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_partitions(root / "LVVIS" / "train")
     make_burst(root / "burst")
     make_birds(root / "birds")
-    make_export(folder)
+    annotated = draw("clip")
+    write_video(folder / "videos", annotated)
+    (folder / "exports").mkdir()
+    export = zip_of({"annotations.xml": cvat_video(annotated)})
+    (folder / "exports" / "clip.zip").write_bytes(export)
     (root / "metadata").mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for name, classes in (("lvis", 1203), ("lvvis", 1196), ("ytvis19", 40)):
         rows = rng.standard_normal((classes, CLIP_DIM), np.float32)
         np.save(root / "metadata" / f"fg_bg_5_10_{name}_ens.npy", rows)
     make_weights(folder)
-    with VideoWriter(folder / "my.mp4", 10.0) as video:
-        for t in range(4):
-            frame = np.full((48, 64, 3), 80, np.uint8)
-            frame[10:30, 5 + 4 * t : 25 + 4 * t] = (220, 40, 40)
-            video.write(frame, t / 10)
+    write_video(folder, draw("my", 4))
     return folder
 
 
@@ -139,8 +133,8 @@ def make_weights(folder: Path) -> None:
     """Write the weights that the commands start from, all of them random and tiny."""
     (folder / "models").mkdir()
     make_clip(folder / "clip", width=CLIP_DIM)
-    kwargs = yaml.safe_load(MODEL["MODEL.TIMM.KWARGS"])
-    backbone = timm.create_model(MODEL["MODEL.TIMM.BASE_NAME"], **kwargs)
+    kwargs = yaml.safe_load(TINY["MODEL.TIMM.KWARGS"])
+    backbone = timm.create_model(TINY["MODEL.TIMM.BASE_NAME"], **kwargs)
     torch.save(backbone.state_dict(), folder / "resnet50_miil_21k.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # the config's paths are relative
@@ -164,8 +158,6 @@ def make_burst(folder: Path) -> None:
     """Write two frames and BURST's annotations of one object."""
     video = {"id": 1, "height": 36, "width": 64, "file_names": ["0001.png", "0031.png"]}
     draw_frames(folder / "val" / "YFCC100M" / "v_1", [video])
-    mask = np.zeros((36, 64), bool)
-    mask[5:20, 5:30] = True
     categories = [{"id": c["id"], "name": c["name"]} for c in load_categories("burst")]
     label = categories[0]["id"]
     sequence = {
@@ -178,7 +170,7 @@ def make_burst(folder: Path) -> None:
         "neg_category_ids": [],
         "not_exhaustive_category_ids": [],
         "track_category_ids": {"1": label},
-        "segmentations": [{"1": {"rle": compressed_rle(mask)["counts"], "is_gt": True}}] * 2,
+        "segmentations": [{"1": {"rle": compressed_rle(MASK)["counts"], "is_gt": True}}] * 2,
     }
     content = {"sequences": [sequence], "categories": categories, "split": "val"}
     (folder / "val" / "all_classes.json").write_text(json.dumps(content))
@@ -192,22 +184,12 @@ def make_birds(folder: Path) -> None:
     video = {"id": 1, "height": 36, "width": 64, "length": 2}
     video["file_names"] = ["a/0.png", "a/1.png"]
     draw_frames(folder / "frames", [video])
-    mask = np.zeros((36, 64), bool)
-    mask[5:20, 5:30] = True
     annotation = {"id": 1, "video_id": 1, "category_id": 4, "iscrowd": 0}
-    annotation["segmentations"] = [compressed_rle(mask), None]
+    annotation["segmentations"] = [compressed_rle(MASK), None]
     names = ("blackbird", "robin", "wren")
     categories = [{"id": i, "name": name} for i, name in zip((1, 4, 7), names, strict=True)]
     content = {"videos": [video], "annotations": [annotation], "categories": categories}
     (folder / "val.json").write_text(json.dumps(content))
-
-
-def make_export(folder: Path) -> None:
-    """Write a video and the export of its annotations."""
-    video = draw("clip")
-    write_video(folder / "videos", video)
-    (folder / "exports").mkdir()
-    (folder / "exports" / "clip.zip").write_bytes(zip_of({"annotations.xml": cvat_video(video)}))
 
 
 def run(workspace: Path, words: list[str]) -> None:

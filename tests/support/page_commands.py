@@ -18,17 +18,6 @@ PAGES = [
     ROOT / "datasets" / "README.md",
     *_DOCS[1:],
 ]
-# Commands on the pages are for real models and GPUs; with these keys they run on any CPU.
-SMALL_MODEL = {
-    **TINY,
-    "MODEL.DEVICE": "cpu",
-    "MODEL.CLIP.NAME": "local-dir:clip",
-    "MODEL.CLIP.PRETRAINED": "",
-    "MODEL.CLIP.IMAGE_SIZE": "32",
-    "INPUT.MIN_SIZE_TRAIN": "(64,)",
-    "INPUT.MIN_SIZE_TEST": "64",
-    "DATALOADER.NUM_WORKERS": "0",
-}
 SMALL_CLIP = ["--clip", "local-dir:clip", "--pretrained", ""]
 # A line of an indented block that is a command.
 _INDENTED = re.compile(r"^ {4}(?=(?:python|pip|pytest|torchrun|bash|ruff) )")
@@ -64,6 +53,21 @@ class Command:
 
     def __str__(self) -> str:
         return f"{self.page}: {shlex.join(self.words)}"
+
+
+def small_model() -> list[str]:
+    """Words with which the commands, which are for real models and GPUs, run on any CPU."""
+    keys = {
+        **TINY,
+        "MODEL.DEVICE": "cpu",
+        "MODEL.CLIP.NAME": "local-dir:clip",
+        "MODEL.CLIP.PRETRAINED": "",
+        "MODEL.CLIP.IMAGE_SIZE": 32,
+        "INPUT.MIN_SIZE_TRAIN": (64,),
+        "INPUT.MIN_SIZE_TEST": 64,
+        "DATALOADER.NUM_WORKERS": 0,
+    }
+    return [str(word) for pair in keys.items() for word in pair]
 
 
 def commands() -> list[Command]:

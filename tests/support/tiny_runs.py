@@ -1,6 +1,5 @@
 """Tiny data sets and a tiny model, to run the training scripts as a user does within seconds."""
 
-import copy
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,52 +25,32 @@ from ovformer.modeling.language.text_classifier import save_text_classifier
 from support.masks import compressed_rle, rectangle
 from support.mini_videos import SPLITS, MiniVideos, make_videos
 from support.scripts import restore_loggers
+from support.video_models import PARTS, TINY
 
 ROOT = Path(__file__).parents[2]
 SIDE = 64
 CLIP_DIM = 16
 FILES = {"train": "shapes_train_norare.json", "val": "shapes_val.json"}
+DETECTIONS = 5
 # What all runs have in common; the stage and the data set add the rest.
 SETTINGS = {
-    "MODEL": {
-        "DEVICE": "cpu",
-        "BACKBONE": {"NAME": "build_timm_backbone"},
-        "TIMM": {
-            "BASE_NAME": "resnet18",
-            # Without weights, blocks that start as the identity would get no gradient.
-            "KWARGS": "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], stem_width: 8, "
-            "zero_init_last: false}",
-        },
-        "SEM_SEG_HEAD": {
-            "IN_FEATURES": ["layer2", "layer3", "layer4", "layer5"],
-            "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["layer3", "layer4", "layer5"],
-            "DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": 32,
-            "TRANSFORMER_ENC_LAYERS": 1,
-            "CONVS_DIM": 32,
-            "MASK_DIM": 16,
-        },
-        "MASK_FORMER": {
-            "HIDDEN_DIM": 32,
-            "NUM_OBJECT_QUERIES": 6,
-            "DIM_FEEDFORWARD": 32,
-            "DEC_LAYERS": 3,
-            "TRAIN_NUM_POINTS": 32,
-        },
-        "CLIP": {"EMBED_DIM": CLIP_DIM},
-    },
-    "SOLVER": {
-        "IMS_PER_BATCH": 2,
-        "BASE_LR": 0.001,
-        "MAX_ITER": 4,
-        "STEPS": (3,),
-        "CHECKPOINT_PERIOD": 2,
-        "AMP": {"ENABLED": False},
-    },
-    "TEST": {"EVAL_PERIOD": 2, "DETECTIONS_PER_IMAGE": 5},
-    "DATALOADER": {"NUM_WORKERS": 0},
+    **PARTS,
+    **TINY,
+    # Without weights, blocks that start as the identity would get no gradient.
+    "MODEL.TIMM.KWARGS": TINY["MODEL.TIMM.KWARGS"][:-1] + ", zero_init_last: false}",
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 32,
+    "MODEL.CLIP.EMBED_DIM": CLIP_DIM,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.MAX_ITER": 4,
+    "SOLVER.STEPS": [3],
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    "SOLVER.AMP.ENABLED": False,
+    "TEST.EVAL_PERIOD": 2,
+    "TEST.DETECTIONS_PER_IMAGE": DETECTIONS,
+    "DATALOADER.NUM_WORKERS": 0,
     "SEED": 3,
 }
-DETECTIONS = SETTINGS["TEST"]["DETECTIONS_PER_IMAGE"]
 FILE_KEYS = ("CLIP_TEXT_PATH", "CLIP_IMAGE_PATH", "CLIP_IMAGE_PATH_TRAIN")
 # By the script: the config that the tiny one changes, and the data set.
 CONFIGS = {
@@ -160,11 +140,9 @@ def make_run(folder: Path, stage: Stage = IMAGE) -> TinyRun:
     base, family = CONFIGS[stage.script]
     root = folder / "data sets"
     run = TinyRun(root, folder / "tiny.yaml", folder / "output", stage)
-    settings = copy.deepcopy(SETTINGS)
-    settings["_BASE_"] = str(ROOT / "configs" / base)
-    categories = load_categories(family)
-    settings["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"] = len(categories)
-    names = [category["name"] for category in categories]
+    names = [category["name"] for category in load_categories(family)]
+    settings = {**SETTINGS, "_BASE_": str(ROOT / "configs" / base)}
+    settings["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(names)
     generator = torch.Generator().manual_seed(0)
     classifier = torch.randn(len(names), CLIP_DIM, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
@@ -173,30 +151,39 @@ def make_run(folder: Path, stage: Stage = IMAGE) -> TinyRun:
             draw_split(root, "train", 8)
             draw_split(root, "val", 4)
             files = ("shapes/classifier", "shapes/clip_val", "shapes/clip_train")
-            settings["DATASETS"] = {"TRAIN": ["shapes_train"], "TEST": ["shapes_val"]}
-            settings["INPUT"] = {
-                "IMAGE_SIZE": SIDE,
-                "MIN_SIZE_TEST": SIDE,
-                "MAX_SIZE_TEST": SIDE,
-            }
+            settings |= {"DATASETS.TRAIN": ["shapes_train"], "DATASETS.TEST": ["shapes_val"]}
+            keys = ("INPUT.IMAGE_SIZE", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
+            settings |= dict.fromkeys(keys, SIDE)
         else:
             run.data = make_videos(root, family)
             write_metadata(run.data, generator)
             files = ("metadata/classes", "metadata/frames", "metadata/frames")
             if stage is FRAMES:
-                settings["DATASETS"] = {"TRAIN": [], "TEST": [f"{family}_val"]}
-            settings["INPUT"] = {"MIN_SIZE_TEST": 64, "MIN_SIZE_TRAIN": [64]}
-            settings["INPUT"]["PSEUDO"] = {"MIN_SIZE_TRAIN": [64]}
-            settings["MODEL"]["WEIGHTS"] = str(run.untrained)
+                settings |= {"DATASETS.TRAIN": [], "DATASETS.TEST": [f"{family}_val"]}
+            settings |= {"INPUT.MIN_SIZE_TEST": SIDE, "INPUT.MIN_SIZE_TRAIN": [SIDE]}
+            settings["INPUT.PSEUDO.MIN_SIZE_TRAIN"] = [SIDE]
+            settings["MODEL.WEIGHTS"] = str(run.untrained)
         for key, file in zip(FILE_KEYS, files, strict=True):
-            settings["MODEL"]["MASK_FORMER"][key] = f"datasets/{file}.safetensors"
+            settings[f"MODEL.MASK_FORMER.{key}"] = f"datasets/{file}.safetensors"
         save_text_classifier(root / f"{files[0]}.safetensors", classifier, names, {})
-        run.config.write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
+        run.config.write_text(yaml.safe_dump(nest(settings)))
         if stage is not IMAGE:
             torch.manual_seed(1)
             model = build_model(get_ovformer_cfg(str(run.config)))
             torch.save({"model": model.state_dict()}, run.untrained)
     return run
+
+
+def nest(settings: dict[str, Any]) -> dict[str, Any]:
+    """ "A.B": value -> {"A": {"B": value}}, as in a config file."""
+    result = {}
+    for key, value in settings.items():
+        *parents, name = key.split(".")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return result
 
 
 def draw_split(root: Path, split: str, num_images: int) -> None:
@@ -210,31 +197,18 @@ def draw_split(root: Path, split: str, num_images: int) -> None:
     for image_id in range(1, num_images + 1):
         pixels = rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)
         name = f"{split}/{image_id:03d}.png"
-        images.append(
-            {
-                "id": image_id,
-                "file_name": name,
-                "height": SIDE,
-                "width": SIDE,
-                "neg_category_ids": allowed,
-                "not_exhaustive_category_ids": [],
-            }
-        )
+        image = {"id": image_id, "file_name": name, "height": SIDE, "width": SIDE}
+        image |= {"neg_category_ids": allowed, "not_exhaustive_category_ids": []}
+        images.append(image)
         # Different numbers of instances; in training also none.
         for number in range(image_id % 4 if split == "train" else image_id % 3 + 1):
             x, y, w, h = (int(v) for v in rng.integers(4, 30, 4))
             mask = rectangle((SIDE, SIDE), x, y, x + w, y + h)
             pixels[mask] = rng.integers(0, 255, 3)
-            annotations.append(
-                {
-                    "id": 10 * image_id + number,
-                    "image_id": image_id,
-                    "category_id": int(rng.choice(allowed)),
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "segmentation": compressed_rle(mask),
-                }
-            )
+            annotation = {"id": 10 * image_id + number, "image_id": image_id}
+            annotation |= {"category_id": int(rng.choice(allowed)), "bbox": [x, y, w, h]}
+            annotation |= {"area": w * h, "segmentation": compressed_rle(mask)}
+            annotations.append(annotation)
         Image.fromarray(pixels).save(root / "shapes" / name)
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "shapes" / FILES[split]).write_text(json.dumps(content))

@@ -19,11 +19,10 @@ from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.results_writer import ResultsWriter, merge_results
 from support import faulty_run
 from support.scripts import SERVER
+from support.small_training import TIMES, read_curves
 from support.tiny_runs import make_run
 
 OPTS = ["SOLVER.MAX_ITER", "6", "SOLVER.DETERMINISTIC", "True"]
-# Values of metrics.json that differ from run to run.
-TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
 
 
 @dataclass
@@ -152,7 +151,7 @@ def find_losses(output: Path) -> list[str]:
             losses.append(str(error))
     done = max(saved, default=-1)
     lines = {int(words) for kind, words in noted if kind == "line" and int(words) <= done}
-    if missing := lines - {line["iteration"] for line in curves(output)}:
+    if missing := lines - {line["iteration"] for line in read_curves(output)}:
         losses.append(f"lines of iterations {sorted(missing)}")
     # A training evaluates anew when it is resumed.
     videos = {int(words) for kind, words in noted if kind == "video" and not saved}
@@ -173,14 +172,6 @@ def predictions(output: Path) -> Iterator[dict]:
             yield from read_results(copy)
 
 
-def curves(output: Path) -> list[dict]:
-    """Return the whole lines of metrics.json without what differs from run to run."""
-    path = output / "metrics.json"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
-
-
 def find_differences(output: Path, expected: Path) -> list[str]:
     """Return the differences between the results of two runs."""
     differences = []
@@ -197,7 +188,7 @@ def find_differences(output: Path, expected: Path) -> list[str]:
         if name.suffix == ".pth":
             equal = are_equal(read_weights(one), read_weights(other))
         elif name.name == "metrics.json":
-            equal = curves(output) == curves(expected)
+            equal = read_curves(output) == read_curves(expected)
         elif "inference" in name.parts and one.is_file():
             # Files of results name their own folder.
             texts = [(f / name).read_text().replace(str(f), "") for f in (output, expected)]

@@ -1,6 +1,7 @@
 """Small trainings, for the tests of the trainer, its hooks, and of interruptions."""
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from ovformer.d2 import HookBase, TrainerBase, hooks
 from ovformer.engine.hooks import PeriodicCheckpoint
 from ovformer.engine.trainer import Trainer
+
+# Values of metrics.json that differ from run to run.
+TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
 
 
 class Regression(nn.Module):
@@ -114,3 +118,13 @@ class CallbackHook(HookBase):
 
     def after_step(self) -> None:
         self._after_step(self.trainer)
+
+
+def read_curves(output: Path) -> list[dict]:
+    """Return the whole lines of metrics.json without what differs from run to run."""
+    path = output / "metrics.json"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = sorted(
+        (json.loads(line) for line in lines if line.endswith("\n")), key=lambda x: x["iteration"]
+    )
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]

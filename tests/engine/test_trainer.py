@@ -1,20 +1,17 @@
 """The trainer's step, with models of a few parameters."""
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ovformer.d2 import HookBase, JSONWriter
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
-from ovformer.engine.trainer import (
-    MIN_LOSS_SCALE,
-    Trainer,
-    random_state,
-    set_random_state,
-)
+from ovformer.engine.trainer import MIN_LOSS_SCALE, Trainer, random_state, set_random_state
 from support.small_training import (
     CallbackHook,
     Regression,
@@ -105,18 +102,6 @@ def test_detectron2_hooks_work() -> None:
     assert calls == ["before_train", *steps, "after_train"]
 
 
-@pytest.mark.parametrize("amp_type", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(amp_type, bad: float) -> None:
-    model = Constant()
-    trainer = make_trainer(model, factors(1, bad, 1), 3, amp_type=amp_type)
-    with pytest.raises(FloatingPointError) as error:
-        trainer.train()
-    assert model.weight.item() == pytest.approx(1 - 0.1 * 1)
-    for words in ("Iteration 1", f"loss {bad}", "image 1", "BASE_LR", "bfloat16", "--resume"):
-        assert words in str(error.value)
-
-
 class HalfGradient(torch.autograd.Function):
     """Sends the gradient through float16, as a layer under autocast does."""
 
@@ -135,17 +120,25 @@ class Overflow(Constant):
 
 
 @FIRST_STEP
-def test_an_overflow_of_float16_only_skips_a_step() -> None:
+def test_an_overflow_of_float16_only_skips_a_step(tmp_path: Path) -> None:
     """The first loss scale, 65536, is too large for a gradient of 2; half of it is not."""
-    model = Overflow()
     seen = []
-    trainer = make_trainer(model, factors(1, 1, 0.5), 3, amp_type=torch.float16)
-    trainer.register_hooks([CallbackHook(after_step=lambda t: seen.append(model.weight.item()))])
+
+    def overflowing_trainer() -> Trainer:
+        others = {"amp_type": torch.float16, "output_dir": str(tmp_path)}
+        trainer = make_trainer(Overflow(), factors(1, 1, 0.5), 3, **others)
+        weight = trainer.model.weight
+        trainer.register_hooks([CallbackHook(after_step=lambda t: seen.append(weight.item()))])
+        return trainer
+
+    trainer = overflowing_trainer()
+    trainer.register_hooks([PeriodicCheckpoint(100)])
     trainer.train()
-    assert seen[0] == 1
-    assert seen[1] == pytest.approx(0.9)
-    assert seen[2] < seen[1]
+    assert seen[:2] == [1, pytest.approx(0.9)] and seen[2] < seen[1]
     assert trainer.state_dict()["grad_scaler"]["scale"] == 65536 / 2
+    resumed = overflowing_trainer()
+    resumed.resume_or_load("", resume=True)
+    assert resumed.state_dict()["grad_scaler"]["scale"] == 65536 / 2
 
 
 @FIRST_STEP
@@ -214,45 +207,8 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path: Path) -> None:
     resumed.resume_or_load("", resume=True)
     assert resumed.start_iter == 2
     resumed.train()
-    for name, value in resumed.model.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+    torch.testing.assert_close(resumed.model.state_dict(), expected, rtol=0, atol=0)
     assert resumed.scheduler.state_dict() == whole.scheduler.state_dict()
-
-
-@FIRST_STEP
-def test_resume_restores_the_loss_scale(tmp_path: Path) -> None:
-    def trainer(*values: float) -> Trainer:
-        made = make_trainer(
-            Overflow(),
-            factors(*values),
-            len(values),
-            amp_type=torch.float16,
-            output_dir=str(tmp_path),
-        )
-        made.register_hooks([PeriodicCheckpoint(100)])
-        return made
-
-    trainer(1, 1).train()
-    resumed = trainer(1, 1)
-    resumed.resume_or_load("", resume=True)
-    assert resumed.state_dict()["grad_scaler"]["scale"] == 65536 / 2
-
-
-def test_nothing_left_to_train(tmp_path: Path, caplog) -> None:
-    noisy_trainer(tmp_path, 2).train()
-    done = noisy_trainer(tmp_path, 2)
-    done.resume_or_load("", resume=True)
-    with caplog.at_level("INFO", "ovformer.engine.trainer"):
-        done.train()
-    assert "iteration 2, SOLVER.MAX_ITER is 2" in caplog.text
-
-
-def test_resume_without_a_checkpoint_starts_a_new_training(tmp_path: Path, caplog) -> None:
-    trainer = noisy_trainer(tmp_path, 1)
-    with caplog.at_level("INFO", "ovformer.engine.resume"):
-        trainer.resume_or_load("", resume=True)
-    assert trainer.start_iter == 0
-    assert "has no checkpoint yet" in caplog.text
 
 
 def test_the_state_of_another_trainer_is_refused() -> None:
@@ -262,10 +218,6 @@ def test_the_state_of_another_trainer_is_refused() -> None:
 
 
 def test_random_states_are_plain_and_restorable(tmp_path: Path) -> None:
-    import random
-
-    import numpy as np
-
     def draw() -> tuple:
         return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
 

@@ -60,20 +60,20 @@ def test_our_processes(how: str, others: str) -> None:
     last = errors.strip().splitlines()[-1]
     if how == "error":
         assert last == "RuntimeError: the failure of process 1"
-        assert "Connection closed" not in errors
     else:
-        assert last.startswith("ChildProcessError: Process 1 (pid ") and "SIGKILL" in last
-        assert "memory" in last and "--resume" in last
+        assert last.startswith("ChildProcessError: Process 1 (pid ")
+        assert "SIGKILL" in last and "--resume" in last
 
 
-@pytest.mark.parametrize(("how", "others"), [("error", "wait"), ("kill", "wait")])
-def test_torchrun(how: str, others: str) -> None:
-    errors, seconds = fail(TORCHRUN, how, "1", others)
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [("error", "RuntimeError: the failure of process 1"), ("kill", "Signal 9 (SIGKILL)")],
+)
+def test_torchrun(how: str, error: str) -> None:
+    errors, seconds = fail(TORCHRUN, how, "1", "wait")
     assert seconds < MINUTE + imports()
     cause = errors.split("Root Cause (first observed failure):")[1]
-    assert "rank      : 1" in cause
-    expected = "RuntimeError: the failure of process 1" if how == "error" else "Signal 9 (SIGKILL)"
-    assert expected in cause
+    assert "rank      : 1" in cause and error in cause
 
 
 def imports() -> float:

@@ -59,10 +59,10 @@ def shares(start: int, seed: int):
         yield batch[comm.get_rank() :: comm.get_world_size()]
 
 
-def train(folder: Path, way: str, rank: int = 0, **others) -> tuple[Trainer, str]:
+def train(folder: Path, way: str, rank: int = 0) -> tuple[Trainer, str]:
     """Train until it goes wrong, with a checkpoint after two iterations; return the error, too."""
     torch.manual_seed(0)
-    trainer = make_trainer(GoesWrong(way, rank), shares, 6, output_dir=str(folder), **others)
+    trainer = make_trainer(GoesWrong(way, rank), shares, 6, output_dir=str(folder))
     trainer.register_hooks([PeriodicCheckpoint(2)])
     with pytest.raises(FloatingPointError) as error:
         trainer.train()
@@ -86,8 +86,7 @@ def read_report(folder: Path) -> dict:
 @pytest.mark.parametrize("way", WAYS)
 def test_one_process(tmp_path: Path, way: str) -> None:
     trainer, error = train(tmp_path, way)
-    for name, value in plain_weights().items():
-        assert torch.equal(trainer.model.state_dict()[name], value), name
+    torch.testing.assert_close(trainer.model.state_dict(), plain_weights(), rtol=0, atol=0)
     report = read_report(tmp_path)
     assert report["iteration"] == BAD_ITERATION
     (part,) = report["processes"]
@@ -102,7 +101,7 @@ def test_one_process(tmp_path: Path, way: str) -> None:
     assert report["learning_rates"] == [0.05]  # halved after three iterations
     assert (report["precision"], report["loss_scale"], report["seed"]) == ("float32", None, 0)
     assert report["last_checkpoint"] == str(tmp_path / "model_0000001.pth")
-    for words in (f"Iteration {BAD_ITERATION}: {WAYS[way]}", names[0], "nonfinite_0000003.json"):
+    for words in (f"Iteration {BAD_ITERATION}: {WAYS[way]}", names[0], "BASE_LR", "--resume"):
         assert words in error
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -111,14 +110,8 @@ def test_one_process(tmp_path: Path, way: str) -> None:
 def test_with_a_loss_scale_and_micro_batches(tmp_path: Path, way: str) -> None:
     """The model goes wrong in the second micro-batch of the second iteration."""
     torch.manual_seed(0)
-    trainer = make_trainer(
-        GoesWrong(way, 0),
-        shares,
-        6,
-        output_dir=str(tmp_path),
-        amp_type=torch.float16,
-        accumulation_steps=2,
-    )
+    others = {"amp_type": torch.float16, "accumulation_steps": 2, "output_dir": str(tmp_path)}
+    trainer = make_trainer(GoesWrong(way, 0), shares, 6, **others)
     with pytest.raises(FloatingPointError):
         trainer.train()
     report = json.loads((tmp_path / "nonfinite_0000001.json").read_text())
@@ -135,8 +128,7 @@ def train_each_way(folder: str) -> None:
     for way in WAYS:
         output = Path(folder, way)
         trainer, error = train(output, way, rank=1)
-        for name, value in expected.items():
-            assert torch.equal(trainer.model.state_dict()[name], value), name
+        torch.testing.assert_close(trainer.model.state_dict(), expected, rtol=0, atol=0)
         comm.synchronize()
         (output / f"error{comm.get_rank()}").write_text(error)
 

@@ -43,8 +43,9 @@ class Model(nn.Module):
         self.tied.weight = self.my_backbone_adapter.weight
 
 
-def settings_by_name(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Parameter name -> (learning rate, weight decay)."""
+def test_parameter_groups() -> None:
+    """Learning rate and weight decay of each parameter; frozen ones have no group."""
+    model = Model()
     groups = parameter_groups(
         model,
         lr=1.0,
@@ -53,16 +54,12 @@ def settings_by_name(model: nn.Module) -> dict[str, tuple[float, float]]:
         weight_decay_norm=0.01,
         weight_decay_embed=0.02,
     )
-    settings = {}
-    for group in groups:
-        for parameter in group["params"]:
-            assert parameter not in settings, "in two groups"
-            settings[parameter] = (group["lr"], group["weight_decay"])
-    return {name: settings[p] for name, p in model.named_parameters() if p in settings}
-
-
-def test_parameter_groups() -> None:
-    assert settings_by_name(Model()) == {
+    settings = [
+        (p, (group["lr"], group["weight_decay"])) for group in groups for p in group["params"]
+    ]
+    assert len(dict(settings)) == len(settings), "a parameter is in two groups"
+    settings = dict(settings)
+    assert {name: settings[p] for name, p in model.named_parameters() if p in settings} == {
         "backbone.conv.weight": (0.1, 0.05),
         "backbone.conv.bias": (0.1, 0.05),
         "backbone.norm.weight": (0.1, 0.01),
@@ -132,14 +129,11 @@ def test_scaling_to_fewer_processes(caplog) -> None:
         scaled = scale_to_world_size(cfg, 2)
     assert cfg.SOLVER.IMS_PER_BATCH == 8
     assert scaled.is_frozen()
-    assert scaled.SOLVER.IMS_PER_BATCH == 4
-    assert scaled.SOLVER.BASE_LR == pytest.approx(5e-5)
-    assert scaled.SOLVER.MAX_ITER == 885000
-    assert scaled.SOLVER.STEPS == (796500, 840750)
-    assert scaled.SOLVER.WARMUP_ITERS == 200
-    assert scaled.SOLVER.CHECKPOINT_PERIOD == 40000
-    assert scaled.TEST.EVAL_PERIOD == 1000
-    assert scaled.SOLVER.REFERENCE_WORLD_SIZE == 2
+    solver = scaled.SOLVER
+    assert solver.BASE_LR == pytest.approx(5e-5)
+    assert (solver.IMS_PER_BATCH, solver.MAX_ITER, solver.STEPS) == (4, 885000, (796500, 840750))
+    assert (solver.WARMUP_ITERS, solver.CHECKPOINT_PERIOD) == (200, 40000)
+    assert (scaled.TEST.EVAL_PERIOD, solver.REFERENCE_WORLD_SIZE) == (1000, 2)
     assert "SOLVER.IMS_PER_BATCH 8 -> 4" in caplog.text
     assert "TEST.EVAL_PERIOD 500 -> 1000" in caplog.text
     assert "WEIGHT_DECAY" not in caplog.text

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,15 +84,6 @@ def test_scores_of_base_and_novel(trained: TinyRun) -> None:
         assert last[f"lvvis_val/segm/{metric}"] == pytest.approx(100 * groups[group]["AP"])
 
 
-@pytest.mark.slow
-def test_mAP_scores_it_again(trained: TinyRun, tmp_path: Path) -> None:
-    command = [str(ROOT / "mAP.py"), "--dt", str(trained.output), "--et", "lvvis_val"]
-    process = trained.python(*command, "--out", str(tmp_path))
-    assert process.returncode == 0, process.stderr
-    again = json.loads((tmp_path / "scores.json").read_text())
-    assert again["groups"] == trained.scores()["groups"]
-
-
 def test_a_training_resumes_where_it_stopped(trained: TinyRun, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
     stopped = replace(trained, output=tmp_path / "output")
@@ -102,38 +92,8 @@ def test_a_training_resumes_where_it_stopped(trained: TinyRun, tmp_path: Path, m
     (stopped.output / "last_checkpoint").write_text("model_0000001.pth")
     stopped.here("--resume")
     assert "Resuming: 2 iterations are done" in log(stopped)
-    expected = weights(trained.output / "model_final.pth")
-    found = weights(stopped.output / "model_final.pth")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_evaluate(trained: TinyRun, tmp_path: Path) -> None:
-    two = replace(trained, output=tmp_path / "two")
-    process = two.script(processes=2)
-    assert process.returncode == 0, process.stderr
-    # Each process draws points and classes of its own.
-    assert losses(two) == pytest.approx(losses(trained), rel=0.15)
-    assert {entry["video_id"] for entry in two.results()} == set(VIDEOS)
-
-
-def test_the_submission_of_the_test_set(
-    trained: TinyRun, tmp_path: Path, monkeypatch, load_tool: Callable
-) -> None:
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(trained.data.root))
-    other = replace(trained, output=tmp_path / "output")
-    model = str(trained.output / "model_final.pth")
-    other.here("--eval-only", "MODEL.WEIGHTS", model, "DATASETS.TEST", "('lvvis_test',)")
-    assert not (other.output / "inference" / "lvvis_test" / "scores.json").exists()
-    assert "tools/ytvis_json.py --results" in log(other)
-    pack = ["--dataset", "lvvis_test", "--results", str(other.output)]
-    load_tool("ytvis_json").main(pack)
-    with zipfile.ZipFile(other.output / "inference" / "lvvis_test" / "all.zip") as file:
-        assert file.namelist() == ["results.json"]
-        packed = json.loads(file.read("results.json"))
-    assert packed == other.results("lvvis_test")
-    assert {entry["video_id"] for entry in packed} == set(VIDEOS)
+    states = [weights(run.output / "model_final.pth") for run in (stopped, trained)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -142,13 +102,9 @@ def test_from_the_files_of_the_data_set(run: TinyRun) -> None:
     content = {**run.data.content, "categories": load_categories("lvvis")}
     folder = run.data.root / "LVVIS"
     (folder / "train" / "train_instances_.json").write_text(json.dumps(content))
-    for path in (
-        run.data.annotations("train"),
-        run.data.annotations("test"),
-        run.data.root / "metadata" / "lvvis_train_cat_info.json",
-    ):
+    cat_info = run.data.root / "metadata" / "lvvis_train_cat_info.json"
+    for path in (run.data.annotations("train"), run.data.annotations("test"), cat_info):
         path.unlink()
-    features = run.data.root / "metadata" / "frames.safetensors"
     for command in (
         ["remove_lvvis_novel.py", "--ann", "datasets/LVVIS/train/train_instances_.json"],
         ["get_lvvis_cat_info.py", "--add_freq"],
@@ -158,7 +114,6 @@ def test_from_the_files_of_the_data_set(run: TinyRun) -> None:
         assert process.returncode == 0, process.stderr
     kept = json.loads(run.data.annotations("train").read_text())["annotations"]
     assert CATEGORIES["lvvis"][1] not in {annotation["category_id"] for annotation in kept}
-    assert features.is_file()
     process = run.script("DATASETS.TEST", "('lvvis_val', 'lvvis_test')", "TEST.EVAL_PERIOD", "0")
     assert process.returncode == 0, process.stderr
     assert {entry["video_id"] for entry in run.results("lvvis_test")} == {0, 1, 2}
@@ -185,10 +140,7 @@ def test_images_among_the_clips(run: TinyRun, mini_lvis: MiniLvis) -> None:
 
 
 def test_features_stored_and_computed_are_the_same(
-    run: TinyRun,
-    mini_lvis: MiniLvis,
-    tmp_path: Path,
-    load_tool: Callable,
+    run: TinyRun, mini_lvis: MiniLvis, tmp_path: Path, load_tool: Callable
 ) -> None:
     """Of frames and of images that become clips, in training and evaluation."""
     clip, store = make_clip(tmp_path / "clip"), str(tmp_path / "store.safetensors")
@@ -200,17 +152,13 @@ def test_features_stored_and_computed_are_the_same(
     found = []
     for path in (store, ""):
         again = replace(run, output=tmp_path / f"output {bool(path)}")
-        again.here(
-            *options,
-            *("MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", path),
-            *("MODEL.MASK_FORMER.CLIP_IMAGE_PATH", path),
-        )
+        files = ["MODEL.MASK_FORMER.CLIP_IMAGE_PATH_TRAIN", path]
+        again.here(*options, *files, "MODEL.MASK_FORMER.CLIP_IMAGE_PATH", path)
         found.append(again)
     stored, computed = found
     assert losses(computed) == pytest.approx(losses(stored), rel=1e-5)
-    expected = {entry["video_id"]: entry["score"] for entry in stored.results()}
-    scores = {entry["video_id"]: entry["score"] for entry in computed.results()}
-    assert scores == pytest.approx(expected, rel=1e-3)
+    scores = [{x["video_id"]: x["score"] for x in again.results()} for again in found]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
 def test_videos_of_one_frame(run: TinyRun) -> None:
@@ -244,9 +192,8 @@ def test_from_the_weights_of_stage_1(run: TinyRun, tmp_path: Path, monkeypatch) 
     found = weights(run.output / "model_final.pth")
     assert found.keys() == stage_1.keys()
     for key, value in stage_1.items():
-        if any(word in key for word in VOCABULARY):
-            continue
-        assert torch.equal(found[key], value), key
+        if not any(word in key for word in VOCABULARY):
+            assert torch.equal(found[key], value), key
     assert found["sem_seg_head.predictor.class_embed.zs_weight"].shape == (CLIP_DIM, 1197)
     evaluated = replace(run, output=run.output / "evaluated")
     evaluated.here("--eval-only", *start)
@@ -261,9 +208,8 @@ def test_the_recipe_for_a_small_gpu(run: TinyRun) -> None:
     recipe = ["MODEL.ACTIVATION_CHECKPOINTING", "True"]
     recomputed = replace(run, output=run.output / "recomputed")
     recomputed.here(*options, *recipe)
-    expected = weights(run.output / "model_final.pth")
-    for key, value in weights(recomputed.output / "model_final.pth").items():
-        assert torch.allclose(value, expected[key], rtol=1e-4, atol=1e-6), key
+    states = [weights(x.output / "model_final.pth") for x in (recomputed, run)]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-6)
     recipe += ["SOLVER.ACCUMULATION_STEPS", "4"]
     recipe += ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16"]
     small = replace(run, output=run.output / "small")
@@ -296,15 +242,12 @@ def test_bad_files(run: TinyRun, spoil: Callable, options: list[str], message: s
         run.here(*options)
 
 
-def refused(run: TinyRun, capsys: pytest.CaptureFixture, *words: str) -> str:
+def refused(run: TinyRun, user_error: Callable, *words: str) -> str:
     """Return the message with which the script stops before any work."""
-    with pytest.raises(SystemExit) as stop:
-        run.here(*words)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
+    return user_error(lambda words: run.here(*words), *words)
 
 
-def test_all_errors_of_a_config_at_once(run: TinyRun, capsys) -> None:
+def test_all_errors_of_a_config_at_once(run: TinyRun, user_error: Callable) -> None:
     annotations = run.data.annotations("val")
     annotations.write_text(annotations.read_text()[:-100])
     run.data.annotations("train").unlink()
@@ -316,7 +259,9 @@ def test_all_errors_of_a_config_at_once(run: TinyRun, capsys) -> None:
         "INPUT.PSEUDO.CROP.TYPE": "half",
         "DATASETS.DATASET_RATIO": "(1, 2)",
     }
-    message = refused(run, capsys, *(word for pair in options.items() for word in pair))
+    message = user_error(
+        lambda words: run.here(*words), *(word for pair in options.items() for word in pair)
+    )
     assert all(f"{key}: " in message for key in options)
     assert "train_instances_nonovel.json of 'lvvis_train'" in message
     assert "val_instances_.json: not valid JSON" in message
@@ -324,35 +269,21 @@ def test_all_errors_of_a_config_at_once(run: TinyRun, capsys) -> None:
     run.data.write("train")
     run.data.write("val")
     remove_frame(run, "val")
-    assert "lvvis_val: 1 of 10 images" in refused(run, capsys)
+    assert "lvvis_val: 1 of 10 images" in refused(run, user_error)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "1195"], ["NUM_CLASSES is 1195", "'lvvis_train'"]),
-        (
-            ["DATASETS.TEST", "('shapes_val',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "36"],
-            ["'shapes_val'", "'lvis'", "train_net_lvvis.py", "vis, burst"],
-        ),
-        (
-            ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "MultiScaleMaskedTransformerDecoder"],
-            ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "VideoOVFormer"],
-        ),
-    ],
-)
-def test_bad_configs(run: TinyRun, capsys, options: list[str], words: list[str]) -> None:
-    message = refused(run, capsys, *options)
-    assert all(word in message for word in words)
+def test_the_decoder_of_another_model(run: TinyRun, user_error: Callable) -> None:
+    key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
+    message = refused(run, user_error, key, "MultiScaleMaskedTransformerDecoder")
+    assert key in message and "VideoOVFormer" in message
 
 
-def test_videos_in_the_script_of_images(run: TinyRun, capsys) -> None:
-    options = ["MODEL.META_ARCHITECTURE", "OVFormer"]
+def test_videos_in_the_script_of_images(run: TinyRun, user_error: Callable) -> None:
+    options = ["MODEL.META_ARCHITECTURE", "OVFormer", "INPUT.RANDOM_FLIP", "horizontal"]
     decoder = "MultiScaleMaskedTransformerDecoder"
     options += ["MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", decoder]
-    options += ["INPUT.RANDOM_FLIP", "horizontal"]
     images = replace(run, stage=IMAGE)
-    message = refused(images, capsys, *options)
+    message = refused(images, user_error, *options)
     assert "'lvvis_val'" in message and "'vis'" in message and "train_net.py" in message
     with pytest.raises(ValueError, match="'lvvis_train'.* train_net_lvvis"):
         images.here(*options, "DATASETS.TEST", "()")

@@ -147,16 +147,6 @@ def test_a_kill_in_every_iteration(uninterrupted: Path, tmp_path: Path) -> None:
     assert read_tensorboard(tmp_path) == shown
 
 
-def test_a_failed_training_leaves_no_half_line(tmp_path: Path) -> None:
-    def fail(iteration: int, moment: str) -> None:
-        if iteration == 30:
-            raise ValueError("bad data")
-
-    with pytest.raises(ValueError, match="bad data"):
-        training(tmp_path, fail, 7).train()
-    assert [line["iteration"] for line in read_curves(tmp_path)] == [12, 19]
-
-
 @pytest.mark.parametrize("cut_off", ["", '{"itera'])
 def test_a_new_training_keeps_the_lines_of_the_old_one(tmp_path: Path, cut_off: str) -> None:
     (tmp_path / "metrics.json").write_text('{"iteration": 99}\n' + cut_off)

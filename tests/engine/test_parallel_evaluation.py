@@ -9,7 +9,7 @@ import torch
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.engine.stages import CLIPS, FRAMES, Stage
-from support.scripts import Script
+from support.interrupted_run import Script
 from support.tiny_runs import FILES, make_run
 
 pytestmark = pytest.mark.slow

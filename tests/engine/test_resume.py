@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ovformer.engine.stages import CLIPS
-from support.scripts import Script
+from support.interrupted_run import Script
 from support.small_training import read_curves
 from support.tiny_runs import make_run
 

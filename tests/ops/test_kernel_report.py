@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,8 +28,22 @@ def test_the_command_lists_all_kernels_and_tests_the_usable_ones() -> None:
     assert "torch" in usable and "WRONG" not in results
 
 
+@pytest.fixture
+def run_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable:
+    """A function that runs the command for some kernels, where it fails; returns its output."""
+
+    def run(*kernels: str) -> str:
+        monkeypatch.setattr(report, "KERNELS", dict.fromkeys(kernels))
+        with pytest.raises(SystemExit) as end:
+            report.main()
+        assert end.value.code == 1
+        return capsys.readouterr().out
+
+    return run
+
+
 @pytest.mark.parametrize("wrong", ["forward", "backward"])
-def test_a_wrong_kernel_fails_the_self_test(wrong, monkeypatch, capsys) -> None:
+def test_a_wrong_kernel_fails_the_self_test(wrong, monkeypatch, run_report) -> None:
     right = getattr(ms_deform_attn_torch, wrong)
 
     def slightly_off(*inputs):
@@ -39,17 +54,9 @@ def test_a_wrong_kernel_fails_the_self_test(wrong, monkeypatch, capsys) -> None:
 
     monkeypatch.setattr(ms_deform_attn_torch, wrong, slightly_off)
     monkeypatch.setattr(self_test, "time_call", lambda function, device: 0.0)
-    monkeypatch.setattr(report, "KERNELS", {"torch": None})
-    with pytest.raises(SystemExit) as end:
-        report.main()
-    assert end.value.code == 1
-    assert "WRONG" in capsys.readouterr().out
+    assert "WRONG" in run_report("torch")
 
 
-def test_a_kernel_that_does_not_exist_fails_the_command(monkeypatch, capsys) -> None:
+def test_a_kernel_that_does_not_exist_fails_the_command(monkeypatch, run_report) -> None:
     monkeypatch.setenv("OVFORMER_MSDA", "fast")
-    monkeypatch.setattr(report, "KERNELS", {})
-    with pytest.raises(SystemExit) as end:
-        report.main()
-    assert end.value.code == 1
-    assert "'fast'" in capsys.readouterr().out
+    assert "'fast'" in run_report()

@@ -45,6 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = temporary_name(path)
     try:
         yield temporary
+        # Before the new name: else a power cut might leave that name on a file without content.
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:

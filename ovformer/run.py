@@ -112,6 +112,7 @@ def train_or_evaluate(
     register_custom(cfg.DATASETS.CUSTOM)
     cfg = scale_to_world_size(cfg, comm.get_world_size())
     seed = choose_seed(cfg)
+    # Each process has its own: with one seed all would draw the same numbers for other images.
     seed_all_rng(seed + comm.get_rank())
     set_deterministic(cfg.SOLVER.DETERMINISTIC)
     # Timing kernels pays off only where image sizes repeat, and may choose another one each time.

@@ -72,8 +72,8 @@ def main() -> None:
         half = [torch.float16, torch.bfloat16] if device.type == "cuda" else []
         for dtype in (torch.float32, *half):
             for name in usable:
-                all_right &= print_self_test(name, dtype, device)
-    sys.exit(not all_right)
+                all_right = print_self_test(name, dtype, device) and all_right
+    sys.exit(0 if all_right else 1)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except BuildError as error:
             failures.append(name)
             print(f"{name} kernel: not built: {error}")
-    sys.exit(bool(failures))
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":

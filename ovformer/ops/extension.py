@@ -42,6 +42,7 @@ def build_on_first_use(source: Path, command: Sequence[str]) -> ctypes.CDLL:
             return load_library(path)
         except BuildError as error:
             logger.warning("%s. It is compiled again.", error)
+    # Only now, as a cache that is complete need not be writable.
     path = writable_folder() / path.name
     logger.info("Compiling %s, once, to %s", source.name, path)
     compile_library(source, command, path)
@@ -54,6 +55,8 @@ def cached_path(source: Path, command: Sequence[str]) -> Path:
     Raises:
         BuildError: there is no such compiler.
     """
+    # The processor counts: machines with different ones may share a home folder, and kernels are
+    # compiled for the processor at hand.
     facts = (source.read_bytes(), *command, compiler_version(command[0]), describe_processor())
     digest = hashlib.sha256()
     for fact in facts:
@@ -71,6 +74,7 @@ def compile_library(source: Path, command: Sequence[str], output: Path) -> None:
     Raises:
         BuildError: the compiler failed; the message names the file with its full output.
     """
+    # In the same folder, as a rename is atomic only within a file system.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="building-") as folder:
         built = Path(folder, output.name)
         line = [*command, str(source), "-o", str(built)]
@@ -97,6 +101,7 @@ def load_library(path: Path) -> ctypes.CDLL:
     """
     try:
         content = path.read_bytes()
+        # Before the library is mapped: a damaged one may crash the process.
         if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
             raise BuildError(f"{path} is damaged")
         return ctypes.CDLL(str(path))

@@ -28,6 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -
         activation = "relu" if relu else "none"
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
     x = F.linear(x, weight, bias)
+    # In place, as the gradient of a ReLU needs its result alone.
     return F.relu_(x) if relu else x
 
 

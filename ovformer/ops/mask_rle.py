@@ -35,6 +35,7 @@ def encode_runs(masks: Tensor) -> list[dict]:
     mask_of_run, positions = begins.nonzero().cpu().numpy().T
     runs_of_masks = np.split(positions, np.searchsorted(mask_of_run, np.arange(1, len(masks))))
     codes = []
+    # np.split returns one part even if there are no masks.
     for runs in runs_of_masks[: len(masks)]:
         counts = np.diff(runs, prepend=0, append=height * width).tolist()
         code = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)

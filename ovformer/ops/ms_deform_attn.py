@@ -77,8 +77,10 @@ def ms_deform_attn(
         ValueError: the shapes do not match, or ``$OVFORMER_MSDA`` is not a kernel.
         RuntimeError: ``$OVFORMER_MSDA`` names a kernel that can't be used here.
     """
+    # Outside of the operator, so that autograd casts the gradients back to 16 bits.
     samples = _to_full_precision(value, sampling_locations, attention_weights)
     if _uses_torch_operators:
+        # Called directly: a trace would hold the operator as one opaque node.
         return load_kernel("torch").forward(value, spatial_shapes, level_start_index, *samples)
     sizes = (to_host_tensor(spatial_shapes), to_host_tensor(level_start_index))
     return _forward(value, *sizes, *samples)
@@ -104,6 +106,7 @@ def load_kernel(name: str) -> ModuleType:
     return importlib.import_module(f"ovformer.ops.ms_deform_attn_{name}")
 
 
+# The variable is an argument, so that a change of it is noticed in spite of the cache.
 @functools.cache
 def _choose_kernel(device: torch.device, wanted: str) -> str:
     """Choose a kernel as :func:`choose_kernel`, and log it once per device."""
@@ -150,6 +153,7 @@ def _forward(
     attention_weights: Tensor,
 ) -> Tensor:
     """Run the chosen kernel; see :func:`ms_deform_attn`."""
+    # Checked here, not by the caller: an exported program calls the operator alone.
     inputs = _check_inputs(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
@@ -169,6 +173,7 @@ def _backward(
     inputs = _check_inputs(
         value, spatial_shapes, level_start_index, sampling_locations, attention_weights
     )
+    # A gradient may be expanded, as that of a sum is; kernels read plain memory.
     kernel = load_kernel(choose_kernel(value.device))
     return kernel.backward(grad_output.contiguous(), *inputs)
 
@@ -238,6 +243,7 @@ def _check_inputs(
         raise ValueError(
             f"ms_deform_attn: spatial_shapes is {tuple(spatial_shapes.shape)}, expected (L, 2)"
         )
+    # Callers may pass any integer type on any device; kernels get one.
     spatial_shapes = spatial_shapes.to("cpu", torch.int64)
     level_start_index = level_start_index.to("cpu", torch.int64)
     batch, tokens, heads, _ = value.shape

@@ -86,6 +86,7 @@ class _Sizes(ctypes.Structure):
     @classmethod
     def of(cls, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor) -> "_Sizes":
         _, queries, _, levels, points, _ = locations.shape
+        # Bare pointers: the caller keeps both tensors alive until the library returns.
         pointers = (shapes.data_ptr(), starts.data_ptr())
         return cls(*value.shape, queries, levels, points, *pointers, torch.get_num_threads())
 
@@ -102,6 +103,7 @@ def _call(function: str, sizes: _Sizes, tensors: tuple[Tensor, ...]) -> None:
         raise MemoryError(f"ms_deform_attn: no memory for maps of {sizes.tokens} tokens")
 
 
+# A failure is cached, too: a compiler that does not work is not tried for each batch.
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Return the library, or None and the reason."""

@@ -119,6 +119,7 @@ def _check(
     if value.dtype not in DTYPES:
         raise ValueError(f"ms_deform_attn: value is {value.dtype}, expected one of {DTYPES}")
     batch, _, heads, channels = value.shape
+    # The library's functions are named by the dtype of value alone; it fixes the others.
     accurate = torch.promote_types(value.dtype, torch.float32)
     host, levels = torch.device("cpu"), len(shapes)
     rows = (batch, locations.shape[1], heads)

@@ -89,11 +89,13 @@ def _levels(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield index, maps (N*M, D, H, W) and grid (N*M, Lq, P, 2) of each level that has pixels."""
     tokens = value.to(sampling_locations.dtype).permute(0, 2, 3, 1).flatten(0, 1)  # (N*M, D, S)
+    # grid_sample counts from -1 to 1, sampling locations from 0 to 1.
     grids = _by_head(2 * sampling_locations - 1)
     starts, shapes = (
         x.tolist() if isinstance(x, Tensor) else x for x in (level_start_index, spatial_shapes)
     )
     for level, (start, shape) in enumerate(zip(starts, shapes, strict=True)):
+        # grid_sample refuses maps without pixels.
         if length := shape[0] * shape[1]:
             maps = tokens[..., start : start + length].unflatten(2, shape)
             yield level, maps, grids[:, :, level]

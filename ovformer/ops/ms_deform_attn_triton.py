@@ -75,6 +75,7 @@ def _launch(
     rows = batch * queries * heads
     block = kernels.next_power_of_2(max(channels, 1))
     rows_per_program = max(NUMBERS // block, 1)
+    # CUDA refuses to launch a grid without programs.
     if rows == 0:
         return
     sizes = (rows, tokens, heads, channels, queries, len(levels), points)

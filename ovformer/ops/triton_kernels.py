@@ -56,10 +56,12 @@ def forward_kernel(
 ):
     """Write the output (N, Lq, M, D)."""
     accurate = weights.dtype.element_ty
+    # int64, as an array may have more than 2**31 numbers.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK)
     active, within = row < rows, channel < channels
     stride = heads * channels
+    # Rows are ordered (N, Lq, M): the offset of a row's head in the first token of its batch.
     head = (row // heads // queries * tokens * heads + row % heads) * channels
     sample = row * level_count * points
     sums = tl.zeros((ROWS, BLOCK), dtype=accurate)
@@ -88,6 +90,7 @@ def forward_kernel(
 @triton.jit
 def _visit(value, grad_value, at, inside, share, grad):
     """Add a share of the output's gradient to that of a pixel; return the pixel's values."""
+    # Atomic, as samples of other programs may be next to the same pixel.
     tl.atomic_add(grad_value + at, share[:, None] * grad, mask=inside, sem="relaxed")
     return tl.load(value + at, mask=inside, other=0.0).to(grad.dtype)
 
@@ -113,10 +116,12 @@ def backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Add to the gradient of value (N, S, M, D); write those of locations and weights."""
+    # int64, as an array may have more than 2**31 numbers.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, BLOCK)
     active, within = row < rows, channel < channels
     stride = heads * channels
+    # Rows are ordered (N, Lq, M): the offset of a row's head in the first token of its batch.
     head = (row // heads // queries * tokens * heads + row % heads) * channels
     sample = row * level_count * points
     at = row[:, None] * channels + channel[None, :]
@@ -144,6 +149,8 @@ def backward_kernel(
                 head, start, i + 1, j + 1, height, width, stride, near, channel, within
             )
             down_right = _visit(value, grad_value, at, inside, weight * down * right, grad)
+            # The slopes of bilinear interpolation are differences of the four corners. Locations
+            # are shares of the map, so their gradients have the factors width and height.
             above, below = up_right - up_left, down_right - down_left
             top, bottom = up_left + right[:, None] * above, down_left + right[:, None] * below
             across, along = above + down[:, None] * (below - above), bottom - top

@@ -56,6 +56,7 @@ class DetectionCheckpointer(Checkpointer):
         self._options = {}
         if path:
             url = urlparse(path)
+            # fvcore hands only a path on to _load_file, so the options wait here.
             self._options = parse_qs(url.query)
             path = PathManager.get_local_path(url._replace(query="").geturl())
         return super().load(path, *args, **kwargs)

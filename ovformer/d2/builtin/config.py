@@ -78,6 +78,7 @@ def configurable(init_func: Callable) -> Callable:
 
     @functools.wraps(init_func)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Checked at the call, as a subclass may be the one that defines from_config.
         name = type(self).__name__
         if not hasattr(type(self), "from_config"):
             raise AttributeError(f"{name} is @configurable, but has no classmethod 'from_config'")

@@ -24,6 +24,7 @@ class _SerializedList:
         buffers = [np.frombuffer(pickle.dumps(record, protocol=-1), np.uint8) for record in records]
         ends = np.cumsum([len(buffer) for buffer in buffers], dtype=np.int64)
         self._ends = torch.from_numpy(ends)
+        # The empty array is for a list without records: np.concatenate needs one array at least.
         self._bytes = torch.from_numpy(np.concatenate([*buffers, np.empty(0, np.uint8)]))
         logger.info("Serialized %d records into %.2f MiB", len(records), len(self._bytes) / 1024**2)
 

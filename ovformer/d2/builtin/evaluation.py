@@ -85,6 +85,7 @@ def inference_on_dataset(
         if name in callbacks:
             callbacks[name]()
 
+    # At least one batch is timed, however few there are.
     num_warmup = max(min(_WARMUP_BATCHES, total - 1), 0)
     last_log = 0.0
     with inference_context(model) if isinstance(model, nn.Module) else nullcontext():

@@ -46,6 +46,7 @@ class IterationTimer(HookBase):
         """Record the time of a step."""
         now = time.perf_counter()
         if self.trainer.storage.iter - self.trainer.start_iter + 1 < self._warmup_iter:
+            # The warm-up does not count in the total either.
             self._begin = now
             return
         seconds = now - self._step_begin

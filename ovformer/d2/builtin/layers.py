@@ -74,6 +74,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
+        # The variance plus eps is 1, so that a new layer is the identity.
         self.register_buffer("running_var", torch.ones(num_features) - eps)
         # Has a value, and a state-dict key, only after a conversion from BatchNorm2d.
         self.register_buffer("num_batches_tracked", None)

@@ -50,9 +50,11 @@ class BitMasks:
     def get_bounding_boxes(self) -> Boxes:
         """Return the tight box of each mask, on the CPU; zeros for an empty mask."""
         columns, rows = self.tensor.any(dim=1), self.tensor.any(dim=2)
+        # The first True from either end; the high side of a box is exclusive.
         low = [_first_true(columns), _first_true(rows)]
         high = [side.shape[1] - _first_true(side.flip(1)) for side in (columns, rows)]
         boxes = torch.stack(low + high, dim=1).float()
+        # Without any True, argmax is 0 from both ends: that would be a box around the whole image.
         boxes[~self.nonempty()] = 0
         return Boxes(boxes.cpu())
 

@@ -23,6 +23,7 @@ def point_sample(input: Tensor, point_coords: Tensor, **kwargs: Any) -> Tensor:
         (N, C, P) or (N, C, H', W').
     """
     is_point_list = point_coords.dim() == 3
+    # grid_sample counts from -1 to 1.
     grid = 2.0 * (point_coords.unsqueeze(2) if is_point_list else point_coords) - 1.0
     sampled = F.grid_sample(input, grid, **kwargs)
     return sampled.squeeze(3) if is_point_list else sampled

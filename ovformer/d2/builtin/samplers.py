@@ -22,6 +22,7 @@ class _SharedStream(Sampler):
         self._world_size = comm.get_world_size()
 
     def __iter__(self) -> Iterator[int]:
+        # All processes draw the same stream, so their parts are disjoint without communication.
         yield from islice(self._infinite_indices(), self._rank, None, self._world_size)
 
     def _infinite_indices(self) -> Iterator[int]:

@@ -44,6 +44,8 @@ class WarmupParamScheduler(CompositeParamScheduler):
     ) -> None:
         start = warmup_factor * scheduler(0.0)
         if warmup_method == "linear":
+            # The warm-up ends where the schedule goes on: at its beginning if it is squeezed, else
+            # at the point that it has reached by then.
             end = scheduler(0.0 if rescale_interval else warmup_length)
             warmup: ParamScheduler = LinearParamScheduler(start, end)
         elif warmup_method == "constant":
@@ -134,6 +136,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     schedule = WarmupParamScheduler(
         schedule,
         solver.WARMUP_FACTOR,
+        # A training that is shorter than its warm-up is all warm-up.
         min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
         solver.WARMUP_METHOD,
         solver.RESCALE_INTERVAL,

@@ -107,6 +107,7 @@ class TrainerBase:
 
     def after_train(self) -> None:
         """Call the hooks at the end."""
+        # Hooks rely on storage.iter == trainer.iter, which is one more after a success.
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.after_train()

@@ -50,6 +50,7 @@ class ResizeTransform(Transform):
         if img.dtype == np.uint8:
             return self._resize_uint8(img, interp)
         mode = _TORCH_MODES[interp]
+        # F.interpolate takes (1, C, H, W), so labels (H, W) are one channel meanwhile.
         channels = torch.from_numpy(np.ascontiguousarray(img)).reshape(self.h, self.w, -1)
         resized = F.interpolate(
             channels.permute(2, 0, 1)[None],
@@ -118,6 +119,7 @@ class RotationTransform(Transform):
         center = (float(self.center[0] + offset), float(self.center[1] + offset))
         matrix = cv2.getRotationMatrix2D(center, float(self.angle), 1)
         if self.expand:
+            # The matrix keeps the centre in place; the middle of the larger result is elsewhere.
             rotated_center = matrix @ np.append(self.image_center + offset, 1.0)
             new_center = np.array([self.bound_w / 2, self.bound_h / 2]) + offset
             matrix[:, 2] += new_center - rotated_center

@@ -78,7 +78,8 @@ def test_one_of_two_objects_found(tmp_path) -> None:
     assert per_category[0]["AP50"] == pytest.approx(HALF)
 
 
-WRONG = prediction(0, 20, 0.9)  # above the right one, so it halves the precision
+# Above the right one, so it halves the precision. Its area is that of the mask, not of the box.
+WRONG = {**prediction(0, 20, 0.9), "bbox": [0, 0, 39, 39]}
 ELSEWHERE = {**WRONG, "image_id": 2}
 
 
@@ -95,7 +96,7 @@ ELSEWHERE = {**WRONG, "image_id": 2}
 )
 def test_false_positives(tmp_path, predictions: list[dict], truth: dict, expected: float) -> None:
     scores, _ = score_lvis(truth_file(tmp_path, **truth), predictions, {})
-    assert scores["AP"] == pytest.approx(expected)
+    assert scores["AP"] == scores["APs"] == pytest.approx(expected)
 
 
 def test_only_the_best_predictions_of_an_image_count(tmp_path) -> None:

@@ -10,23 +10,17 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
-from pycocotools import mask as coco_mask
 
 from ovformer_tools.reports import images, output_video, video_strips
 from ovformer_tools.reports.output_video import Match, NamingRun, OutputVideo
+from support.masks import compressed_rle, rectangle
 
+TOOL = "make_report"
 PNG = b"\x89PNG"
 
 
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("make_report")
-
-
-def square(left: int, side: int = 8) -> dict:
-    mask = np.zeros((32, 32), np.uint8, order="F")
-    mask[4 : 4 + side, left : left + side] = 1
-    return coco_mask.encode(mask)
+def square(left: int | None) -> dict | None:
+    return left if left is None else compressed_rle(rectangle((32, 32), left, 4, left + 8, 12))
 
 
 def prediction(left: int, score: float, image_id: int = 1) -> dict:
@@ -48,20 +42,19 @@ def test_the_best_prediction_of_each_object_is_drawn(select, make) -> None:
     assert select([same, other, best, weak, elsewhere], 1) == [best, other]
 
 
-def test_right_is_the_same_class_at_the_same_place() -> None:
-    for is_right, shape in (
-        (images.is_right, square),
-        (video_strips.is_right, lambda left: [square(left), None]),
-    ):
-        truth = [(3, shape(0)), (5, shape(20))]
-        assert is_right(3, shape(1), truth)
-        assert not is_right(5, shape(1), truth)
-        assert not is_right(3, shape(4), truth)
-        assert not is_right(7, shape(0), truth)
+@pytest.mark.parametrize(
+    ("is_right", "shape"),
+    [(images.is_right, square), (video_strips.is_right, lambda left: [square(left), None])],
+)
+def test_right_is_the_same_class_at_the_same_place(is_right, shape) -> None:
+    truth = [(3, shape(0)), (5, shape(20))]
+    assert is_right(3, shape(1), truth)
+    for label, left in ((5, 1), (3, 4), (7, 0)):
+        assert not is_right(label, shape(left), truth)
 
 
-def test_figures_of_data_sets_and_metrics_with_nothing_to_draw(tmp_path: Path, monkeypatch) -> None:
-    """As those of the quick start, with --fast and some seeds."""
+def test_figures_without_anything_to_draw(tmp_path: Path, monkeypatch) -> None:
+    """A few images, as those of the quick start with --fast, may all be unsuitable."""
     metadata = SimpleNamespace(
         class_groups={"novel": [1]},
         thing_classes=["red circle", "blue ring"],
@@ -80,7 +73,7 @@ def test_figures_of_data_sets_and_metrics_with_nothing_to_draw(tmp_path: Path, m
         assert (tmp_path / name).read_bytes()[:4] == PNG
 
 
-def test_scores_are_in_the_text_and_in_percent(tool) -> None:
+def test_scores_are_in_percent(tool) -> None:
     scores = {"AP_base": 1.25, "AP50_base": 2.5, "AP_novel": 3.75, "AP50_novel": 5.0}
     control = {"AP_base": 0.0, "AP50_base": 0.0, "AP_novel": 6.25, "AP50_novel": 7.5}
     lines = tool.format_scores(tool.list_image_scores(scores, control)).splitlines()[1:]
@@ -99,8 +92,6 @@ def test_the_report_shows_its_content_and_escapes_it(tool) -> None:
         NamingRun(9, [Match("red <b>", "red <b>", 0.4), Match("blue ring")]),
         NamingRun(36, [Match("red <b>", "green", 0.3), Match("blue ring")]),
     ]
-    figures = dict.fromkeys(("predictions", "strips", "losses", "clip_losses"), "iVBO")
-    steps = [{"title": "Do", "command": "a.py --x 'two words' <c>", "seconds": 90.0}]
     report = tool.render_report(
         dataset="shapes_val",
         image_scores=[("base", 1.25, 2.5)],
@@ -108,8 +99,8 @@ def test_the_report_shows_its_content_and_escapes_it(tool) -> None:
         novel_names={"blue ring"},
         video_scores=[("zero-shot, base", 50.0, 62.5)],
         video=OutputVideo("ZmlsbQ==", "cG9zdGVy", runs),
-        steps=steps,
-        **figures,
+        steps=[{"title": "Do", "command": "a.py --x 'two words' <c>", "seconds": 90.0}],
+        **dict.fromkeys(("predictions", "strips", "losses", "clip_losses"), "iVBO"),
     )
     assert "<td>base<td>1.2<td>2.5" in report and "<td>zero-shot, base<td>50.0<td>62.5" in report
     base, novel = report.split("<div class=bar>")[1:]
@@ -124,7 +115,7 @@ def test_the_report_shows_its_content_and_escapes_it(tool) -> None:
     assert "python a.py --x &#39;two words&#39; &lt;c&gt;" in report and "1.5 minutes" in report
 
 
-def test_true_tubes_and_the_numbers_of_predicted_ones() -> None:
+def test_colours_follow_the_true_tubes() -> None:
     frames = [[{"id": 7, "category_id": 2, "segmentation": square(0)}], []]
     record = {"length": 2, "annotations": frames}
     assert video_strips.truth_tubes(record) == [(2, [square(0), None])]
@@ -150,62 +141,42 @@ def test_a_strip_names_each_track_once_and_outlines_it_where_it_is_visible(tmp_p
 
 
 def test_objects_are_matched_with_what_overlaps_them_most(tmp_path: Path) -> None:
-    def content(names: list[str], *objects: tuple) -> dict:
-        """Annotations of squares as files have them: category, places (None: absent), score."""
-        return {
-            "categories": [{"id": n, "name": name} for n, name in enumerate(names)],
-            "annotations": [
-                {
-                    "category_id": category,
-                    "score": score,
-                    "segmentations": [
-                        None if left is None else encode_text(square(left)) for left in lefts
-                    ],
-                }
-                for category, lefts, score in objects
-            ],
-        }
+    def write(name: str, names: list[str], *objects: tuple) -> dict:
+        """Write annotations of squares: index of the name, places (None: absent), score."""
+        annotations = [
+            {"category_id": label, "segmentations": list(map(square, places)), "score": score}
+            for label, places, score in objects
+        ]
+        categories = [{"id": n, "name": name} for n, name in enumerate(names)]
+        content = {"categories": categories, "annotations": annotations}
+        (tmp_path / name).write_text(json.dumps(content))
+        return content
 
-    truth = content(
-        ["red circle", "blue ring"], (0, (0, 2), 1), (1, (20, None), 1), (0, (None, 10), 1)
-    )
-    found = content(
-        ["red circle"],
-        (0, (1, 2), 0.9),
-        (0, (0, 2), 0.5),
-        (0, (20, None), 0.4),
-        (0, (None, 16), 0.8),
-    )
-    expected = [
+    (tmp_path / "others").mkdir()
+    objects = (0, (0, 2), 1), (1, (20, None), 1), (0, (None, 10), 1)
+    truth = write("truth.json", ["red circle", "blue ring"], *objects)
+    objects = (0, (1, 2), 0.9), (0, (0, 2), 0.5), (0, (20, None), 0.4), (0, (None, 16), 0.8)
+    found = write("annotations.json", ["red circle"], *objects)
+    write("others/annotations.json", ["dog"])
+    assert output_video.match_objects(truth, found) == [
         Match("red circle", "red circle", 0.5),
         Match("blue ring", "red circle", 0.4),
         Match("red circle"),
     ]
-    assert output_video.match_objects(truth, found) == expected
-    (tmp_path / "others").mkdir()
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    (tmp_path / "annotations.json").write_text(json.dumps(found))
-    (tmp_path / "others" / "annotations.json").write_text(json.dumps(content(["dog"])))
     (tmp_path / "poster.jpg").write_bytes(b"poster")
     (tmp_path / "my_objects.mp4").write_bytes(b"film")
     paths = (tmp_path, tmp_path / "others", tmp_path / "truth.json")
     video = output_video.read_output_video(*paths)
     assert (video.mp4, video.poster) == ("ZmlsbQ==", "cG9zdGVy")
-    assert [(run.num_right, run.num_found, len(run.matches)) for run in video.runs] == [
-        (1, 2, 3),
-        (0, 0, 3),
-    ]
+    numbers = [(run.num_right, run.num_found, len(run.matches)) for run in video.runs]
+    assert numbers == [(1, 2, 3), (0, 0, 3)]
     (tmp_path / "other_objects.mp4").write_bytes(b"film")
     with pytest.raises(ValueError, match=r"_objects\.mp4, found 2"):
         output_video.read_output_video(*paths)
 
 
-def encode_text(rle: dict) -> dict:
-    return {**rle, "counts": rle["counts"].decode()}
-
-
 def test_an_invalid_mask_is_an_error_that_names_the_file(tool, tmp_path: Path) -> None:
-    bad = tmp_path / "results.json"
-    bad.write_text(json.dumps([{**prediction(0, 1), "segmentation": {"size": [1], "counts": ""}}]))
-    with pytest.raises(ValueError, match=re.escape(str(bad))):
-        tool.read_predictions(bad)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{**prediction(0, 1), "segmentation": {"size": [1], "counts": ""}}]))
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        tool.read_predictions(path)

@@ -23,12 +23,8 @@ from support.predictor_fixture import WORDS, make_clip, write_video
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
 
+TOOL = "predict"
 SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
-
-
-@pytest.fixture(scope="module")
-def tool(load_tool):
-    return load_tool("predict")
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +63,9 @@ def test_a_video(run, video: Path, tmp_path: Path) -> None:
     assert 0 < len(annotations) <= 4
     assert len(list((out / "thumbnails").iterdir())) == len(annotations)
     for annotation in annotations:
-        assert len(annotation["segmentations"]) == len(annotation["bboxes"]) == 12
-        for mask, box, area in zip(
-            annotation["segmentations"], annotation["bboxes"], annotation["areas"], strict=True
-        ):
+        assert len(annotation["segmentations"]) == 12
+        parts = (annotation[key] for key in ("segmentations", "bboxes", "areas"))
+        for mask, box, area in zip(*parts, strict=True):
             assert (mask is None) == (box is None) == (area is None)
 
     drawn = list(VideoSource(out / "my_objects.mp4"))
@@ -95,7 +90,6 @@ def test_the_vocabulary_and_clip_model_of_the_weights(run, video: Path, tmp_path
 @pytest.mark.parametrize(
     ("words", "numbers"),
     [
-        (["--stride", 5], [0, 5, 10]),
         (["--every", 0.4], [0, 4, 8]),
         (["--stride", 2, "--every", 0.5, "--resize", 32, "--model", "image"], [0, 6, 10]),
     ],
@@ -109,12 +103,11 @@ def test_which_frames_are_used(run, video: Path, tmp_path: Path, words, numbers)
 
 
 def test_the_best_objects_are_printed(tool, run, video: Path, tmp_path: Path, monkeypatch) -> None:
-    """Single frames may have many thousands in all."""
     monkeypatch.setattr(tool, "MAX_PRINTED", 3)
-    code, text, _ = run(video, "--output", tmp_path, "--score-threshold", 0, "--model", "image")
+    _, text, _ = run(video, "--output", tmp_path, "--score-threshold", 0, "--model", "image")
     *listed, more, last = text.splitlines()
     count = len(json.loads((tmp_path / "annotations.json").read_text())["annotations"])
-    assert code == 0 and last.startswith(f"{count} objects in 12 frames: ")
+    assert last.startswith(f"{count} objects in 12 frames: ")
     assert len(listed) == 3 < count and more == f"... and {count - 3} more"
     scores = [float(line.split()[0]) for line in listed]
     assert scores == sorted(scores, reverse=True)
@@ -126,11 +119,11 @@ def test_images_and_folders(run, make_frames: Callable, tmp_path: Path, monkeypa
     for t, frame in enumerate(make_frames(3)):
         Image.fromarray(frame).save(folder / f"{t}.png")
     monkeypatch.chdir(folder)
-    for source, out in ((folder, tmp_path / "video"), (".", tmp_path / "here")):
-        assert run(source, "--score-threshold", 0, "--output", out)[0] == 0
-        assert len(list(VideoSource(out / "frames_objects.mp4"))) == 3
-        (video,) = json.loads((out / "annotations.json").read_text())["videos"]
-        assert video["file_names"] == ["0.png", "1.png", "2.png"]
+    out = tmp_path / "video"
+    assert run(".", "--score-threshold", 0, "--output", out)[0] == 0
+    assert len(list(VideoSource(out / "frames_objects.mp4"))) == 3
+    (video,) = json.loads((out / "annotations.json").read_text())["videos"]
+    assert video["file_names"] == ["0.png", "1.png", "2.png"]
 
     out = tmp_path / "image"
     assert run(folder / "1.png", "--score-threshold", 0, "--output", out)[0] == 0
@@ -146,29 +139,26 @@ def test_images_and_folders(run, make_frames: Callable, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["my.mp4", "--vocabulary", ","], "vocabulary"),
-        (["my.mp4", "--vocabulary", "words.txt"], "words.txt"),
-        (["my.mp4", "--config-file", "none.yaml"], "none.yaml"),
-        (["my.mp4", "--stride", "0"], "--stride"),
-        (["my.mp4", "--every", "-1"], "--every"),
-        (["my.mp4", "--score-threshold", "30"], "--score-threshold"),
-        (["my.mp4", "--device", "nonsense"], "'nonsense'"),
-        (["my.mp4", "--device", "cuda:4711"], "'cuda:4711'"),
-        (["my.mp4", "--output", "text.mp4"], "text.mp4"),
+        (["--vocabulary", ","], "vocabulary"),
+        (["--vocabulary", "words.txt"], "words.txt"),
+        (["--config-file", "none.yaml"], "none.yaml"),
+        (["--stride", "0"], "--stride"),
+        (["--every", "-1"], "--every"),
+        (["--score-threshold", "30"], "--score-threshold"),
+        (["--device", "nonsense"], "'nonsense'"),
+        (["--device", "cuda:4711"], "'cuda:4711'"),
+        (["--output", "text.mp4"], "text.mp4"),
     ],
 )
 def test_bad_input(run, video: Path, tmp_path: Path, monkeypatch, words, message) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("my.mp4").symlink_to(video)
     Path("text.mp4").write_text("no video")
-    code, _, error = run("--output", "out", *words)
+    code, _, error = run(video, "--output", "out", *words)
     assert code == 2 and message in error and "Traceback" not in error
     assert "looking" not in error  # it fails before the work
 
 
-def test_a_folder_that_can_not_be_written_to_and_a_full_disk(
-    run, video: Path, tmp_path: Path
-) -> None:
+def test_a_folder_without_permission_and_a_full_disk(run, video: Path, tmp_path: Path) -> None:
     if Path("/proc/self").is_dir():  # where not even root can make a file
         code, _, error = run(video, "--output", "/proc/self")
         assert code == 2 and "/proc/self" in error and "looking" not in error
@@ -180,14 +170,13 @@ def test_a_folder_that_can_not_be_written_to_and_a_full_disk(
 
 @pytest.mark.slow
 def test_interrupted(trained: Path, make_frames: Callable, tmp_path: Path) -> None:
-    """Ctrl-C keeps the frames so far: results, a video that plays, and the HTML page."""
+    """Ctrl-C keeps the frames so far: results, a video that plays, and the HTML report."""
     out = tmp_path / "out"
     video = write_video(tmp_path / "long.mp4", make_frames(1500))
     command = [sys.executable, SCRIPT, video, "--weights", trained, "--output", out]
     command += ["--device", "cpu", "--score-threshold", "0"]
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(list(map(str, command)), stderr=pipe, stdout=pipe)
     seen = b""
     while b"frame/s" not in seen or b" 0/" in seen.rsplit(b"|", 1)[-1]:
         chunk = os.read(process.stderr.fileno(), 4096)

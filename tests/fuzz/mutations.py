@@ -1,4 +1,4 @@
-"""Damaged documents: a valid one, of which any part is replaced, left out or repeated.
+"""Damaged documents: a valid one in which any part is replaced, left out or repeated.
 
 The choices come from hypothesis or from a coverage-guided fuzzer, both as ``draw(low, high)``.
 """
@@ -33,7 +33,7 @@ def damaged(document: Any, draw: Draw) -> bytes:
 
 
 def damaged_text(text: bytes, draw: Draw) -> bytes:
-    """Return a text that is cut off, or of which a part is replaced by other bytes."""
+    """Return a text that is cut off, or in which other bytes replace a part."""
     start, length = draw(0, len(text)), draw(0, 8)
     if draw(0, 2) == 0:
         return text[:start]

@@ -4,11 +4,11 @@ Each property takes ``draw`` (see ``mutations``) and a folder for its file. Acce
 as by the scorer, the mappers and the tools, in the same process: a crash of C code ends it.
 """
 
-import functools
 import io
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,8 @@ LVIS = {
         {"id": 2, "height": 4, "width": 6, "coco_url": "http://host/set/2.png"},
     ],
     "annotations": [
-        {
-            **{"id": n, "image_id": 1 + n % 2, "category_id": 2, "bbox": [2, 1, 3, 2]},
-            **{"segmentation": mask, "iscrowd": 0},
-        }
+        {"id": n, "image_id": 1 + n % 2, "category_id": 2, "bbox": [2, 1, 3, 2], "iscrowd": 0}
+        | {"segmentation": mask}
         for n, mask in enumerate((TEXT, RUNS, POLYGON))
     ],
     "categories": TABLE,
@@ -60,10 +58,8 @@ VIS = {
     ],
     "categories": TABLE,
     "annotations": [
-        {
-            **{"id": 4, "video_id": 8, "category_id": 9, "segmentations": [TEXT, None, RUNS]},
-            **{"areas": [10, None, 10], "iscrowd": 0},
-        },
+        {"id": 4, "video_id": 8, "category_id": 9, "segmentations": [TEXT, None, RUNS]}
+        | {"areas": [10, None, 10], "iscrowd": 0},
         {"id": 5, "video_id": 3, "category_id": 2, "segmentations": [POLYGON]},
     ],
     "cate_ori": [{"id": 70}, {"id": 71}],
@@ -90,35 +86,44 @@ SOLVER: {BASE_LR: 1.0e-4, STEPS: [1, 2], MAX_ITER: 10}
 def lvis_annotations(draw: Draw, folder: Path) -> None:
     """Read an LVIS file, and draw its masks as the mapper does."""
     path = _write(folder / "lvis.json", damaged(LVIS, draw))
-    for record in _read_or_refuse(path, lambda: read_lvis_json(path, folder, TABLE)) or ():
+    records = []
+    with _refused(path):
+        records = read_lvis_json(path, folder, TABLE)
+    for record in records:
         if record["height"] * record["width"] < 1 << 20:
             for annotation in record["annotations"]:
                 if isinstance(mask := annotation["segmentation"], list):
                     mask = polygons_to_rle(mask, record["height"], record["width"])
                 assert coco_mask.decode(mask).shape == (record["height"], record["width"])
-    content = _read_or_refuse(path, lambda: read_json(path, ("annotations", "categories")))
-    if content is not None:
-        _read_or_refuse(path, _name_file(path, lambda: count_categories(content)))
+    with _refused(path):
+        content = read_json(path, ("annotations", "categories"))
+        with name_file_in_errors(path):
+            count_categories(content)
 
 
 def video_annotations(draw: Draw, folder: Path) -> None:
     """Read a file of videos, score nothing against it and make records of it."""
     path = _write(folder / "videos.json", damaged(VIS, draw))
-    truth = _read_or_refuse(path, lambda: load_vis_json(path))
+    truth = None
+    with _refused(path):
+        truth = load_vis_json(path)
     if truth is not None:
         if truth.get("annotations") is not None:
             VideoMetric(truth).compute().table()
-        _read_or_refuse(path, lambda: read_vis_json(path, folder, TABLE))
+        with _refused(path):
+            read_vis_json(path, folder, TABLE)
 
 
 def results(draw: Draw, folder: Path) -> None:
     """Read results and score them."""
-    truth = _truth(folder)
+    truth = load_vis_json(_write(folder / "truth.json", json.dumps(VIS).encode()))
     path = _write(folder / "results.json", damaged(RESULTS, draw))
     metric = VideoMetric(truth)
-    _read_or_refuse(path, _name_file(path, lambda: metric.update(read_results(path))))
+    with _refused(path), name_file_in_errors(path):
+        metric.update(read_results(path))
     metric.compute()
-    _read_or_refuse(path, lambda: list(read_checked(path, truth)))
+    with _refused(path):
+        list(read_checked(path, truth))
 
 
 def masks(draw: Draw, folder: Path) -> None:
@@ -153,7 +158,10 @@ def masks(draw: Draw, folder: Path) -> None:
 
 def config(draw: Draw, folder: Path) -> None:
     """Read a config, and options as from the command line."""
-    document = json.loads(damaged_or_none(yaml.safe_load(CONFIG), draw) or "null")
+    try:
+        document = json.loads(damaged(yaml.safe_load(CONFIG), draw))
+    except (RecursionError, ValueError):
+        document = None
     text = yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "replace")
     text = CONFIG.encode() if draw(0, 1) else text
     path = _write(folder / "config.yaml", damaged_text(text, draw) if draw(0, 1) else text)
@@ -195,41 +203,18 @@ PROPERTIES: dict[str, Callable[[Draw, Path], None]] = {
 }
 
 
-def damaged_or_none(document: Any, draw: Draw) -> bytes | None:
-    """Return a damaged document as JSON, or None where that cannot be read."""
-    text = damaged(document, draw)
-    try:
-        json.loads(text)
-    except (RecursionError, ValueError):
-        return None
-    return text
-
-
-@functools.cache
-def _truth(folder: Path) -> dict:
-    return load_vis_json(_write(folder / "truth.json", json.dumps(VIS).encode()))
-
-
 def _write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
 
 
-def _read_or_refuse(path: Path, read: Callable[[], Any]) -> Any:
-    """Return what a reader returns; None if it refuses the file with an error that names it."""
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Allow a reader to refuse a file, with an error that names it."""
     try:
-        return read()
+        yield
     except ValueError as error:
         assert str(path) in str(error), error
-        return None
-
-
-def _name_file(path: Path, read: Callable[[], Any]) -> Callable[[], Any]:
-    def named() -> Any:
-        with name_file_in_errors(path):
-            return read()
-
-    return named
 
 
 def _check_or_none(check: Callable[[], Any]) -> Any:
@@ -291,13 +276,10 @@ def _use(rle: dict) -> None:
 def _read_numbers(value: Any) -> None:
     """Read all numbers of what was unpickled."""
     if isinstance(value, dict):
-        for part in (*value.keys(), *value.values()):
-            _read_numbers(part)
-    elif isinstance(value, list | tuple | set | frozenset):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
         for part in value:
             _read_numbers(part)
-    elif isinstance(value, np.ndarray):
-        assert value.dtype.kind in "biufc"
-        str(value)
-    elif isinstance(value, torch.Tensor):
+    elif isinstance(value, np.ndarray | torch.Tensor):
+        assert isinstance(value, torch.Tensor) or value.dtype.kind in "biufc"
         str(value)

@@ -22,18 +22,18 @@ def break_files(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_counts_what_it_left_out(tiny_run: TinyRun, monkeypatch) -> None:
+def test_a_training_counts_skipped_samples(tiny_run: TinyRun, monkeypatch) -> None:
     monkeypatch.setattr("ovformer.run.WRITE_PERIOD", 1)
     opts = ["DATASETS.TEST", "()", *MANY]
     folder = tiny_run.root / "shapes" / "train"
     break_files(folder, "001.png", "002.png")
     tiny_run.here(*opts)
     log = (tiny_run.output / "log.txt").read_text()
-    left_out = [line.split("Left out, ")[1] for line in log.splitlines() if "Left out, " in line]
-    assert left_out and len(set(left_out)) == len(left_out)
-    assert all("taken: shapes_train, image id " in line for line in left_out)
+    skipped = [line.split("Skipped, ")[1] for line in log.splitlines() if "Skipped, " in line]
+    assert skipped and len(set(skipped)) == len(skipped)
+    assert all("taken: shapes_train, image id " in line for line in skipped)
     counts = [line["broken_samples"] for line in tiny_run.metrics()]
-    assert counts == sorted(counts) and counts[-1] >= len(left_out)
+    assert counts == sorted(counts) and counts[-1] >= len(skipped)
     # A training that is resumed counts on, and sees the same samples.
     whole = torch.load(tiny_run.output / "model_final.pth", weights_only=True)
     assert whole["trainer"]["broken_samples"] == counts[-1]

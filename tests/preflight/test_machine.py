@@ -86,14 +86,15 @@ def test_missing_devices(
 def test_devices_that_exist(monkeypatch, device: str, num_gpus: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", device])
-    assert not list(find_process_errors(cfg, Namespace(num_gpus=num_gpus, num_machines=1)))
+    args = Namespace(num_gpus=num_gpus, num_machines=1, dist_url="auto")
+    assert not list(find_process_errors(cfg, args))
 
 
 def test_several_machines_and_torchrun(monkeypatch) -> None:
     cfg = get_ovformer_cfg(None, ["MODEL.DEVICE", "cpu"])
     machines = Namespace(num_gpus=1, num_machines=2, machine_rank=2, dist_url="auto")
     rank, url = find_process_errors(cfg, machines)
-    assert rank.startswith("--machine-rank: ") and "got 2" in rank
+    assert rank.startswith("--machine-rank: expected 0 to 1 ") and "got 2" in rank
     assert url.startswith("--dist-url auto: ") and "tcp://HOST:PORT" in url
     for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))

@@ -64,10 +64,10 @@ def write_video(folder: Path, video: DrawnVideo) -> Path:
     """Write <name>.mp4."""
     pytest.importorskip("av", reason="needs the extra [demo]")
     folder.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(folder / f"{video.name}.mp4", 5) as film:
+    with VideoWriter(folder / f"{video.name}.mp4", 5) as writer:
         for t, image in enumerate(video.images):
-            film.write(image, t / 5)
-    return film.path
+            writer.write(image, t / 5)
+    return writer.path
 
 
 def png(image: np.ndarray) -> bytes:
@@ -163,20 +163,14 @@ def cvat_images(video: DrawnVideo, with_group: bool = True) -> bytes:
     """An export as "CVAT for images 1.1": both objects are masks with a group."""
     root = cvat_meta(video, mode="annotation", source=None)
     for t in range(len(video.images)):
-        image = ElementTree.SubElement(
-            root,
-            "image",
-            id=str(t),
-            name=f"{video.name}/{t:05d}.png",
-            width=str(WIDTH),
-            height=str(HEIGHT),
-        )
+        frame = {"id": str(t), "name": f"{video.name}/{t:05d}.png"}
+        size = {"width": str(WIDTH), "height": str(HEIGHT)}
+        image = ElementTree.SubElement(root, "image", {**frame, **size})
         for number, item in enumerate(video.objects, start=1):
             if item.masks[t] is not None:
                 group = {"group_id": str(number)} if with_group else {}
-                ElementTree.SubElement(
-                    image, "mask", {"label": item.name, **group, **cvat_mask(item.masks[t])}
-                )
+                shape = {"label": item.name, **group, **cvat_mask(item.masks[t])}
+                ElementTree.SubElement(image, "mask", shape)
     return ElementTree.tostring(root)
 
 
@@ -210,17 +204,16 @@ def coco(videos: list[DrawnVideo], kinds: tuple[str, str] = ("polygon", "rle")) 
             for number, item in enumerate(video.objects):
                 if (mask := item.masks[t]) is not None:
                     left, top, right, bottom = bounding_box(mask)
-                    annotations.append(
-                        {
-                            "id": len(annotations) + 1,
-                            "image_id": image["id"],
-                            "category_id": 10 * number + 5,
-                            "segmentation": coco_segmentation(mask, kinds[number]),
-                            "bbox": [left, top, right - left, bottom - top],
-                            "iscrowd": 0,
-                            "attributes": {"occluded": False, "track_id": number},
-                        }
-                    )
+                    annotation = {
+                        "id": len(annotations) + 1,
+                        "image_id": image["id"],
+                        "category_id": 10 * number + 5,
+                        "segmentation": coco_segmentation(mask, kinds[number]),
+                        "bbox": [left, top, right - left, bottom - top],
+                        "iscrowd": 0,
+                        "attributes": {"occluded": False, "track_id": number},
+                    }
+                    annotations.append(annotation)
     categories = [{"id": 5, "name": "square"}, {"id": 15, "name": "disc"}]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -230,7 +223,7 @@ def bits(number: int, size: int) -> str:
 
 
 def brush(blocks: list[tuple[bool, int, list[int]]], word: int = 8) -> list[int]:
-    """Encode blocks (is a run, which of the sizes 3, 4, 8 and 16 of the length, values)."""
+    """Encode blocks: (is it a run, number of the size 3, 4, 8 or 16 of its length, values)."""
     sizes = (3, 4, 8, 16)
     stream = bits(sum(len(values) for _, _, values in blocks), 32) + bits(word - 1, 5)
     stream += "".join(bits(size - 1, 4) for size in sizes)
@@ -242,7 +235,7 @@ def brush(blocks: list[tuple[bool, int, list[int]]], word: int = 8) -> list[int]
 
 
 def brush_of(mask: np.ndarray) -> list[int]:
-    """The code of a mask: each pixel is four values, of which the last is its opacity."""
+    """The code of a mask: each pixel is four values; the last is its opacity."""
     values = np.repeat(mask.ravel().astype(int) * 255, 4)
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1), values.size]
     return brush([(True, 3, values[a:b].tolist()) for a, b in zip(edges, edges[1:], strict=False)])
@@ -304,7 +297,7 @@ def check_equal(converted: Path, videos: list[DrawnVideo], every: int = 1) -> No
         assert (record["height"], record["width"], record["length"]) == (HEIGHT, WIDTH, length)
         for name, image in zip(record["file_names"], video.images[::every], strict=True):
             read = cv2.imread(str(converted.parent / "frames" / name))[..., ::-1]
-            assert np.abs(read.astype(int) - image).mean() < 6  # a film and a JPEG lose a little
+            assert np.abs(read.astype(int) - image).mean() < 6  # a video and a JPEG lose a little
         annotations = [a for a in content["annotations"] if a["video_id"] == record["id"]]
         assert len(annotations) == len(video.objects)
         for item in video.objects:

@@ -50,7 +50,7 @@ class MiniLvis:
 
 @pytest.fixture
 def mini_lvis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MiniLvis:
-    """Five images, of which the last has no annotation, as ``lvis_v1_{train,train_norare,val}``."""
+    """Five images, the last without annotations, as ``lvis_v1_{train,train_norare,val}``."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data sets"))
     return make_lvis(tmp_path / "data sets")
 

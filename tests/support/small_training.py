@@ -19,7 +19,7 @@ TIMES = ("time", "data_time", "eta_seconds", "[metric]max_rss_mb")
 class Regression(nn.Module):
     """One loss is a mean over images, the other one over instances, like the class and mask losses.
 
-    A record's "instances" are numbers, of which each is a term of the second loss.
+    A record's "instances" are numbers; each is a term of the second loss.
     """
 
     def __init__(self) -> None:

@@ -146,7 +146,7 @@ def assert_same_prediction(got, expected) -> None:
 
 
 def make_instances(size, masks):
-    """The instances of a frame, of which those with an empty mask are absent."""
+    """The instances of a frame; those with an empty mask are absent."""
     result = Instances(size)
     result.gt_masks = BitMasks(masks)
     result.gt_classes = torch.arange(len(masks))

@@ -26,7 +26,7 @@ from ovformer.d2 import (
     setup_logger,
 )
 from ovformer.data.catalog.custom import register_custom
-from ovformer.engine.checkpoint import Checkpointer, metadata_of
+from ovformer.engine.checkpoint import Checkpointer, collect_metadata
 from ovformer.engine.evaluate import drop_undefined_scores, evaluate
 from ovformer.engine.hooks import CpuMemory, Evaluation, PeriodicCheckpoint
 from ovformer.engine.interruption import Interrupted, Interruption, StopWhenInterrupted
@@ -246,7 +246,7 @@ def build_trainer(
         amp_type=AMP_TYPES[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None,
         output_dir=cfg.OUTPUT_DIR,
         class_names=class_names(cfg, model),
-        metadata=metadata_of(cfg),
+        metadata=collect_metadata(cfg),
         interruption=interruption,
         max_broken=cfg.DATALOADER.MAX_BROKEN if cfg.DATALOADER.SKIP_BROKEN else None,
     )

@@ -19,7 +19,7 @@ import yaml
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import build_model
 from ovformer.data.catalog.dataset_spec import load_categories
-from ovformer.engine.checkpoint import Checkpointer, metadata_of
+from ovformer.engine.checkpoint import Checkpointer, collect_metadata
 from support.annotation_exports import cvat_video, draw, write_video, zip_of
 from support.masks import compressed_rle, rectangle
 from support.mini_lvis import make_lvis
@@ -140,7 +140,7 @@ def make_weights(folder: Path) -> None:
         patch.chdir(folder)  # the config's paths are relative
         patch.setenv("DETECTRON2_DATASETS", str(folder / "datasets"))
         cfg = get_ovformer_cfg("configs/lvis/ovformer_R50_bs8.yaml", CONFIG)
-        saver = Checkpointer(build_model(cfg), str(folder), metadata=metadata_of(cfg))
+        saver = Checkpointer(build_model(cfg), str(folder), metadata=collect_metadata(cfg))
     saver.save("model")
     shutil.copy(folder / "model.pth", folder / "models" / "ovformer_r50_lvis.pth")
 

@@ -37,6 +37,7 @@ def evaluate_without_broken(
     """
     skipping_model = _SkippingModel(model)
     scores = inference_on_dataset(skipping_model, loader, _SkippingEvaluator(evaluator))
+    # An exchange of all processes: it comes before the others return.
     broken = [message for part in comm.gather(skipping_model.broken) for message in part]
     if not comm.is_main_process():
         return scores
@@ -58,12 +59,15 @@ class _SkippingModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # inference_on_dataset restores the mode that it found: it has to be that of the real model.
         self.train(model.training)
         self.broken: list[str] = []
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> list:
         (sample,) = inputs
         try:
+            # The loader marks images that it can't read. Frames of a video are read while the model
+            # runs.
             if "broken" in sample:
                 raise SampleError(sample["broken"])
             return self.model(inputs)

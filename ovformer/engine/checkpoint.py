@@ -56,7 +56,7 @@ class Checkpointer(DetectionCheckpointer):
         model: the model, which may be wrapped in DistributedDataParallel.
         save_dir: folder of the checkpoints.
         class_names: the vocabulary, in the order of the classifier; saved for later checks.
-        metadata: saved for users of the weights, see :func:`metadata_of`.
+        metadata: saved for users of the weights, see :func:`collect_metadata`.
         **others: objects with ``state_dict`` that are saved too and, when resuming, loaded.
 
     Attributes:
@@ -98,6 +98,7 @@ class Checkpointer(DetectionCheckpointer):
         path = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda file: torch.save(content, file))
+        # Only now: a kill must not leave the name of a file that is not complete.
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -159,10 +160,12 @@ class Checkpointer(DetectionCheckpointer):
         return read_weights(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        # Checked here, because errors of the conversion below would not name the file.
         for name, value in checkpoint["model"].items():
             if not isinstance(name, str) or getattr(value, "dtype", None) == np.dtype(object):
                 raise ValueError(f"{self._path}: its entry {name!r} is no parameter of a model.")
         self._convert_ndarray_to_tensor(checkpoint["model"])
+        # DistributedDataParallel puts "module." before all names.
         weights = {k.removeprefix("module."): v for k, v in checkpoint["model"].items()}
         vocabulary = getattr(self.model, "VOCABULARY_KEYS", ())
         self._report_vocabulary(vocabulary, weights, checkpoint.get("class_names"))
@@ -171,6 +174,7 @@ class Checkpointer(DetectionCheckpointer):
         state = {k: v for k, v in self.model.state_dict().items() if k not in vocabulary}
 
         optional = OPTIONAL
+        # detectron2 marks files of other frameworks, whose names have to be matched, in this way.
         is_backbone = checkpoint.get("matching_heuristics") or _is_backbone(weights, state)
         if is_backbone:
             weights, unused = _rename_as_backbone(weights, state)
@@ -232,7 +236,7 @@ def read_last_checkpoint_name(folder: Path) -> str | None:
     return file.read_bytes().decode("utf-8", "replace").strip() if file.is_file() else None
 
 
-def metadata_of(cfg: CfgNode) -> dict[str, Any]:
+def collect_metadata(cfg: CfgNode) -> dict[str, Any]:
     """Return what a checkpoint has to hold so that it can be used without other files.
 
     Returns:
@@ -273,6 +277,7 @@ def read_weights(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
         else:
             if not mmap:
                 _check_checksums(path)
+            # Files of PyTorch before 1.6 are no zip archives and can't be mapped.
             content = load_torch_file(path, mmap=mmap and zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise
@@ -308,6 +313,7 @@ def _check_checksums(path: Path) -> None:
             if not zipfile.is_zipfile(file):
                 return
             archive = zipfile.ZipFile(file)
+            # Where torch.save writes no checksums, it writes zeros.
             has_checksums = any(record.CRC for record in archive.infolist())
             damaged = archive.testzip() if has_checksums else None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:

@@ -35,8 +35,10 @@ def evaluate(
     """
     results = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        folder = inference_folder(cfg, name)
+        folder = get_inference_folder(cfg, name)
         evaluator = stage.build_evaluator(name, folder, resume)
+        # The evaluator has read what an earlier run finished: the loader need not load these
+        # videos.
         skip = {"skip": evaluator.finished} if stage.can_resume else {}
         loader = stage.build_test_loader(cfg, name, **skip)
         if comm.is_main_process():
@@ -63,6 +65,6 @@ def drop_undefined_scores(results: Mapping[str, Mapping]) -> dict[str, dict]:
     }
 
 
-def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
+def get_inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
     """Return the folder of the predictions for a data set."""
     return Path(cfg.OUTPUT_DIR, "inference", dataset_name)

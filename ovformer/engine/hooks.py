@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ovformer.d2 import HookBase, comm, hooks
-from ovformer.engine.metrics import last_iteration
+from ovformer.engine.metrics import find_last_iteration
 
 
 class PeriodicCheckpoint(HookBase):
@@ -26,9 +26,11 @@ class PeriodicCheckpoint(HookBase):
         """Save if due, e.g. ``model_0000099.pth``, and at the end ``model_final.pth``."""
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
+        # An interruption after the last iteration needs no checkpoint but the final one.
         is_due = done % self._period == 0 or (self.trainer.is_interrupted and not is_last)
         if not is_due and not is_last:
             return
+        # All processes send theirs, though only the main process saves.
         self.trainer.collect_random_states()
         if is_due:
             self.trainer.save()
@@ -60,7 +62,8 @@ class Evaluation(hooks.EvalHook):
         was_due = self._iterations > 0 and done > 0 and done % self._iterations == 0
         if not (trainer.is_resumed and was_due and done < trainer.max_iter):
             return
-        if comm.all_gather(last_iteration(self._metrics_file, done))[0] == done - 1:
+        # The evaluation needs all processes, so all follow the main one, which wrote the file.
+        if comm.all_gather(find_last_iteration(self._metrics_file, done))[0] == done - 1:
             return
         # The scores belong to the iteration of the checkpoint, not to the one that comes next.
         now = trainer.iter
@@ -75,5 +78,6 @@ class CpuMemory(HookBase):
     def after_step(self) -> None:
         """Record ``[metric]max_rss_mb``."""
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # macOS counts bytes, Linux counts KiB.
         in_bytes = usage if sys.platform == "darwin" else usage * 1024
         self.trainer.storage.put_scalar("[metric]max_rss_mb", in_bytes / 1e6, smoothing_hint=False)

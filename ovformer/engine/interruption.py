@@ -99,6 +99,7 @@ class Interruption:
             with suppress(OSError):  # the terminal may be gone
                 os.write(2, f"{name}: stopping after this iteration; again: at once\n".encode())
         elif time.monotonic() - self._since > _ONE_REQUEST:
+            # No exception: what handles it could take as long as what the user waits for.
             os._exit(128 + number)
 
 

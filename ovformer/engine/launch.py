@@ -37,7 +37,7 @@ def is_torchrun() -> bool:
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
-def world_size(num_gpus: int, num_machines: int) -> int:
+def count_processes(num_gpus: int, num_machines: int) -> int:
     """Return the number of processes of the run.
 
     Args:
@@ -73,13 +73,14 @@ def launch(
         SystemExit: a signal ended the processes.
     """
     if is_torchrun():
+        # torchrun has set all other variables that init_process_group reads.
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         _work(int(os.environ["LOCAL_RANK"]), function, args, device, local_size, {})
     elif num_gpus * num_machines == 1:
         function(*args)
     else:
         meeting = {
-            "init_method": _free_port() if dist_url == "auto" else dist_url,
+            "init_method": _find_free_address() if dist_url == "auto" else dist_url,
             "world_size": num_gpus * num_machines,
             "rank": num_gpus * machine_rank,
         }
@@ -150,9 +151,11 @@ def _call(function: Callable[..., Any], args: tuple) -> None:
 
 def _start(count: int, work_args: tuple) -> None:
     """Start processes that call :func:`_work` and wait for them."""
+    # Not joined yet: until all end, signals are passed on, and the first failure is looked for.
     context = mp.start_processes(_work, work_args, count, join=False)
     with _pass_on_signals(context.processes) as received:
         first = _wait(context.processes)
+    # A stop by a signal is no failure: the run ends with its status and without a traceback.
     stopped = [p.exitcode for p in context.processes if p.exitcode - 128 in SIGNALS]
     if received or stopped:
         raise SystemExit(128 + received[0] if received else stopped[0])
@@ -200,13 +203,14 @@ def _wait(processes: Sequence[mp.Process]) -> mp.Process | None:
             first, deadline = failed[0], time.monotonic() + _GRACE_SECONDS
         timeout = None if deadline is None else deadline - time.monotonic()
         if timeout is not None and timeout <= 0:
+            # They may wait forever for an answer of the process that failed.
             for process in alive:
                 process.kill()
         connection.wait([process.sentinel for process in alive], timeout)
     return first or next((process for process in processes if process.exitcode), None)
 
 
-def _free_port() -> str:
+def _find_free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{free.getsockname()[1]}"

@@ -54,6 +54,7 @@ class MetricsWriter(HookBase):
         is_last = start == self.trainer.max_iter
         if not (is_last and last_line >= start - 1):  # else everything has been written
             self._restore_scalars()
+        # TensorBoard hides older points of the iterations that are done again.
         to_file = [
             JSONWriter(str(path), self._period),
             TensorboardXWriter(self._folder, self._period, purge_step=start or None),
@@ -87,12 +88,15 @@ class MetricsWriter(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the recorded values that the next lines need."""
+        # Other processes than the main one have no lines to go on with.
         if not self._writers:
             return {}
         storage, scalars = self.trainer.storage, {}
         for name, (_, latest) in storage.latest().items():
             if name in _OF_THIS_PROCESS:
                 continue
+            # A smoothed value is a median over the period, so all its values since then are needed;
+            # any other value is needed until it has been written.
             is_smoothed = storage.smoothing_hints()[name]
             values = storage.histories()[name].values()
             if is_smoothed:
@@ -135,12 +139,13 @@ def cut_metrics(path: Path, start: int) -> int:
     if damaged := sum(i is None for i, _ in lines):
         logger.warning("%s: removed %d damaged line(s).", path, damaged)
     after = b"".join(line + b"\n" for i, line in lines if i is not None and i < start)
+    # As a whole: a kill leaves the old file or the new one.
     if after != before:
         write_atomically(path, lambda file: file.write(after))
-    return last_iteration(path, start)
+    return find_last_iteration(path, start)
 
 
-def last_iteration(path: Path, start: int) -> int:
+def find_last_iteration(path: Path, start: int) -> int:
     """Return the last iteration before ``start`` with a line in the file, -1 for none."""
     iterations = map(_iteration, path.read_bytes().splitlines() if path.is_file() else [])
     return max((i for i in iterations if i is not None and i < start), default=-1)

@@ -39,6 +39,7 @@ def stop_at_nonfinite(
         checkpointer: of the training; its folder gets the report.
         settings: for the report: grad_norm, seed and others that JSON can hold.
     """
+    # First, while all processes are alive: writing may fail in one of them.
     parts = comm.all_gather(_describe_process(reason, records, losses))
     report_hint = ""
     if checkpointer.save_dir:

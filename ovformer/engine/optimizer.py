@@ -33,7 +33,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         ValueError: the optimizer is not known.
     """
-    groups = parameter_groups(
+    groups = group_parameters(
         model,
         lr=cfg.SOLVER.BASE_LR,
         backbone_multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER,
@@ -55,7 +55,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def parameter_groups(
+def group_parameters(
     model: nn.Module,
     *,
     lr: float,
@@ -80,6 +80,7 @@ def parameter_groups(
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
+    # Over modules, because the decay depends on what kind of module a parameter is in.
     for module_name, module in model.named_modules():
         in_backbone = module_name.split(".", 1)[0] == "backbone"
         for name, parameter in module.named_parameters(recurse=False):
@@ -118,6 +119,7 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper:
 
     def clip_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
         parameters = [p for p in parameters if p.grad is not None]
+        # Before clipping: the norm is logged, and shows gradients that are not finite.
         norm = nn.utils.get_total_norm([p.grad for p in parameters], clip.NORM_TYPE)
         if not clip.ENABLED or clip.CLIP_VALUE <= 0:
             return norm
@@ -170,6 +172,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
         scaled.SOLVER[key] = round(cfg.SOLVER[key] / scale)
     scaled.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
     scaled.freeze()
+    # Rounded to 0, a period would mean "never" or divide by zero, and MAX_ITER no training.
     for section, key in (
         ("SOLVER", "MAX_ITER"),
         ("SOLVER", "CHECKPOINT_PERIOD"),

@@ -144,6 +144,7 @@ def _list_iterations(folder: Path) -> dict[Path, float]:
         if match := _PERIODIC.fullmatch(path.name):
             found[path] = int(match[1])
         elif path.name == FINAL:
+            # Its name holds no number; the iteration is in the file.
             content = {} if _find_damage(path) else read_weights(path)
             found[path] = content.get("iteration", math.inf)
     return found
@@ -174,6 +175,8 @@ def _describe_damage(damaged: list[_Damaged], older: Path | None) -> str:
 
 def _go_back(folder: Path, chosen: Path, damaged: list[_Damaged]) -> None:
     """Rename damaged files, and write the checkpoint used instead into ``last_checkpoint``."""
+    # last_checkpoint comes last. After a kill in between it names a file that is missing, and the
+    # same command gets here again.
     for path, reason in damaged:
         is_checkpoint = path.name != LAST and path.is_file()
         kept = f" It is kept as {move_aside(path).name}." if is_checkpoint else ""

@@ -75,6 +75,7 @@ def record_run(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[No
         return
     folder = _new_folder(Path(cfg.OUTPUT_DIR, "runs"))
     record = _describe_run(cfg, args, seed, folder)
+    # Before the run, too: one that is killed has a record as well.
     _write(folder, record, cfg.dump())
     record["outcome"] = "finished"
     try:
@@ -87,6 +88,7 @@ def record_run(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[No
         raise
     finally:
         record["ended"] = _now()
+        # Known only now that the annotations have been read.
         for name, data in record["data"].items():
             data["images"] = get_read_counts().get(name)
         _write(folder, record)
@@ -95,6 +97,8 @@ def record_run(cfg: CfgNode, args: argparse.Namespace, seed: int) -> Iterator[No
 def read_code_state(package: Path = Path(__file__).parents[1]) -> CodeState | None:
     """Return the state of the checkout that a package is in; None if git does not track it."""
     try:
+        # A package that is installed below a checkout, as in a virtual environment, is not part of
+        # it.
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         top = Path(os.fsdecode(_git(package, "rev-parse", "--show-toplevel").rstrip(b"\n")))
         commit = _git(top, "rev-parse", "HEAD").decode().strip()
@@ -251,6 +255,7 @@ def _git(folder: Path, *words: str) -> bytes:
         OSError: git is not installed.
         subprocess.SubprocessError: the command failed or took too long.
     """
+    # Without optional locks git does not disturb one that the user runs at the same time.
     command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     return subprocess.run(
         command, capture_output=True, check=True, timeout=_GIT_SECONDS, stdin=subprocess.DEVNULL

@@ -67,7 +67,7 @@ class Trainer(TrainerBase):
         amp_type: float16 (with a loss scale), bfloat16, or None for float32.
         output_dir: folder of the checkpoints.
         class_names: the vocabulary, saved with the model.
-        metadata: saved with the model, see :func:`ovformer.engine.checkpoint.metadata_of`.
+        metadata: saved with the model, see :func:`ovformer.engine.checkpoint.collect_metadata`.
         interruption: an open one; without it, the training does not handle signals.
         max_broken: largest share of the samples that the loader may skip; None if it skips none.
 
@@ -140,6 +140,7 @@ class Trainer(TrainerBase):
             allow_older: if its last checkpoint is damaged, take the one before it.
         """
         self.is_resumed = resume
+        # Before anything is saved: these files could fill the disk.
         self.checkpointer.remove_leftovers()
         if resume_or_load(self.checkpointer, weights, resume, allow_older):
             self._saved_iter = self.iter
@@ -166,9 +167,12 @@ class Trainer(TrainerBase):
             self.start_iter,
             self.max_iter,
         )
+        # With a smaller SOLVER.MAX_ITER than before, the checkpoint is not the end of this
+        # training.
         if self.start_iter == self.max_iter:
             self.checkpointer.complete()
         self.iter = self.start_iter
+        # Hooks may still have to evaluate or to write a line.
         with EventStorage(self.iter) as self.storage:
             self.before_train()
             self.after_train()
@@ -185,7 +189,7 @@ class Trainer(TrainerBase):
         """
         # A signal may end the evaluation in one process only: gather now, while all take part.
         self.collect_random_states()
-        state = random_state()
+        state = get_random_state()
         try:
             with self.interruption.at_once():
                 return evaluate()
@@ -202,7 +206,7 @@ class Trainer(TrainerBase):
         batch = next(self._batches)
         data_time = time.perf_counter() - begin
         broken = self._broken.take(batch) if self._broken else 0
-        micro_batches = self._micro_batches(batch)
+        micro_batches = self._split_batch(batch)
 
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
@@ -212,6 +216,7 @@ class Trainer(TrainerBase):
                 total = sum(losses.values()) / len(micro_batches)
                 self._scaler.scale(total).backward()
             for name, loss in losses.items():
+                # In float32, because sums of numbers in half precision lose digits.
                 sums[name] = sums.get(name, 0.0) + loss.detach().float() / len(micro_batches)
         self.after_backward()
 
@@ -238,12 +243,13 @@ class Trainer(TrainerBase):
             self._broken.count(round(mean * processes), loaded)
             self.storage.put_scalar("broken_samples", self._broken.total, smoothing_hint=False)
 
-    def _micro_batches(self, batch: list[dict]) -> list[list[dict]]:
+    def _split_batch(self, batch: list[dict]) -> list[list[dict]]:
         steps = self._accumulation_steps
         if steps == 1:
             return [batch]
         model = getattr(self.model, "module", self.model)  # inside DistributedDataParallel
         counts = [count for record in batch for count in model.instance_counts(record)]
+        # Of all processes, because losses are divided by the number of the whole batch.
         counts = [count for part in comm.all_gather(counts) for count in part]
         shared = {"instance_counts": counts, "least_size": model.least_size(batch)}
         batch = [{**record, **shared} for record in batch]
@@ -286,6 +292,7 @@ class Trainer(TrainerBase):
 
     def _mean_over_processes(self, values: dict[str, Tensor | float]) -> dict[str, float]:
         """Return the mean of scalars over all processes."""
+        # One tensor: one exchange between processes, and one copy from the GPU.
         stacked = torch.stack([torch.as_tensor(v, device=self.device) for v in values.values()])
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(stacked)
@@ -296,6 +303,7 @@ class Trainer(TrainerBase):
         self, means: dict[str, float], batch: list[dict], losses: Mapping[str, Tensor]
     ) -> None:
         """Raise FloatingPointError, in all processes, when a loss is not finite."""
+        # A mean is not finite in any process if one of its losses is not, so all stop together.
         bad = [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]
         if bad:
             self._stop(f"losses that are not finite: {', '.join(bad)}", batch, losses)
@@ -334,6 +342,7 @@ class Trainer(TrainerBase):
         Raises:
             FloatingPointError: a gradient is not finite, and a smaller factor would not help.
         """
+        # First: the limit of clipping is meant for gradients without the loss scale.
         self._scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self._clip_gradients(parameters).item()
@@ -368,6 +377,7 @@ class Trainer(TrainerBase):
             )
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
+        # It is empty if the training was not in float16 until now.
         if self._scaler.is_enabled() and state_dict["grad_scaler"]:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
         self._random_states = state_dict["random_states"]
@@ -377,7 +387,7 @@ class Trainer(TrainerBase):
 
     def collect_random_states(self) -> None:
         """Gather the random states of all processes for the next checkpoint. All call it."""
-        self._random_states = comm.gather(random_state())
+        self._random_states = comm.gather(get_random_state())
 
     def _restore_random_state(self) -> None:
         if len(self._random_states) != comm.get_world_size():
@@ -391,7 +401,7 @@ class Trainer(TrainerBase):
         set_random_state(self._random_states[comm.get_rank()])
 
 
-def random_state() -> dict[str, Any]:
+def get_random_state() -> dict[str, Any]:
     """Return the state of this process's random generators, as types that a checkpoint can hold."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
@@ -403,7 +413,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore a state of :func:`random_state`."""
+    """Restore a state of :func:`get_random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))

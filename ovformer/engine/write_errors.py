@@ -41,6 +41,7 @@ def explain_write_errors(output_dir: str) -> Iterator[None]:
 
 
 def _is_of_writing(error: OSError, folder: Path) -> bool:
+    # In place of a name there may be the number of an open file.
     if error.errno in _OF_BOTH and isinstance(error.filename, str | bytes | os.PathLike):
         path = Path(os.path.abspath(os.fsdecode(error.filename)))
         return path.is_relative_to(os.path.abspath(folder))

@@ -15,7 +15,7 @@ import os
 from ovformer.config import read_config
 from ovformer.d2 import CfgNode
 from ovformer.data.catalog.custom import register_custom
-from ovformer.engine.launch import world_size
+from ovformer.engine.launch import count_processes
 from ovformer.engine.optimizer import scale_to_world_size
 from ovformer.engine.stages import Stage
 from ovformer.preflight import data, machine, model, values, vocabulary
@@ -71,7 +71,7 @@ def find_faults(stage: Stage, args: argparse.Namespace) -> tuple[CfgNode, Config
     for message in collect_errors(register_custom, cfg.DATASETS.CUSTOM):
         errors += message.splitlines()
     # The checks see the numbers that the run will use, such as the batch of each process.
-    processes, scaled = world_size(args.num_gpus, args.num_machines), cfg
+    processes, scaled = count_processes(args.num_gpus, args.num_machines), cfg
     if processes > 0:
         try:
             scaled = scale_to_world_size(cfg, processes)
@@ -112,7 +112,7 @@ def find_config_faults(cfg: CfgNode, stage: Stage, args: argparse.Namespace) -> 
         cfg, network, resume, getattr(args, "allow_older", False), is_training=not eval_only
     )
     if not eval_only:
-        processes = world_size(args.num_gpus, args.num_machines)
+        processes = count_processes(args.num_gpus, args.num_machines)
         faults.errors += values.find_batch_errors(cfg, processes)
         faults.warnings += values.find_value_warnings(cfg)
         faults.warnings += machine.find_output_warnings(cfg, resume)

@@ -17,7 +17,7 @@ def test_one_process_needs_no_group() -> None:
     seen = []
     launch.launch(lambda *args: seen.append((args, dist.is_initialized())), (1, 2), device="cpu")
     assert seen == [((1, 2), False)]
-    assert launch.world_size(num_gpus=4, num_machines=2) == 8
+    assert launch.count_processes(num_gpus=4, num_machines=2) == 8
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -10,7 +10,7 @@ from ovformer.config import get_ovformer_cfg
 from ovformer.engine.optimizer import (
     build_gradient_clipper,
     build_optimizer,
-    parameter_groups,
+    group_parameters,
     scale_to_world_size,
 )
 
@@ -46,7 +46,7 @@ class Model(nn.Module):
 def test_parameter_groups() -> None:
     """Learning rate and weight decay of each parameter; frozen ones have no group."""
     model = Model()
-    groups = parameter_groups(
+    groups = group_parameters(
         model,
         lr=1.0,
         backbone_multiplier=0.1,

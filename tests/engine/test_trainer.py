@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ovformer.d2 import HookBase, JSONWriter
 from ovformer.engine.hooks import CpuMemory, PeriodicCheckpoint
-from ovformer.engine.trainer import MIN_LOSS_SCALE, Trainer, random_state, set_random_state
+from ovformer.engine.trainer import MIN_LOSS_SCALE, Trainer, get_random_state, set_random_state
 from support.small_training import (
     CallbackHook,
     Regression,
@@ -222,7 +222,7 @@ def test_random_states_are_plain_and_restorable(tmp_path: Path) -> None:
         return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
 
     np.random.randn()  # leaves a second normal number behind
-    torch.save(random_state(), tmp_path / "state.pth")
+    torch.save(get_random_state(), tmp_path / "state.pth")
     expected = draw()
     set_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
     assert draw() == expected

@@ -8,7 +8,7 @@ from torch import nn
 
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec, build_model
-from ovformer.engine.checkpoint import Checkpointer, metadata_of, read_weights
+from ovformer.engine.checkpoint import Checkpointer, collect_metadata, read_weights
 from ovformer.preflight.model import DryRun, build_without_memory, find_weights_errors
 from support.tiny_runs import TinyRun
 
@@ -86,7 +86,9 @@ def test_what_is_fetched_is_not_looked_for(cfg) -> None:
     ("key", "value"), [("MODEL.META_ARCHITECTURE", "VideoOVFormer"), ("SOLVER.OPTIMIZER", "SGD")]
 )
 def test_a_resumed_training_keeps_its_kind(cfg, tmp_path: Path, key: str, value: str) -> None:
-    Checkpointer(build_model(cfg), str(tmp_path), metadata=metadata_of(cfg)).save("model_final")
+    Checkpointer(build_model(cfg), str(tmp_path), metadata=collect_metadata(cfg)).save(
+        "model_final"
+    )
     model = build_without_memory(cfg)
     assert not list(find_weights_errors(cfg, model, resume=True, is_training=True))
     cfg.merge_from_list([key, value])

@@ -12,7 +12,7 @@ import ovformer.modeling  # noqa: F401  (registers)
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, build_model
 from ovformer.data.files.video_writer import VideoWriter
-from ovformer.engine.checkpoint import Checkpointer, metadata_of
+from ovformer.engine.checkpoint import Checkpointer, collect_metadata
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
 from ovformer.modeling.language.text_classifier import save_text_classifier
 from ovformer.predictor import VideoPredictor
@@ -54,7 +54,9 @@ def save_trained(folder: Path, **options: Any) -> Path:
     cfg = make_cfg(folder, make_clip(folder / "clip"), **options)
     torch.manual_seed(0)
     model = build_model(cfg)
-    Checkpointer(model, str(folder), class_names=WORDS, metadata=metadata_of(cfg)).save("model")
+    Checkpointer(model, str(folder), class_names=WORDS, metadata=collect_metadata(cfg)).save(
+        "model"
+    )
     return folder / "model.pth"
 
 

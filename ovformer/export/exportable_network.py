@@ -52,8 +52,8 @@ class ExportableNetwork(nn.Module):
         self.register_buffer("pixel_std", model.pixel_std)
         self.sees_clips = model.SEES_CLIPS
         self.size_divisibility = model.size_divisibility
-        self._is_bgr = model.clip_features.image_format == "BGR"
-        self._normalizes_clip_features = model.clip_features.normalize
+        self._is_bgr = model.image_embedder.image_format == "BGR"
+        self._normalizes_clip_features = model.image_embedder.normalize
 
     def forward(
         self, images: Tensor, clip_features: Tensor, text_embeddings: Tensor

@@ -262,7 +262,7 @@ def run_model(
         text_embeddings: float32 (K, D).
     """
     model.set_text_classifier(text_embeddings)
-    if model.clip_features.image_format == "BGR":
+    if model.image_embedder.image_format == "BGR":
         images = images.flip(1)
     records = [
         {"image": image, "clip_features": feature[None]}

@@ -83,7 +83,7 @@ class VideoPredictor:
         if known is not None:
             self._known = dict(zip(map(clean_name, known[0]), known[1], strict=True))
         # Frames and names have to be embedded by the same CLIP model.
-        model.clip_features.encoder_factory = embedder.load_encoder
+        model.image_embedder.encoder_factory = embedder.load_encoder
         self.names: list[str] = []
         self.set_vocabulary(vocabulary)
 

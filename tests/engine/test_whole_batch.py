@@ -104,8 +104,8 @@ def gradients(cfg: CfgNode, stage: Stage) -> dict:
     """Do the step and return gradients, losses and the sizes of the targets."""
     torch.manual_seed(0)
     model = build_model(cfg).double()
-    features = model.clip_features
-    model.clip_features = lambda *arguments: features(*arguments).double()
+    features = model.image_embedder
+    model.image_embedder = lambda *arguments: features(*arguments).double()
     counts = []
     targets = model.prepare_targets
 

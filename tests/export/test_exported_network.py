@@ -49,7 +49,7 @@ def test_the_exportable_network_equals_the_model(trained: Path, kind: str, opts:
     inputs = random_inputs(2, 50, 71, 4)
     with torch.no_grad():
         got = ExportableNetwork(model).eval()(*inputs)
-    if model.clip_features.normalize:
+    if model.image_embedder.normalize:
         inputs = (inputs[0], torch.nn.functional.normalize(inputs[1], dim=1), inputs[2])
     assert_same(got, run_model(model, *inputs), 1e-5)
     leading = () if kind == "clip" else (2,)

@@ -6,7 +6,7 @@ import torch
 from ovformer.config import get_ovformer_cfg
 from ovformer.modeling.decoders import deformable_encoder as encoder
 from ovformer.modeling.meta_arch.execution import Execution
-from ovformer.modeling.meta_arch.video_inference import frame_records
+from ovformer.modeling.meta_arch.video_inference import iterate_frames
 from support.video_models import build_small_model, video
 
 
@@ -38,7 +38,7 @@ def test_layout_changes_rounding_only(build, value, in_evaluation, in_training) 
     model.backbone.register_forward_pre_hook(note)
     expected = scores(build(**{"MODEL.CHANNELS_LAST": "never"}))
     torch.testing.assert_close(scores(model), expected, rtol=1e-4, atol=0)
-    model.train().run_network(list(frame_records(video(1))))
+    model.train().run_network(list(iterate_frames(video(1))))
     assert seen == [in_evaluation] * 3 + [in_training]
     weight = model.sem_seg_head.pixel_decoder.layer_1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == (value == "always")
@@ -102,7 +102,7 @@ def test_parts_compile_without_a_break(build) -> None:
     for part in (model.backbone, *model.sem_seg_head.children()):
         part.compile(backend="eager", fullgraph=True)
     assert len(scores(model))
-    outputs, _ = model.train().run_network(list(frame_records(video(1))))
+    outputs, _ = model.train().run_network(list(iterate_frames(video(1))))
     assert outputs["pred_logits"].requires_grad
 
 

@@ -73,7 +73,7 @@ def test_pixel_decoder_and_every_layer(model, recorded, batch) -> None:
     assert len(levels) == 3
     for i, level in enumerate(levels):
         assert_same(level, recorded[f"{prefix}multi_scale.{i}"], f"level {i}")
-    outputs = head.predictor(levels, mask_features, model.clip_features(batch, model.device))
+    outputs = head.predictor(levels, mask_features, model.image_embedder(batch, model.device))
     assert_same_outputs(outputs, recorded, "eval.out.")
 
 

@@ -135,7 +135,7 @@ def test_clip_features_are_computed_a_window_at_a_time(build) -> None:
         assert not any("clip_features" in record for record in records)
         return features[len(given) - len(records) : len(given), None]
 
-    model.clip_features = computed
+    model.image_embedder = computed
     for clip_images in (None, list(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))):
         record = video(3)
         del record["clip_features"]

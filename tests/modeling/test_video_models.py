@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ovformer.modeling.meta_arch.video_inference import frame_records
+from ovformer.modeling.meta_arch.video_inference import iterate_frames
 from support.video_models import (
     CLIPS,
     assert_gradients_are_finite,
@@ -58,7 +58,7 @@ def test_frames_are_trained_as_images_without_absent_instances(tmp_path) -> None
         for name in ("OVFormerVideo", "OVFormer")
     )
     assert [model.instance_counts(record) for record in training_batch()] == [[2, 1], [2, 1]]
-    images = [frame for record in training_batch() for frame in frame_records(record)]
+    images = [frame for record in training_batch() for frame in iterate_frames(record)]
     for image in images:
         image["instances"] = image["instances"][image["instances"].gt_ids >= 0]
     torch.manual_seed(1)

@@ -41,6 +41,7 @@ class FoldingConv2d(nn.Conv2d):
             conv.padding_mode,
             device="meta",
         )
+        # The same parameters, not copies: "meta" above allocates nothing for them.
         self.weight, self.bias = conv.weight, conv.bias
         self.folds = True
         self._norm = (norm,)  # in a tuple, so that it is no submodule and in no state dict
@@ -48,11 +49,11 @@ class FoldingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W), and normalise where no gradient is wanted."""
-        if not self.folds_now():
+        if not self.is_folding():
             return super().forward(x)
         return self._conv_forward(x, *self._folded_parameters())
 
-    def folds_now(self) -> bool:
+    def is_folding(self) -> bool:
         """Return whether the convolution does the norm's work now."""
         return self.folds and not torch.is_grad_enabled()
 
@@ -60,11 +61,14 @@ class FoldingConv2d(nn.Conv2d):
         """Return folded weight and bias, computed again only after one of their sources changed."""
         (norm,) = self._norm
         sources = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        # A compiled graph can't ask for addresses, and inference tensors have no version: nothing
+        # would tell that a kept result is out of date.
         if torch.compiler.is_compiling() or any(x.is_inference() for x in sources):
             return self._fold(*sources)
         # An in-place change raises a tensor's version; another tensor has another address.
         state = tuple((x.data_ptr(), x._version) for x in sources)
         if self._folded is None or self._folded[0] != state:
+            # Kept beyond this call, so it must not become an inference tensor of the caller's mode.
             with torch.inference_mode(False), torch.no_grad():
                 self._folded = (state, *self._fold(*sources))
         return self._folded[1:]
@@ -115,11 +119,13 @@ class FoldedNorm(FrozenBatchNorm2d):
         super().__init__(norm.num_features, norm.eps)
         for name, constant in norm.named_buffers():
             setattr(self, name, constant)
+        # In a tuple, as the norm in FoldingConv2d; fold_frozen_norms fills it, because each of the
+        # two refers to the other.
         self.conv: tuple[FoldingConv2d, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W), unless the convolution did."""
-        return x if self.conv[0].folds_now() else super().forward(x)
+        return x if self.conv[0].is_folding() else super().forward(x)
 
 
 def fold_frozen_norms(network: nn.Module) -> None:
@@ -128,9 +134,11 @@ def fold_frozen_norms(network: nn.Module) -> None:
     Args:
         network: of timm. A convolution keeps its norm where it is not known what follows it.
     """
+    # A list, because the loop replaces children while it walks over them.
     for parent in list(network.modules()):
         for conv_name, norm_name in _list_consecutive(parent):
             conv, norm = (parent.get_submodule(name) for name in (conv_name, norm_name))
+            # Exact types: a subclass may do more in its forward, such as an activation.
             if type(conv) is nn.Conv2d and type(norm) is FrozenBatchNorm2d:
                 folded = FoldedNorm(norm)
                 folding = FoldingConv2d(conv, folded)
@@ -144,6 +152,8 @@ def _list_consecutive(parent: nn.Module) -> list[tuple[str, str]]:
 
     The children may be of any kind.
     """
+    # The order of children says nothing about the order of calls, except in modules whose forward
+    # is known: timm's sequences, and the blocks of its ResNets.
     names = [name for name, _ in parent.named_children()]
     if type(parent) in (nn.Sequential, FeatureListNet):
         return list(zip(names, names[1:], strict=False))

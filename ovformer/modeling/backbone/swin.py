@@ -34,7 +34,7 @@ def join_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
     return windows.reshape(grid).transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
-def shifted_window_mask(
+def make_shift_mask(
     height: int, width: int, window: int, shift: int, device: torch.device
 ) -> Tensor:
     """Return a mask that keeps tokens apart that only the cyclic shift has made neighbours.
@@ -75,6 +75,8 @@ class WindowAttention(nn.Module):
             torch.zeros((2 * window - 1) ** 2, num_heads)
         )
         trunc_normal_(self.relative_position_bias_table, std=0.02)
+        # Positions differ by -(window - 1) to window - 1 on each axis, so the table has a row for
+        # each of (2 window - 1) ** 2 offsets, whatever the size of the map.
         # Row of the table for each pair of tokens: their offsets in y and x, counted from 0.
         axis = torch.arange(window)
         position = torch.cartesian_prod(axis, axis)
@@ -95,6 +97,7 @@ class WindowAttention(nn.Module):
         Returns:
             (B * G, N, C).
         """
+        # One projection for all three, as in the release: (B G, N, 3 C) -> 3 x (B G, A, N, C / A).
         query, key, value = (
             self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )
@@ -103,6 +106,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             # Windows of all images follow each other, so the mask of an image is repeated.
             bias = (bias + mask[:, None]).repeat(windows.shape[0] // mask.shape[0], 1, 1, 1)
+        # PyTorch wants the mask in the type of the query, which is a half type under autocast.
         out = F.scaled_dot_product_attention(
             query,
             key,
@@ -146,6 +150,7 @@ class SwinBlock(nn.Module):
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         padded_height, padded_width = x.shape[1:3]
+        # A cyclic shift keeps the number of windows; the mask parts what does not belong together.
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
         windows = self.attn(split_windows(x, self.window), mask if self.shift else None)
@@ -166,6 +171,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Merge (B, H, W, C) into (B, ceil(H / 2), ceil(W / 2), 2 C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        # Column by column: the order of the channels in the released weights.
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 
@@ -182,7 +188,8 @@ class SwinStage(nn.Module):
         """Run the blocks, not the downsampling, on (B, H, W, C)."""
         window = self.blocks[0].window
         height, width = (size + -size % window for size in x.shape[1:3])
-        mask = shifted_window_mask(height, width, window, window // 2, x.device)
+        # All blocks of a stage share size and shift, so the mask is made once.
+        mask = make_shift_mask(height, width, window, window // 2, x.device)
         for block in self.blocks:
             if use_checkpoint and self.training:
                 x = checkpoint(block, x, mask, use_reentrant=False)
@@ -283,6 +290,8 @@ class D2SwinTransformer(Backbone):
                 blocks.append(SwinBlock(attention, *settings))
             last = stage == len(depths) - 1
             self.layers.append(SwinStage(blocks, None if last else PatchMerging(dim)))
+        # Only for features that are returned: a norm without gradient breaks training on several
+        # GPUs.
         for stage, dim in enumerate(dims):
             if STAGE_NAMES[stage] in out_features:
                 self.add_module(f"norm{stage}", nn.LayerNorm(dim))
@@ -316,11 +325,14 @@ class D2SwinTransformer(Backbone):
         """
         x = self.patch_embed(images)
         if self.absolute_pos_embed is not None:
+            # Learned at the size of pre-training; images here have any size.
             position = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")
             x = x + position.permute(0, 2, 3, 1)
         x = self.pos_drop(x)
         features = {}
         for stage, layer in enumerate(self.layers):
+            # The feature is taken before the downsampling, with a norm of its own, which the next
+            # stage does not see.
             x = layer(x, self.use_checkpoint)
             if STAGE_NAMES[stage] in self._out_features:
                 normed = getattr(self, f"norm{stage}")(x)

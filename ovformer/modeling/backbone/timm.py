@@ -73,12 +73,15 @@ class TimmBackbone(Backbone):
         self._freeze_levels(freeze_at)
         if norm == "FrozenBN":
             self.base = freeze_batch_norms(self.base)
+        # Last, because it looks for norms that are frozen already.
         fold_frozen_norms(self.base)
 
     def _freeze_levels(self, freeze_at: int) -> None:
         """Stop the training of the first ``freeze_at`` levels."""
         if freeze_at == 0:
             return
+        # A level ends with the module that gives its feature. timm flattens the network, so that
+        # "stages.0" of feature_info is the child "stages_0".
         names = [name for name, _ in self.base.named_children()]
         ends = [str(info["module"]).replace(".", "_") for info in self.base.feature_info]
         if not 0 < freeze_at <= len(ends) or ends[freeze_at - 1] not in names:
@@ -175,10 +178,12 @@ def _create_base(
             timm_name,
             pretrained=pretrained,
             features_only=True,
+            # timm counts features from 0. In a ResNet the first is the stem's, of stride 2.
             out_indices=tuple(level - 1 for level in out_levels),
             **kwargs,
         )
     except OSError as error:
+        # A download that fails is no fault of the arguments, so this stays no ValueError.
         raise OSError(
             f"MODEL.TIMM.PRETRAINED: timm could not get the weights of {timm_name!r} ({error}). "
             "Without a network, set it to False and MODEL.WEIGHTS to a local file"

@@ -72,6 +72,7 @@ class CLIPEncoder:
         check_clip_model(name, pretrained)
         if name.startswith(LOCAL_PREFIX):
             name = LOCAL_PREFIX + str(resolve_path(name.removeprefix(LOCAL_PREFIX)))
+        # A folder or repository holds its own weights, for which open_clip wants no tag.
         if name.startswith((LOCAL_PREFIX, HUB_PREFIX)):
             pretrained = ""
         try:
@@ -102,6 +103,7 @@ class CLIPEncoder:
     @cached_property
     def embed_dim(self) -> int:
         """D, the width of the embeddings."""
+        # open_clip's models keep their width under different names: ask for an embedding.
         return self.encode_text(["a"]).shape[1]
 
     @property
@@ -164,6 +166,8 @@ class CLIPEncoder:
             (N, D) float32 on the model's device, rows of unit length.
         """
         tokens = self.tokenizer(list(texts)).to(self.device)
+        # In float32: embeddings are stored and compared across runs, and half precision of a
+        # training around this call would change them.
         with torch.autocast(self.device.type, enabled=False):
             batches = [self.model.encode_text(batch) for batch in tokens.split(TEXT_BATCH)]
         return F.normalize(torch.cat(batches).float(), dim=1)
@@ -188,6 +192,8 @@ class CLIPEncoder:
         for template in templates:
             if "{}" not in template:
                 raise ValueError(f"prompt template {template!r} has no {{}} for the class name")
+        # Each prompt's embedding has unit length, so all prompts weigh the same; the sum has the
+        # direction of the mean.
         total = sum(
             self.encode_text([template.replace("{}", name) for name in names])
             for template in templates
@@ -216,6 +222,7 @@ def _check_name(name: str, pretrained: str) -> None:
             f"open_clip.list_models() lists all; {LOCAL_PREFIX}FOLDER loads a local one"
         )
     tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    # open_clip takes tags in any case, with - or _.
     known = {tag.replace("-", "_").lower() for tag in tags}
     if pretrained.replace("-", "_").lower() not in known and not Path(pretrained).is_file():
         raise ValueError(

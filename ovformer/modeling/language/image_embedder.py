@@ -74,6 +74,7 @@ class ImageEmbedder:
             computed = self._encode([records[index] for index in absent], device)
             for index, embedding in zip(absent, computed, strict=True):
                 features[index] = embedding[None]
+        # Stored features may be float16 to save space; the alignment computes in float32.
         stacked = torch.stack([x.to(device, torch.float32) for x in features])
         return F.normalize(stacked, dim=2) if self.normalize else stacked
 
@@ -88,6 +89,7 @@ class ImageEmbedder:
         """Return the input of the encoder, uint8 RGB (3, S, S)."""
         if "clip_image" in record:
             return record["clip_image"]
+        # The image is the network's input, already augmented: CLIP then sees what the network sees.
         image = record["image"] if self.image_format == "RGB" else record["image"].flip(0)
         return encoder.preprocess(image.permute(1, 2, 0).byte().cpu().numpy())
 
@@ -99,6 +101,8 @@ class ImageEmbedder:
                 "MODEL.CLIP.NAME. tools/save_clip_features.py stores them, which is faster"
             )
             encoder = self.encoder_factory(device=device)
+            # Checked here, because only the loaded model knows its sizes: a wrong width would end
+            # in a shape error deep inside the alignment.
             for key, wanted, got in (
                 ("EMBED_DIM", self.clip_dim, encoder.embed_dim),
                 ("IMAGE_SIZE", self.image_size, encoder.image_size),

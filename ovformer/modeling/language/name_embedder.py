@@ -76,6 +76,7 @@ class NameEmbedder:
         """
         new = [name for name in dict.fromkeys(names) if name not in self._known]
         if len(self._known) + len(new) > _CACHE_SIZE:
+            # Names of this call that were known are forgotten with the others, so all are new.
             self._known, new = {}, list(dict.fromkeys(names))
         if new:
             encoder = self.load_encoder()
@@ -111,6 +112,7 @@ class NameEmbedder:
             raise ValueError(advice.format(f"its width is {encoder.embed_dim}, needed is {width}"))
         if self._reference is not None and self._reference_templates:
             names, embeddings = self._reference
+            # A few names are enough: another model moves every embedding.
             chosen = [name.replace("_", " ") for name in names[:_NUM_COMPARED]]
             here = encoder.embed_names(chosen, self._reference_templates).cpu()
             cosines = (here * F.normalize(embeddings[: len(chosen)], dim=1)).sum(1)
@@ -124,10 +126,13 @@ class NameEmbedder:
     def _warn_of_long_names(self, encoder: CLIPEncoder, names: Sequence[str]) -> None:
         """Warn of names that are too long for the text model, which reads only their beginning."""
         longest = max(self.templates, key=len)
+        # A token has a letter or more and CLIP reads 77: a name of 40 letters fits in practice,
+        # and need not be tokenised twice.
         suspects = [name for name in names if len(name) > 40]
         full = [
             name
             for name in suspects
+            # Texts are padded with zeros, so a last token that is not 0 means a full context.
             if encoder.tokenizer([longest.replace("{}", name)])[0, -1] != 0
         ]
         if full:

@@ -16,6 +16,7 @@ def expand_templates(templates: Sequence[str]) -> list[str]:
     prompts = []
     for template in templates:
         if template in TEMPLATE_SETS:
+            # open_clip's templates are functions of a name; "{}" makes them text again.
             prompts += [fill("{}") for fill in TEMPLATE_SETS[template]]
         else:
             prompts.append(template)

@@ -90,6 +90,7 @@ def save_text_classifier(
     header = {"format": FORMAT, "meta": json.dumps(dict(meta or {}))}
     if names is not None:
         header["names"] = json.dumps(list(names))
+    # Trainings read these files: a half-written one must never have the final name.
     with replacing(path) as temporary:
         save_file({"weights": weights}, temporary, header)
 
@@ -97,6 +98,7 @@ def save_text_classifier(
 def _read_npy(path: Path) -> TextClassifier:
     """Read a ``.npy`` file, the published format."""
     try:
+        # Mapped, so that a wrong file is refused by its header before it is read as a whole.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
@@ -127,6 +129,7 @@ def _read_safetensors(path: Path) -> TextClassifier:
         meta = json.loads(header["meta"])
     except (SafetensorError, KeyError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"text classifier {path}: the file is broken ({error})") from error
+    # The file may come from anywhere: valid JSON need not be what save_text_classifier wrote.
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not isinstance(meta, dict) or not (names is None or is_list):
         raise ValueError(
@@ -141,6 +144,7 @@ def _check(weights: Tensor, names: Sequence[str] | None, what: str) -> None:
         raise ValueError(
             f"{what}: expected a shape of (classes, CLIP width), got {tuple(weights.shape)}"
         )
+    # The head normalises each row: zero has no direction, and nan would spread to all losses.
     bad = (~weights.isfinite()).any(1) | (weights == 0).all(1)
     if bad.any():
         row = int(bad.nonzero()[0])

@@ -34,7 +34,7 @@ class OVFormerBase(nn.Module):
         backbone: from normalised images to a dict of features.
         sem_seg_head: from these and CLIP features to predictions.
         criterion: from predictions and targets to losses; None if there is no training.
-        clip_features: from a batch and a device to CLIP features (B, M, D).
+        image_embedder: from a batch and a device to CLIP features (B, M, D).
         pixel_mean: mean of each channel, in the channel order of the images.
         pixel_std: standard deviation of each channel.
         size_divisibility: images are padded to multiples of this number of pixels; 0 takes the
@@ -61,7 +61,7 @@ class OVFormerBase(nn.Module):
         backbone: nn.Module,
         sem_seg_head: nn.Module,
         criterion: nn.Module | None,
-        clip_features: Callable[[Sequence[Mapping[str, Any]], torch.device], Tensor],
+        image_embedder: Callable[[Sequence[Mapping[str, Any]], torch.device], Tensor],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
@@ -72,7 +72,10 @@ class OVFormerBase(nn.Module):
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
-        self.clip_features = clip_features
+        # No module: CLIP stays out of the state dict and of the optimizer.
+        self.image_embedder = image_embedder
+        # Buffers, so that they move with the model; not persistent, because released checkpoints
+        # lack them and the config has them.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.size_divisibility = (
@@ -81,7 +84,7 @@ class OVFormerBase(nn.Module):
         self.detections_per_image = detections_per_image
         self.execution = execution or Execution()
         # The head's own forward only calls its two decoders: they are compiled one by one.
-        self.execution.prepare((backbone, *sem_seg_head.children()))
+        self.execution.prepare_parts((backbone, *sem_seg_head.children()))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class OVFormerBase(nn.Module):
         Raises:
             ValueError: the model sees clips and the decoder does not, or the other way round.
         """
+        # Before anything is built: a large backbone takes seconds.
         cls.check_decoder(cfg)
         backbone = build_backbone(cfg)
         clip = cfg.MODEL.CLIP
@@ -97,7 +101,8 @@ class OVFormerBase(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "criterion": build_criterion(cfg, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
-            "clip_features": ImageEmbedder(
+            # The encoder is made on demand: with stored features no CLIP model is ever loaded.
+            "image_embedder": ImageEmbedder(
                 partial(CLIPEncoder.from_pretrained, clip.NAME, clip.PRETRAINED),
                 clip_dim=clip.EMBED_DIM,
                 image_size=clip.IMAGE_SIZE,
@@ -116,6 +121,7 @@ class OVFormerBase(nn.Module):
         """Raise ValueError unless model and configured decoder both see clips, or both images."""
         decoder = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
         decoder_class = TRANSFORMER_DECODER_REGISTRY.get(decoder)
+        # A decoder registered by another package need not know of clips.
         if getattr(decoder_class, "SEES_CLIPS", False) != cls.SEES_CLIPS:
             seen, prefix = ("clips", "Video") if cls.SEES_CLIPS else ("single images", "")
             raise ValueError(
@@ -163,6 +169,8 @@ class OVFormerBase(nn.Module):
         sizes = [tuple(image.shape[-2:]) for image in images]
         normalized = [(x.to(self.device) - self.pixel_mean) / self.pixel_std for x in images]
         # Padding after the normalisation, with zeros: the mean colour.
+        # A micro-batch is padded to the size of its whole batch: padding changes the features near
+        # the border, so gradients would otherwise depend on how the batch is split.
         normalized = [
             pad_masks(image, tuple(map(max, size, least_size)))
             for image, size in zip(normalized, sizes, strict=True)
@@ -184,10 +192,12 @@ class OVFormerBase(nn.Module):
         images = self.normalize_images(
             [record["image"] for record in records], records[0].get("least_size", (0, 0))
         )
-        clip_features = self.clip_features(records, self.device)
-        if num_clips is not None:  # the alignment takes the frames' embeddings as tokens
+        clip_features = self.image_embedder(records, self.device)
+        if num_clips is not None:
+            # The alignment reads the embeddings of all frames of a clip as tokens of one image.
             clip_features = clip_features.flatten(0, 1).unflatten(0, (num_clips, -1))
-        with nullcontext() if self.training else self.execution.inference_precision(self.device):
+        # Training chooses its own precision: the trainer calls the model under autocast.
+        with nullcontext() if self.training else self.execution.make_precision_context(self.device):
             features = self.backbone(self.execution.lay_out(images.tensor, self.training))
             return self.sem_seg_head(features, clip_features), images
 
@@ -247,6 +257,7 @@ class OVFormerBase(nn.Module):
         """
         if self.criterion is None:
             raise ValueError("the model was built without a criterion, so it cannot be trained")
+        # set_text_classifier changes the head only, the criterion keeps its weights per class.
         if self.criterion.num_classes != self.num_classes:
             raise ValueError(
                 f"the model's criterion is for {self.criterion.num_classes} classes, but its text "
@@ -272,6 +283,7 @@ def build_without_vocabulary(cfg: CfgNode, device: str) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = device
+    # Trained weights would replace those of timm anyway.
     cfg.MODEL.TIMM.PRETRAINED = False
     cfg.MODEL.MASK_FORMER.CLIP_TEXT_PATH = ""
     # The criterion is not used: one class is enough for it, without the counts of a training set.

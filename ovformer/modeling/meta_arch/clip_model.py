@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
 from ovformer.modeling.meta_arch.base_model import get_instances, pad_masks
-from ovformer.modeling.meta_arch.video_inference import VideoInference, frame_records
+from ovformer.modeling.meta_arch.video_inference import VideoInference, iterate_frames
 from ovformer.modeling.tracks.tracking import ClipTracks, QueryTracker, TrackSelection
 from ovformer.ops.mask_resize import mask_logits
 
@@ -73,7 +73,9 @@ class VideoOVFormer(VideoInference):
         """
         if not self.training:
             return list(self.predict_videos(batched_inputs))
-        frames = [frame for record in batched_inputs for frame in frame_records(record)]
+        # The backbone sees the frames of all clips as one batch of images; only the query decoder
+        # needs to know which frames are one clip.
+        frames = [frame for record in batched_inputs for frame in iterate_frames(record)]
         lengths = [len(record["image"]) for record in batched_inputs]
         if len(set(lengths)) > 1:
             raise ValueError(
@@ -109,6 +111,7 @@ class VideoOVFormer(VideoInference):
             frames = [instances.to(self.device) for instances in get_instances(record)]
             # Only the class of an instance that is present is known to be right.
             present = _find_present(frames)
+            # What no frame shows would be an empty mask for a query to match.
             seen = present.any(0)
             labels = torch.stack([instances.gt_classes for instances in frames])
             labels = labels.gather(0, present.byte().argmax(0, keepdim=True))[0]
@@ -128,6 +131,7 @@ class VideoOVFormer(VideoInference):
     ) -> tuple[int, int]:
         """Assign the queries of a clip, see :meth:`.VideoInference.follow`."""
         outputs, images = self.run_network(window, num_clips=1)
+        # One assignment for the whole clip: inside it a query follows its object by itself.
         order = tracker(outputs["pred_embds"][0])
         masks = mask_logits(outputs["mask_embed"][0, order], outputs["mask_features"][0])
         tracks.append(

@@ -35,6 +35,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a setting that is not known."""
+        # "eager" and other backends for debugging have tags by which PyTorch hides them.
         backends = torch.compiler.list_backends(exclude_tags=())
         for key, value, known in (
             ("MODEL.CHANNELS_LAST", self.channels_last, CHANNELS_LAST),
@@ -49,22 +50,27 @@ class Execution:
         """Read ``MODEL.CHANNELS_LAST``, ``TEST.PRECISION`` and ``MODEL.COMPILE``."""
         return cls(cfg.MODEL.CHANNELS_LAST, cfg.TEST.PRECISION, cfg.MODEL.COMPILE)
 
-    def prepare(self, parts: Iterable[nn.Module]) -> None:
+    def prepare_parts(self, parts: Iterable[nn.Module]) -> None:
         """Set the memory layout of weights, and mark parts for compilation at their first call."""
         for part in parts:
+            # With "auto" PyTorch converts the weights in each convolution: training with the same
+            # weights keeps the other layout.
             if self.channels_last == "always":
                 part.to(memory_format=torch.channels_last)
+            # In place, unlike torch.compile(part): a wrapper would add "_orig_mod" to the names of
+            # parameters.
             if self.compile_backend:
                 part.compile(backend=self.compile_backend)
 
     def lay_out(self, images: Tensor, training: bool) -> Tensor:
         """Return images (B, C, H, W) in the layout that the network then keeps."""
+        # Layout propagates from the input through convolutions, so the images decide for all.
         last = self.channels_last == "always" or (
             self.channels_last == "auto" and images.device.type == "cpu" and not training
         )
         return images.contiguous(memory_format=torch.channels_last) if last else images
 
-    def inference_precision(self, device: torch.device) -> AbstractContextManager:
+    def make_precision_context(self, device: torch.device) -> AbstractContextManager:
         """Return the context in which inference runs."""
         dtype = PRECISIONS[self.precision]
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

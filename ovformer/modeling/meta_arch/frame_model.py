@@ -12,7 +12,7 @@ from torch import Tensor
 from ovformer.d2 import META_ARCH_REGISTRY, CfgNode, configurable
 from ovformer.modeling.meta_arch.base_model import get_instances
 from ovformer.modeling.meta_arch.image_model import OVFormer
-from ovformer.modeling.meta_arch.video_inference import VideoInference, frame_records
+from ovformer.modeling.meta_arch.video_inference import VideoInference, iterate_frames
 from ovformer.modeling.tracks.tracking import QueryTracker, TrackSelection, VideoTracks
 from ovformer.ops.mask_resize import mask_logits
 
@@ -79,8 +79,9 @@ class OVFormerVideo(VideoInference, OVFormer):
         """
         if not self.training:
             return list(self.predict_videos(batched_inputs))
-        frames = [frame for record in batched_inputs for frame in frame_records(record)]
+        frames = [frame for record in batched_inputs for frame in iterate_frames(record)]
         for frame in frames:
+            # Without instances the error of the image model says what is missing.
             if "instances" in frame:
                 frame["instances"] = _select_present(frame["instances"])
         return super().forward(frames)
@@ -100,6 +101,7 @@ class OVFormerVideo(VideoInference, OVFormer):
         # The tracker needs the CPU, and each frame waits for the one before: one copy for all.
         on_host = outputs["pred_embds"].cpu()
         orders = torch.stack([tracker(embeddings) for embeddings in on_host]).to(self.device)
+        # Reordered before the masks are made of them: embeddings are much smaller than masks.
         logits, object_logits, mask_embed = (
             outputs[key].take_along_dim(orders[..., None], dim=1)
             for key in ("pred_logits", "pred_object_logits", "mask_embed")

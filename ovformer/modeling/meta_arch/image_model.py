@@ -41,6 +41,7 @@ class OVFormer(OVFormerBase):
                 batched_inputs[0].get("instance_counts"),
             )
         results = []
+        # One image after the other: masks are resized to the sizes of their records, which differ.
         for index, record in enumerate(batched_inputs):
             height, width = images.image_sizes[index]
             instances = predict_instances(

@@ -81,12 +81,15 @@ class VideoInference(OVFormerBase):
             ValueError: the frames of a video differ in size, or their number is not that of the
                 record. The predictions of all videos before it were yielded.
         """
+        # One thread, so at most one finished video waits in memory besides the one being tracked.
         with ThreadPoolExecutor(1, "masks") as background:
             pending = None
             try:
                 for record in records:
                     tracks, sizes = self._track(record)
                     if pending is not None:
+                        # Cleared first: if the caller stops at this yield, ``finally`` must not
+                        # yield the same video again.
                         done, pending = pending, None
                         yield done.result()
                     video_id = record.get("video_id")
@@ -108,13 +111,14 @@ class VideoInference(OVFormerBase):
         tracker = QueryTracker(self.memory_momentum)
         tracks = self._create_tracks()
         image_size = padded_size = (0, 0)
-        frames = frame_records(record)
+        frames = iterate_frames(record)
         size = self.window_size or (1 if self.device.type == "cpu" else AUTOMATIC_WINDOW)
         for first, window in split_into_windows(frames, size, self.window_overlap):
             if first == 0:
                 image_size = tuple(window[0]["image"].shape[-2:])
             _check_sizes(record, window, image_size, first)
             padded_size = self.follow(window, tracker, tracks)
+        # Only now is the number of frames known: they may come from an iterator.
         _check_length(record, tracks.num_frames)
         output_size = (record.get("height", image_size[0]), record.get("width", image_size[1]))
         return tracks, MaskSizes(padded_size, image_size, output_size)
@@ -130,6 +134,7 @@ class VideoInference(OVFormerBase):
         """
         scores, labels, tubes = [], [], []
         with tracks:  # deletes their temporary file at the end
+            # A video without frames has no logits to choose from.
             if tracks.num_frames:
                 best = self._select_tracks(tracks)
                 scores, labels = best.scores.tolist(), best.classes.tolist()
@@ -161,6 +166,7 @@ def split_into_windows(
         window.
     """
     first, window = 0, []
+    # Frames that the next window shares are kept, never read twice: the iterator is read once.
     while new := list(islice(frames, size - len(window))):
         window += new
         yield first, window
@@ -168,7 +174,7 @@ def split_into_windows(
         window = window[-overlap:] if overlap else []
 
 
-def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def iterate_frames(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the frames of a video as records of images.
 
     Args:
@@ -187,6 +193,7 @@ def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     fields = {"image": record["image"]}
     if record.get("clip_features") is not None:
+        # A frame has one CLIP token, as an image has: (T, D) -> T of (1, D).
         fields["clip_features"] = record["clip_features"][:, None]
     elif "clip_image" in record:
         fields["clip_image"] = record["clip_image"]
@@ -194,6 +201,8 @@ def frame_records(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         fields["instances"] = record["instances"]
     if "file_names" in record:
         fields["file_name"] = record["file_names"]
+    # Lists are compared at once, before the network sees a frame; zip(strict=True) below compares
+    # iterators when they end.
     lengths = {key: len(values) for key, values in fields.items() if hasattr(values, "__len__")}
     if len(set(lengths.values())) > 1:
         raise ValueError(

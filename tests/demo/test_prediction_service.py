@@ -18,7 +18,7 @@ from ovformer.data.files.video_files import VideoSource
 from ovformer.demo.output_folder import PredictionOptions
 from ovformer.demo.prediction_service import Limits, PredictionService
 from ovformer.predictor import VideoPredictor
-from support.predictor_fixture import WORDS, write_video
+from support.predictor_fixture import write_video
 
 pytest.importorskip("av", reason="needs the extra [demo]")
 pytest.importorskip("supervision", reason="needs the extra [demo]")
@@ -67,14 +67,6 @@ def test_a_video(service: PredictionService, video: Path) -> None:
     assert "Only the first 4 frames were looked at." in page and "<svg" in page
     assert "&lt;b&gt;my film.mp4" in page and "<b>" not in page
     assert "sandbox=allow-scripts " in view
-
-
-def test_an_image(service: PredictionService, make_frames: Callable, tmp_path: Path) -> None:
-    Image.fromarray(make_frames(1)[0]).save(tmp_path / "a.png")
-    view, paths = find(service, tmp_path / "a.png", "checkpoint")
-    assert paths[0].name == "objects.png" and "class=picture" in unescape(view)
-    content = json.loads(paths[2].read_text())
-    assert [c["name"] for c in content["categories"]] == WORDS and len(content["images"]) == 1
 
 
 def test_wrong_input_is_refused_before_the_work(

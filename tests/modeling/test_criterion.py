@@ -180,50 +180,33 @@ def fixed_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("norm", ["queries", "instances"])
 @pytest.mark.parametrize(
-    "labels",
+    ("labels", "sizes"),  # sizes: instances and matches of each half of the batch
     [
-        [[1, 4, 2], [0], [], [3, 3, 1, 0, 2, 4, 4, 2]],  # two instances of the last stay unmatched
-        [[1], [], [], []],  # fewer instances than micro-batches
+        ([[1, 4, 2], [0], [], [3] * 8], [(4, 4), (8, 6)]),
+        ([[], [], [3], []], [(0, 0), (1, 1)]),  # fewer instances than parts
     ],
     ids=["many", "few"],
 )
-def test_micro_batches_have_the_gradient_of_the_whole_batch(
-    fixed_points, labels: list[list[int]], norm: str
+def test_parts_of_a_batch_have_the_mean_losses_and_gradients_of_the_whole(
+    fixed_points, monkeypatch, labels, sizes: list[tuple[int, int]], norm: str
 ) -> None:
+    """Parts are micro-batches, or processes: what the other one would send is added."""
     outputs, targets = make_outputs(batch=4), make_targets(labels)
     criterion = make_criterion(class_loss_norm=norm, fed_loss_num_classes=CLASSES + 1)
-    whole, counts = criterion(outputs, targets), [len(image) for image in labels]
-    parts = [criterion(cut(outputs, i, i + 2), targets[i : i + 2], counts) for i in (0, 2)]
-    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in LOSSES}
-    torch.testing.assert_close(mean, whole)
-    got, expected = (
-        torch.autograd.grad(sum(losses.values()), tuple(outputs.values()))
-        for losses in (mean, whole)
-    )
-    torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize(
-    ("labels", "sizes"),
-    [
-        ([[1, 4, 2], [0], [], [3]], (4, 1)),
-        ([[], [], [3], []], (0, 1)),  # fewer instances than processes
-    ],
-    ids=["many", "few"],
-)
-def test_processes_have_the_losses_of_the_whole_batch(
-    fixed_points, monkeypatch, labels: list[list[int]], sizes: tuple[int, int]
-) -> None:
-    """What the other process would send is added in place of the exchange."""
-    outputs, targets = make_outputs(batch=4), make_targets(labels)
-    criterion = make_criterion(fed_loss_num_classes=CLASSES + 1)
-    whole, parts = criterion(outputs, targets), []
+    whole, halves = criterion(outputs, targets), ((0, 2), (2, 4))
+    counts = [len(image) for image in labels]
+    parts = [[criterion(cut(outputs, i, j), targets[i:j], counts) for i, j in halves], []]
     monkeypatch.setattr(criterion_module.comm, "get_world_size", lambda: 2)
-    for start, others in zip((0, 2), reversed(sizes), strict=True):
-        monkeypatch.setattr(torch.distributed, "all_reduce", lambda x, n=others: x.add_(n))
-        parts.append(criterion(cut(outputs, start, start + 2), targets[start : start + 2]))
-    mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in LOSSES}
-    torch.testing.assert_close(mean, whole)
+    for (i, j), others in zip(halves, reversed(sizes), strict=True):
+        sent = torch.tensor(others)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda x, sent=sent: x.add_(sent))
+        parts[1].append(criterion(cut(outputs, i, j), targets[i:j]))
+    expected = torch.autograd.grad(sum(whole.values()), tuple(outputs.values()), retain_graph=True)
+    for one, other in parts:
+        mean = {name: (one[name] + other[name]) / 2 for name in LOSSES}
+        torch.testing.assert_close(mean, whole)
+        got = torch.autograd.grad(sum(mean.values()), tuple(outputs.values()))
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES + 1])

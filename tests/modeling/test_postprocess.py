@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ovformer.d2 import BitMasks
 from ovformer.modeling.tracks import postprocess
 from ovformer.modeling.tracks.postprocess import (
+    class_scores,
     mask_boxes,
     mean_mask_probability,
     predict_instances,
@@ -59,6 +60,11 @@ def test_instances_are_those_of_the_plain_way(limit, monkeypatch) -> None:
     assert instances.pred_masks.equal(masks)
     assert instances.pred_boxes.tensor.equal(BitMasks(masks).get_bounding_boxes().tensor)
     assert sum(len(call.args[0]) for call in restore.call_args_list) <= limit
+
+
+def test_scores_are_float32() -> None:
+    logits, objects = torch.randn(3, 5).bfloat16(), torch.randn(3, 2).bfloat16()
+    assert class_scores(logits, objects).equal(class_scores(logits.float(), objects.float()))
 
 
 def test_an_empty_mask_has_probability_zero_and_an_empty_box() -> None:

@@ -41,7 +41,7 @@ def assert_same_results(best, tracks, sizes, results) -> None:
 
 def test_recorded_tracks_whose_queries_change_places(reference) -> None:
     recorded = dict(np.load(reference("tracker.npz")))
-    orders, tracks = track(recorded, "in.", 9)
+    orders, tracks = track(recorded, "in.", 9, window=4)
     with tracks:
         assert orders[0].tolist() == list(range(20))
         assert orders[1:].tolist() == recorded["frame.perms"].tolist()

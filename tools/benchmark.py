@@ -55,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run one benchmark, print its figures, and write them if the command line says where."""
     load = os.getloadavg()[0]
-    device = torch.device(getattr(args, "device", "cpu"))
+    try:
+        device = torch.device(getattr(args, "device", "cpu"))
+    except RuntimeError as error:  # PyTorch's error for an unknown name
+        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {args.device!r}") from error
     figures = {
         **describe_machine(device),
         "load before": load,

@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make_data_set(args: argparse.Namespace) -> None:
     """Draw images and videos of both splits and write their annotation files."""
+    if args.size < 8:  # the fine texture of the background has size // 8 cells
+        raise ValueError(f"--size: expected 8 or more pixels, got {args.size}")
     shown = {"train": BASE_INDICES, "val": tuple(range(len(CATEGORY_NAMES)))}
     counts = {"train": args.train_images, "val": args.val_images}
     # The category table of LVIS has the counts of the training set, in both files.

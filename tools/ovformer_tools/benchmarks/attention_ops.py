@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovformer.arguments import positive_int
 from ovformer.ops.ms_deform_attn import KERNELS, load_kernel, ms_deform_attn
 from ovformer_tools.benchmarks.measure import default_device, force_kernel, make_rows, measure
 
@@ -28,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=default_device(), help="(default: %(default)s)")
     parser.add_argument(
         "--size",
-        type=int,
+        type=positive_int,
         nargs=2,
         action="append",
         metavar=("HEIGHT", "WIDTH"),
         help="of the image in pixels, repeatable (default: 360 640, and on a GPU also 480 853 and "
         "800 1333)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=positive_int, default=1, help="images (default: %(default)s)"
+    )
     parser.add_argument(
         "--dtype",
         nargs="+",
@@ -43,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the values (default: float32, and on a GPU all)",
     )
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, help="(default: all that can run)")
-    parser.add_argument("--repeats", type=int, default=10, help="the best counts (default: 10)")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=10, help="the best counts (default: 10)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the input (default: 0)")
 
 

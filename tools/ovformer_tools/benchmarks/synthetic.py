@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import ovformer.modeling  # noqa: F401  (registers the models)
+from ovformer.arguments import positive_int
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BitMasks, CfgNode, Instances, build_model
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, make_image_key
@@ -32,7 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, config_file: str) -> No
     )
     parser.add_argument(
         "--size",
-        type=int,
+        type=positive_int,
         nargs=2,
         default=[360, 640],
         metavar=("HEIGHT", "WIDTH"),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ovformer.arguments import positive_int
 from ovformer.engine.trainer import AMP_TYPES
 from ovformer_tools.benchmarks import plain_criterion, synthetic
 from ovformer_tools.benchmarks.measure import force_kernel, make_rows, measure
@@ -24,10 +25,14 @@ BASELINE = "plain"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     synthetic.add_model_arguments(parser, "configs/lvvis/ovformer_R50_bs8.yaml")
-    parser.add_argument("--batch", type=int, default=1, help="images or clips (default: 1)")
-    parser.add_argument("--frames", type=int, default=2, help="of a clip (default: 2)")
-    parser.add_argument("--objects", type=int, default=5, help="in a frame (default: 5)")
-    parser.add_argument("--repeats", type=int, default=2, help="the best counts (default: 2)")
+    parser.add_argument(
+        "--batch", type=positive_int, default=1, help="images or clips (default: 1)"
+    )
+    parser.add_argument("--frames", type=positive_int, default=2, help="of a clip (default: 2)")
+    parser.add_argument("--objects", type=positive_int, default=5, help="in a frame (default: 5)")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=2, help="the best counts (default: 2)"
+    )
     parser.add_argument(
         "--precision",
         choices=["float32", *AMP_TYPES],

@@ -16,6 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import nn
 
+from ovformer.arguments import positive_int
 from ovformer.data.samples.video_reader import VideoReader
 from ovformer_tools.benchmarks import plain_video, synthetic
 from ovformer_tools.benchmarks.measure import force_kernel, make_rows, measure
@@ -27,8 +28,10 @@ THREADS = 4  # that read frames: the published DATALOADER.NUM_WORKERS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     synthetic.add_model_arguments(parser, "configs/lvvis/ovformer_R50_bs8.yaml")
-    parser.add_argument("--frames", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="the best counts (default: 2)")
+    parser.add_argument("--frames", type=positive_int, default=10, help="(default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=2, help="the best counts (default: 2)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

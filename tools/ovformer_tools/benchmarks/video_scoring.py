@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ovformer.arguments import positive_int
 from ovformer.data.files.vis_json import load_vis_json
 from ovformer.evaluation.results_reader import read_results
 from ovformer.evaluation.video_metric import VideoMetric
@@ -35,14 +36,17 @@ TEMPLATES = 24  # objects; each has a true tube, and one with other edges for ea
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--videos", type=int, default=400, help="(default: %(default)s)")
+    parser.add_argument("--videos", type=positive_int, default=400, help="(default: %(default)s)")
     parser.add_argument(
-        "--predictions", type=int, default=50, help="of each video (default: %(default)s)"
+        "--predictions", type=positive_int, default=50, help="of each video (default: %(default)s)"
     )
-    parser.add_argument("--frames", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=1196, help="(default: %(default)s)")
+    parser.add_argument("--frames", type=positive_int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--classes", type=positive_int, default=1196, help="(default: %(default)s)")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="of each scorer, the best counts (default: 3)"
+        "--repeats",
+        type=positive_int,
+        default=3,
+        help="of each scorer, the best counts (default: 3)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the data (default: 0)")
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovformer.arguments import exit_on_user_error
+from ovformer.arguments import exit_on_user_error, unit_float
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name, load_categories
 from ovformer.data.files.json_file import name_file_in_errors
 from ovformer.data.files.vis_json import group_categories, load_vis_json
+from ovformer.evaluation.duplicates import merge_predictions
 from ovformer.evaluation.results_reader import PredictionCounter, find_results, read_results
 from ovformer.evaluation.video_metric import VideoMetric, get_protocol
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description="Average precision (and for BURST HOTA) of video instance segmentation."
+        description="Average precision, or HOTA, of video instance segmentation."
     )
     parser.add_argument(
         "--dt",
@@ -62,12 +63,27 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["standard", "published", "hota"],
         default="standard",
         help="standard: AP; published: as the published code scores, which for BURST lets many "
-        "predictions match one ground truth; hota: BURST's official HOTA and track AP",
+        "predictions match one ground truth; hota: HOTA and identity switches, for BURST its "
+        "official HOTA and track AP",
+    )
+    parser.add_argument(
+        "--merge-tracks",
+        action="store_true",
+        help="score what predict.py shows: each object once, with its best name and one identity",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=unit_float,
+        default=0.0,
+        metavar="S",
+        help="with --merge-tracks: leave out predictions with a lower score (default: 0)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write (default: next to the results)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes for hota (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes for BURST's hota (default: 1)"
+    )
     return parser
 
 
@@ -79,8 +95,6 @@ def score(args: argparse.Namespace) -> None:
     spec = MetadataCatalog.get(args.et).get("spec")
     if spec is None or spec.evaluator not in ("vis", "burst"):
         raise ValueError(f"--et: {args.et} is not a video data set; train_net.py scores images.")
-    if args.protocol == "hota" and spec.evaluator != "burst":
-        raise ValueError(f"--protocol hota is BURST's metric; {args.et} has none.")
     results = find_results(args.dt, args.et)
     truth = args.gt or spec.annotation_file()
     print(f"{args.et}: {results} against {truth}, protocol {args.protocol}")
@@ -92,16 +106,23 @@ def score(args: argparse.Namespace) -> None:
     # LV-VIS may not fit into memory as a whole.
     counter = PredictionCounter(ground_truth)
     predictions = counter.count(read_results(results))
+    if args.merge_tracks:
+        predictions = merge_predictions(ground_truth, predictions, args.score_threshold)
     predictions = tqdm(predictions, desc=args.et, unit=" predictions")
     name = "scores" if args.protocol == "standard" else f"scores_{args.protocol}"
+    name += "_merged" if args.merge_tracks else ""
     out = (args.out or results.parent) / name
     about = {"dataset": args.et, "results": str(results), "ground_truth": str(truth)}
     if args.protocol == "hota":
         # Imported here: only this protocol needs a package of the extra [eval].
-        from ovformer.evaluation.burst_hota import format_hota, score_burst_hota, write_hota
+        from ovformer.evaluation.burst_hota import score_burst_hota
+        from ovformer.evaluation.hota import format_hota, score_hota, write_hota
 
         with name_file_in_errors(results):
-            hota = score_burst_hota(ground_truth, predictions, groups, args.workers)
+            if spec.evaluator == "burst":
+                hota = score_burst_hota(ground_truth, predictions, groups, args.workers)
+            else:
+                hota = score_hota(ground_truth, predictions, groups)
         print(format_hota(hota))
         write_hota(hota, out, **about)
     else:

@@ -79,7 +79,17 @@ def test_notes_about_unusual_results(run, tmp_path) -> None:
     assert "Note: 3 predictions repeat earlier ones, with the same score and masks" in printed
 
 
-def test_hota(run, tmp_path) -> None:
+def test_identities(run, tmp_path) -> None:
+    pytest.importorskip("trackeval", reason="needs the extra [eval]")
+    groups = {"all", "base", "novel", "class_agnostic"}
+    for options, name in (((), "scores_hota"), (("--merge-tracks",), "scores_hota_merged")):
+        run("--protocol", "hota", *options)
+        content = json.loads((_results(tmp_path).parent / f"{name}.json").read_text())
+        assert set(content["groups"]) == groups
+        assert set(content["groups"]["all"]) == {"HOTA", "DetA", "AssA", "IDSW"}
+
+
+def test_hota_of_burst(run, tmp_path) -> None:
     pytest.importorskip("trackeval", reason="needs the extra [eval]")
     printed = run("--et", "burst_val", "--protocol", "hota", "--dt", str(_results(tmp_path)))
     words = [line.split()[0] for line in printed.splitlines()[1:6]]
@@ -109,7 +119,7 @@ def test_ground_truth_of_the_data_set(
     [
         (["--et", "lvis_val"], ["--et", "'lvis_val'", "'lvvis_val'"]),
         (["--et", "lvis_v1_val"], ["--et", "train_net.py"]),
-        (["--protocol", "hota"], ["--protocol", "BURST"]),
+        (["--score-threshold", "2"], ["--score-threshold", "2"]),
         (["--dt", "nowhere"], ["nowhere"]),
         (["--out", "{results}/scores"], ["results.json"]),
     ],

@@ -5,6 +5,7 @@
     python tools/benchmark.py video --frames 20
     python tools/benchmark.py train-step
     python tools/benchmark.py eval
+    python tools/benchmark.py identities --weights output/quickstart/train/model_final.pth
 
 Each benchmark is a module of tools/ovformer_tools/benchmarks with ``add_arguments(parser)`` and
 ``run(args)``, which returns the figures; its docstring says what is compared. Timings mean little
@@ -21,7 +22,13 @@ import torch
 
 from ovformer.arguments import exit_on_user_error
 from ovformer.files import write_text
-from ovformer_tools.benchmarks import attention_ops, train_step, video_inference, video_scoring
+from ovformer_tools.benchmarks import (
+    attention_ops,
+    identities,
+    train_step,
+    video_inference,
+    video_scoring,
+)
 from ovformer_tools.benchmarks.measure import describe_machine, format_table, format_value
 
 BENCHMARKS = {
@@ -29,6 +36,7 @@ BENCHMARKS = {
     "train-step": train_step,
     "video": video_inference,
     "eval": video_scoring,
+    "identities": identities,
 }
 
 

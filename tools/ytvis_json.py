@@ -25,7 +25,7 @@ from ovformer.d2 import MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
 from ovformer.data.catalog.dataset_spec import check_dataset_name
 from ovformer.data.files.vis_json import group_categories, load_vis_json
-from ovformer.evaluation.results_reader import PredictionCounter, find_results, read_checked
+from ovformer.evaluation.results_reader import FIELDS, PredictionCounter, find_results, read_checked
 from ovformer.files import replacing
 
 
@@ -113,7 +113,7 @@ def pack(
         for entry in check(results, videos, max_per_video):
             for name, members in groups.items():
                 if entry["category_id"] in members:
-                    writers[name].add(entry)
+                    writers[name].add({key: entry[key] for key in FIELDS})
                     counts[name] += 1
     return {path: counts[name] for name, path in paths.items()}
 

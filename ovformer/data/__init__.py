@@ -103,7 +103,8 @@ The prediction dict of an image is ``{"instances": Instances}`` with pred_masks 
 (N, height, width), scores, pred_classes (contiguous) and pred_boxes. The prediction dict of a
 video is
 ``{"video_id", "image_size": (height, width), "pred_scores": N floats, highest first, "pred_labels":
-N ints, contiguous, "segmentations": N lists of T compressed RLEs}``.
+N ints, contiguous, "pred_tracks": N ints, "segmentations": N lists of T compressed RLEs}``. A track
+that is predicted under several names has the same number in "pred_tracks" each time.
 """
 
 from ovformer.data.catalog.datasets import register_all

@@ -21,7 +21,6 @@ from pycocotools import mask as coco_mask
 
 from ovformer.data.files.json_file import write_json
 from ovformer.evaluation.results_reader import ResultsChecker
-from ovformer.files import write_csv
 
 try:
     import trackeval
@@ -87,31 +86,6 @@ def score_burst_hota(
         }
         for metric in METRICS
     }
-
-
-def format_hota(hota: Mapping[str, Mapping[str, float]]) -> str:
-    """Format the scores of :func:`score_burst_hota` as the official code does, in percent."""
-    lines = [f"{'Metric':<8}" + "".join(f"{name.capitalize():>10}" for name in hota["HOTA"])]
-    for metric, values in hota.items():
-        lines.append(f"{metric:<8}" + "".join(f"{100 * value:10.2f}" for value in values.values()))
-    return "\n".join(lines)
-
-
-def write_hota(hota: Mapping[str, Mapping[str, float]], path: Path, **about: str) -> None:
-    """Write the scores of :func:`score_burst_hota`.
-
-    Args:
-        hota: the scores.
-        path: without suffix; ``.json`` and ``.csv`` are added.
-        about: where the scores come from; written to the JSON file.
-    """
-    names = list(hota["HOTA"])
-    groups = {
-        name: {m: None if np.isnan(v[name]) else v[name] for m, v in hota.items()} for name in names
-    }
-    write_json(path.with_name(path.name + ".json"), {**about, "protocol": "hota", "groups": groups})
-    rows = [["hota", "group", name, *values.values()] for name, values in groups.items()]
-    write_csv(path.with_name(path.name + ".csv"), [["protocol", "kind", "name", *hota], *rows])
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -1,7 +1,8 @@
 """Find, read and check results.json of video instance segmentation, one prediction at a time.
 
 The file is a JSON list of predictions {"video_id", "score", "category_id": the data set's own id,
-"segmentations": one COCO RLE per frame}.
+"segmentations": one COCO RLE per frame}. Where it has a "track_id" as well, predictions of a video
+with the same one are one track under several names.
 """
 
 import json

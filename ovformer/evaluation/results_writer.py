@@ -22,13 +22,14 @@ def to_results(prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
 
     Args:
         prediction: ``video_id``, ``pred_scores``, ``pred_labels`` (contiguous) and
-            ``segmentations`` (N lists of T COCO RLEs) of one video.
+            ``segmentations`` (N lists of T COCO RLEs) of one video. ``pred_tracks`` (N,) may be
+            missing; without it no entry has a "track_id".
         category_ids: the data set's own id of each contiguous label.
 
     Returns:
         N entries.
     """
-    return [
+    entries = [
         {
             "video_id": prediction["video_id"],
             "score": float(score),
@@ -42,6 +43,10 @@ def to_results(prediction: Mapping, category_ids: Sequence[int]) -> list[dict]:
             strict=True,
         )
     ]
+    # A track is listed once under each of its names; its number tells that they are one.
+    for entry, track in zip(entries, prediction.get("pred_tracks", ()), strict=False):
+        entry["track_id"] = track
+    return entries
 
 
 class ResultsWriter:

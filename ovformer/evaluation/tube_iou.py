@@ -55,6 +55,48 @@ def mean_areas(areas: np.ndarray) -> np.ndarray:
     return areas.sum(axis=1) / np.maximum(np.count_nonzero(areas, axis=1), 1)
 
 
+def frame_ious(
+    predictions: Sequence[Tube],
+    targets: Sequence[Tube],
+    prediction_areas: np.ndarray,
+    target_areas: np.ndarray,
+) -> np.ndarray:
+    """Compute the IoU of each predicted with each target tube in each frame.
+
+    Args:
+        predictions: D tubes of T frames each.
+        targets: G tubes of T frames each.
+        prediction_areas: (D, T) from :func:`tube_areas`.
+        target_areas: (G, T) likewise.
+
+    Returns:
+        float64 (T, D, G); 0 where one of the masks is absent or empty.
+
+    Raises:
+        ValueError: in a frame, a predicted and a target mask differ in size.
+    """
+    num_frames = prediction_areas.shape[1]
+    ious = np.zeros((num_frames, len(predictions), len(targets)))
+    seen, true_seen = prediction_areas > 0, target_areas > 0
+    complete = seen.all(axis=0) & true_seen.all(axis=0)
+    for t in np.flatnonzero(seen.any(axis=0) & true_seen.any(axis=0)):
+        masks, true_masks = [tube[t] for tube in predictions], [tube[t] for tube in targets]
+        if complete[t]:
+            ious[t] = coco_mask.iou(masks, true_masks, [0] * len(targets))
+        else:
+            rows, columns = np.flatnonzero(seen[:, t]), np.flatnonzero(true_seen[:, t])
+            masks, true_masks = [masks[d] for d in rows], [true_masks[g] for g in columns]
+            ious[t, rows[:, None], columns] = coco_mask.iou(masks, true_masks, [0] * len(columns))
+    if (ious < 0).any():
+        t, d, g = np.argwhere(ious < 0)[0]
+        raise ValueError(
+            f"Frame {t}: a predicted mask of size {predictions[d][t]['size']} cannot be compared "
+            f"with a true mask of size {targets[g][t]['size']} (height, width). Predictions have "
+            "to be of the original size of the video."
+        )
+    return ious
+
+
 def tube_iou(
     predictions: Sequence[Tube],
     targets: Sequence[Tube],
@@ -84,24 +126,7 @@ def tube_iou(
         prediction_areas = tube_areas(predictions, num_frames)
     if target_areas is None:
         target_areas = tube_areas(targets, num_frames)
-    ratio = np.zeros((num_frames, len(predictions), len(targets)))
-    seen, true_seen = prediction_areas > 0, target_areas > 0
-    complete = seen.all(axis=0) & true_seen.all(axis=0)
-    for t in np.flatnonzero(seen.any(axis=0) & true_seen.any(axis=0)):
-        masks, true_masks = [tube[t] for tube in predictions], [tube[t] for tube in targets]
-        if complete[t]:
-            ratio[t] = coco_mask.iou(masks, true_masks, [0] * len(targets))
-        else:
-            rows, columns = np.flatnonzero(seen[:, t]), np.flatnonzero(true_seen[:, t])
-            masks, true_masks = [masks[d] for d in rows], [true_masks[g] for g in columns]
-            ratio[t, rows[:, None], columns] = coco_mask.iou(masks, true_masks, [0] * len(columns))
-    if (ratio < 0).any():
-        t, d, g = np.argwhere(ratio < 0)[0]
-        raise ValueError(
-            f"Frame {t}: a predicted mask of size {predictions[d][t]['size']} cannot be compared "
-            f"with a true mask of size {targets[g][t]['size']} (height, width). Predictions have "
-            "to be of the original size of the video."
-        )
+    ratio = frame_ious(predictions, targets, prediction_areas, target_areas)
     total = prediction_areas.T[:, :, None] + target_areas.T[:, None, :]
     intersection = np.rint(ratio * total / (1 + ratio)).sum(axis=0)
     union = total.sum(axis=0) - intersection

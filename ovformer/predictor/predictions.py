@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ovformer.evaluation.tube_iou import tube_areas, tube_iou
+from ovformer.evaluation.duplicates import MAX_IOU, StreamIdentities, merge_duplicates
+from ovformer.evaluation.tube_iou import tube_areas
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,15 @@ class FrameResult:
         time: of the frame, in seconds.
         size: H and W.
         objects: highest score first.
+        num_asleep: objects of earlier frames that are not in this one and would get their number
+            back.
     """
 
     number: int
     time: float
     size: tuple[int, int]
     objects: list[ObjectInFrame]
+    num_asleep: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class VideoObject:
     """An object in a whole video.
 
     Attributes:
-        track_id: index among the objects of the video, by score.
+        track_id: of the track. One that was found under several names is several objects with the
+            same number; :meth:`VideoResult.best` numbers what remains from 0, by score.
         label: index in the vocabulary.
         name: name in the vocabulary.
         score: 0 to 1.
@@ -100,37 +105,29 @@ class VideoResult:
         return tube_areas([item.segmentations for item in self.objects], len(self.times))
 
     def best(
-        self, score_threshold: float = 0.0, max_objects: int | None = None, max_iou: float = 0.7
+        self, score_threshold: float = 0.0, max_objects: int | None = None, max_iou: float = MAX_IOU
     ) -> "VideoResult":
-        """Return the objects to show. The model may find a thing under several names: one remains.
+        """Return the objects to show: each thing once, however many names and tracks it has.
+
+        Objects whose masks coincide in most of their common frames are one thing. It gets the name
+        and score of the best of them, and its masks in the frames where that one has none. So a
+        thing keeps its number while any of its tracks sees it.
 
         Args:
             score_threshold: least score.
             max_objects: most objects; None for all.
-            max_iou: an object is dropped if its tube IoU with a better one exceeds this: mostly it
-                is the same thing with another name.
+            max_iou: two masks coincide if their IoU exceeds this.
         """
-        kept: list[int] = []
-        # Objects are sorted by score, so the first below the threshold ends the search.
-        for number, item in enumerate(self.objects):
-            if item.score < score_threshold or len(kept) == max_objects:
-                break
-            if self.areas[number].any() and not self._is_covered(number, kept, max_iou):
-                kept.append(number)
-        objects = [replace(self.objects[n], track_id=row) for row, n in enumerate(kept)]
+        # Objects are sorted by score, so those below the threshold are the last.
+        shown = [item for item in self.objects if item.score >= score_threshold]
+        tubes = [item.segmentations for item in shown]
+        merged = merge_duplicates(tubes, len(self.times), max_iou, max_objects)
+        empty = _encode_empty(self.size)
+        objects = [
+            replace(shown[n], track_id=row, segmentations=[mask or empty for mask in tube])
+            for row, (n, tube) in enumerate(merged)
+        ]
         return VideoResult(self.names, self.size, self.times, objects)
-
-    def _is_covered(self, number: int, others: Sequence[int], max_iou: float) -> bool:
-        """Return whether the tube IoU of an object with one of some others exceeds ``max_iou``."""
-        # Objects without a common frame have an IoU of 0: the masks need not be compared.
-        seen = self.areas[number] > 0
-        others = [other for other in others if self.areas[other, seen].any()]
-        if not others:
-            return False
-        tubes = [self.objects[other].segmentations for other in others]
-        own = [self.objects[number].segmentations]
-        overlaps = tube_iou(own, tubes, self.areas[[number]], self.areas[others])
-        return bool(overlaps.max() > max_iou)
 
     def in_frame(self, t: int) -> list[ObjectInFrame]:
         """Return the objects that are visible in frame ``t``."""
@@ -196,7 +193,7 @@ class FramesResult:
 
     def take_first(self, count: int) -> VideoResult:
         """Return the best ``count`` objects as a video's, each visible in one frame."""
-        empty = coco_mask.encode(np.zeros(self.size, np.uint8, order="F"))
+        empty = _encode_empty(self.size)
         # A tube of its own for each object takes memory: only the first ``count`` get one.
         found = [(t, item) for t, objects in enumerate(self.frames) for item in objects]
         found.sort(key=lambda pair: -pair[1].score)
@@ -216,6 +213,24 @@ def make_object_in_frame(
     return ObjectInFrame(track_id, label, name, score, rle, (left, top, left + width, top + height))
 
 
+def merge_objects(
+    objects: Iterable[ObjectInFrame], identities: StreamIdentities, score_threshold: float
+) -> list[ObjectInFrame]:
+    """Return the tracked objects of the next frame of a stream, each thing once.
+
+    Args:
+        objects: of the frame, highest score first.
+        identities: knows the frames before, and numbers the objects.
+        score_threshold: least score of an object in the result. Others tell who is who.
+    """
+    objects = list(objects)
+    rles = [item.rle for item in objects]
+    ious = np.reshape(coco_mask.iou(rles, rles, [0] * len(rles)), (len(rles), len(rles)))
+    tracks, scores = [item.track_id for item in objects], [item.score for item in objects]
+    shown = identities.update(tracks, scores, ious, score_threshold)
+    return [replace(objects[index], track_id=number) for index, number in shown]
+
+
 def drop_overlaps(objects: Iterable[ObjectInFrame], max_iou: float) -> list[ObjectInFrame]:
     """Return the objects without those whose IoU with a better one exceeds ``max_iou``.
 
@@ -229,6 +244,11 @@ def drop_overlaps(objects: Iterable[ObjectInFrame], max_iou: float) -> list[Obje
         if not others or coco_mask.iou([item.rle], others, [0] * len(others)).max() <= max_iou:
             kept.append(item)
     return kept
+
+
+def _encode_empty(size: tuple[int, int]) -> dict[str, Any]:
+    """Return the RLE of a mask (H, W) without a pixel."""
+    return coco_mask.encode(np.zeros(size, np.uint8, order="F"))
 
 
 def to_categories(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -249,6 +269,7 @@ def to_evaluation_results(result: VideoResult | FramesResult) -> list[dict[str, 
                 "score": item.score,
                 "category_id": item.label + 1,
                 "segmentations": item.segmentations,
+                "track_id": item.track_id,
             }
             for item in result.objects
         ]

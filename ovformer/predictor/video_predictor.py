@@ -18,6 +18,7 @@ from ovformer.data.catalog.vocabulary import clean_name, parse_vocabulary
 from ovformer.data.files.image_embeddings import crop_for_embedding
 from ovformer.data.files.video_files import Frame, iterate_frames
 from ovformer.data.samples.image_mapper import to_tensor
+from ovformer.evaluation.duplicates import MAX_IOU, StreamIdentities
 from ovformer.modeling.language.name_embedder import NameEmbedder
 from ovformer.modeling.meta_arch.frame_model import OVFormerVideo
 from ovformer.modeling.tracks.running_tracks import FrameTracks, RunningTracks
@@ -32,12 +33,17 @@ from ovformer.predictor.predictions import (
     VideoResult,
     drop_overlaps,
     make_object_in_frame,
+    merge_objects,
 )
 from ovformer.predictor.pretrained import load_pretrained
 
 # The vocabulary that stands for the names and embeddings inside the weights.
 FROM_CHECKPOINT = "checkpoint"
 DEFAULT_TEMPLATES = ("simple",)
+
+# Tracks of a stream with at least this part of the score of an object that is shown are not shown,
+# but tell which object is which.
+WITNESS_RATIO = 0.4
 
 
 class VideoPredictor:
@@ -214,11 +220,11 @@ class VideoPredictor:
         with self._limit_objects(max_objects):
             record = self._make_video_record(frames, size, times)
             (prediction,) = self.model.predict_videos([record])
-        keys = ("pred_scores", "pred_labels", "segmentations")
+        keys = ("pred_tracks", "pred_scores", "pred_labels", "segmentations")
         columns = zip(*(prediction[key] for key in keys), strict=True)
         objects = [
-            VideoObject(number, label, self.names[label], score, tube)
-            for number, (score, label, tube) in enumerate(columns)
+            VideoObject(track, label, self.names[label], score, tube)
+            for track, score, label, tube in columns
         ]
         return VideoResult(self.names, size, times, objects)
 
@@ -229,7 +235,7 @@ class VideoPredictor:
         window: int | None = None,
         score_threshold: float = 0.0,
         max_objects: int | None = None,
-        max_iou: float = 0.7,
+        max_iou: float = MAX_IOU,
         memory: int | None = None,
     ) -> Iterator[FrameResult]:
         """Yield the objects of each frame as it arrives; the video may be endless.
@@ -245,7 +251,8 @@ class VideoPredictor:
                 MODEL.MASK_FORMER.TEST.CLIP_LENGTH.
             score_threshold: least score of an object.
             max_objects: most objects of a frame; None for TEST.DETECTIONS_PER_IMAGE.
-            max_iou: an object is dropped if its IoU with a better one exceeds this.
+            max_iou: masks coincide if their IoU exceeds this. Tracks that coincide in a frame are
+                one thing there, shown once; see :class:`.StreamIdentities`.
             memory: number of latest frames over which scores are averaged, about; None for all. For
                 long streams, such as a camera's, in which a track may turn to something else.
 
@@ -263,13 +270,16 @@ class VideoPredictor:
             return
         # The tracker assigns queries over time; the tracks keep scores and, for one window, masks.
         tracker = QueryTracker(self.model.memory_momentum)
+        identities = StreamIdentities(max_iou, memory)
+        most_tracks = max(limit, self.model.detections_per_image)
         names, size = None, None
         while batch := list(islice(frames, window)):
             # In the first window, and after set_vocabulary: scores so far are of other names.
             if names is not self.names:
                 names = self.names
                 ratio = None if self.model.SEES_CLIPS else self.model.frame_score_ratio
-                tracks = RunningTracks(limit, ratio, score_threshold, memory)
+                least = WITNESS_RATIO * score_threshold
+                tracks = RunningTracks(most_tracks, ratio, least, memory)
             size = size or batch[0].image.shape[:2]  # of the first frame
             # Checked before the network runs: the frames of a window are one batch.
             for frame in batch:
@@ -277,7 +287,9 @@ class VideoPredictor:
             sizes = self._run_window(batch, tracker, tracks)
             for frame in batch:
                 objects = self._restore_objects(tracks.ready.popleft(), sizes, size, names)
-                yield FrameResult(frame.number, frame.time, size, drop_overlaps(objects, max_iou))
+                objects = merge_objects(objects, identities, score_threshold)
+                asleep = identities.num_objects - len(objects)
+                yield FrameResult(frame.number, frame.time, size, objects[:limit], asleep)
 
     @property
     def _tracks(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from ovformer.evaluation.video_metric import VideoMetric
 
 trackeval = pytest.importorskip("trackeval", reason="needs the extra [eval]")
-from ovformer.evaluation.burst_hota import format_hota, score_burst_hota, write_hota  # noqa: E402
+from ovformer.evaluation.burst_hota import score_burst_hota  # noqa: E402
 
 # No distractors of TAO, and not the file's own ids 1, 3, 5, 7.
 TAO_IDS = [4, 13, 34, 35]
@@ -113,14 +113,3 @@ def test_processes_and_wrong_results(burst) -> None:
         score_burst_hota(loaded, [{**predictions[0], "video_id": 9999}])
     with pytest.raises(ValueError, match="no annotations"):
         score_burst_hota({**loaded, "annotations": None}, [])
-
-
-def test_table_and_files(tmp_path) -> None:
-    values = {"all": 0.25, "common": float("nan")}
-    hota = dict.fromkeys(("HOTA", "DetA", "AssA", "AP"), values)
-    assert format_hota(hota).splitlines()[1].split() == ["HOTA", "25.00", "nan"]
-    write_hota(hota, tmp_path / "scores_hota", dataset="burst_val")
-    content = json.loads((tmp_path / "scores_hota.json").read_text())
-    assert content["groups"]["all"]["AP"] == 0.25 and content["groups"]["common"]["AP"] is None
-    assert content["dataset"] == "burst_val" and content["protocol"] == "hota"
-    assert "hota,group,all,0.25,0.25,0.25,0.25" in (tmp_path / "scores_hota.csv").read_text()

@@ -88,6 +88,7 @@ def test_a_stream_ends_with_the_scores_of_the_video(predictor, make_frames, monk
     whole = predictor.predict(frames, max_objects=18)
     last = list(predictor.stream(iter(frames), max_iou=1.0, max_objects=6))[-1]
     assert last.number == 8 and last.size == (48, 64)
+    assert last.num_asleep == 0  # every track is an object, and in sight
     assert_in_video(last.objects, whole, 8)
     assert [o.score for o in last.objects] == sorted((o.score for o in last.objects), reverse=True)
 

@@ -132,21 +132,21 @@ class VideoInference(OVFormerBase):
         Returns:
             The prediction dict.
         """
-        scores, labels, tubes = [], [], []
+        scores, labels, numbers, tubes = [], [], [], []
         with tracks:  # deletes their temporary file at the end
             # A video without frames has no logits to choose from.
             if tracks.num_frames:
                 best = self._select_tracks(tracks)
                 scores, labels = best.scores.tolist(), best.classes.tolist()
+                numbers = best.queries.tolist()
                 visible = best.visible.cpu().numpy()
-                tubes = encode_tubes(
-                    tracks.masks, best.queries.tolist(), visible, sizes, self.device
-                )
+                tubes = encode_tubes(tracks.masks, numbers, visible, sizes, self.device)
         return {
             "video_id": video_id,
             "image_size": sizes.output,
             "pred_scores": scores,
             "pred_labels": labels,
+            "pred_tracks": numbers,
             "segmentations": tubes,
         }
 

@@ -1,4 +1,4 @@
-"""Command lines of scripts: numbers that are checked as they are parsed, and how a script ends."""
+"""Command lines of scripts: checks of numbers and devices, and how a script ends."""
 
 import argparse
 import os
@@ -62,3 +62,22 @@ def seconds(text: str) -> float:
     if not 0 <= (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected 0 or more seconds, got {text}")
     return value
+
+
+def choose_device(name: str | None) -> str:
+    """Return a device that can be used; without a name, a GPU if there is one.
+
+    Raises:
+        ValueError: PyTorch does not know the device, or it is absent.
+    """
+    import torch  # here, since most command lines are parsed without it
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    # Which of these it is depends on how PyTorch was built.
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device: {name!r} can't be used ({why}). Without a GPU: cpu") from error
+    return name

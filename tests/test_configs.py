@@ -213,5 +213,5 @@ def test_the_valid_part_of_a_config_is_read(tmp_path: Path) -> None:
 
 
 def test_missing_file() -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml is not a file"):
         get_ovformer_cfg("nowhere.yaml")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from ovformer.arguments import exit_on_user_error
+from ovformer.arguments import choose_device, exit_on_user_error
 from ovformer.files import write_text
 from ovformer_tools.benchmarks import (
     attention_ops,
@@ -63,10 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run one benchmark, print its figures, and write them if the command line says where."""
     load = os.getloadavg()[0]
-    try:
-        device = torch.device(getattr(args, "device", "cpu"))
-    except RuntimeError as error:  # PyTorch's error for an unknown name
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {args.device!r}") from error
+    if "device" in args:
+        args.device = choose_device(args.device)
+    device = torch.device(getattr(args, "device", "cpu"))
     figures = {
         **describe_machine(device),
         "load before": load,

@@ -18,9 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from ovformer.arguments import exit_on_user_error
+from ovformer.arguments import choose_device, exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.data.catalog.vocabulary import read_vocabulary
 from ovformer.modeling.language.clip_encoder import CLIPEncoder
@@ -38,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Read the vocabulary, embed it or take given embeddings, and write the classifier."""
+    args.device = choose_device(args.device)
     names = args.names or read_vocabulary(args.vocabulary)
     check_names(names)
     if args.from_npy:
@@ -87,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=clip.PRETRAINED,
         help="open_clip tag, or a file of weights (default: %(default)s)",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="for example cpu or cuda (default: a GPU if there is one)")
     return parser
 
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ovformer.arguments import exit_on_user_error
+from ovformer.arguments import choose_device, exit_on_user_error
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import InferenceSampler, comm
 from ovformer.data.catalog.custom import register_custom
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     with exit_on_user_error(parser):
+        args.device = choose_device(args.device)
         launch(work, (args,), device=args.device, num_gpus=args.num_gpus)
 
 
@@ -92,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-gpus", type=int, default=1, help="processes; with --device cpu, too (default: 1)"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="for example cpu or cuda (default: a GPU if there is one)")
     return parser
 
 

@@ -149,7 +149,7 @@ def _load(config_file: str | None, text: str | None, source: str) -> dict:
         return {}
     if text is None and not Path(config_file).is_file():
         raise FileNotFoundError(
-            f"--config-file: {config_file} does not exist. The repository's are under configs/."
+            f"--config-file: {config_file} is not a file. The repository's are under configs/."
         )
     try:
         if text is None:

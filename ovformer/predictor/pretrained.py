@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import ovformer.modeling  # noqa: F401  (registers the models)
+from ovformer.arguments import choose_device
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import CfgNode, MetadataCatalog
 from ovformer.data.catalog.custom import register_custom
@@ -84,7 +85,7 @@ def load_pretrained(
     # Weights may come from anywhere: their metadata is checked before anything uses it.
     metadata = _check_metadata(content, path)
     cfg = _read_config(config, path, metadata, opts)
-    model = _build_model(cfg, _choose_device(device), architecture)
+    model = _build_model(cfg, choose_device(device), architecture)
     # The checkpointer converts key names and reports what is missing; a trained model needs all.
     checkpointer = Checkpointer(model)
     checkpointer.load(str(path))
@@ -149,22 +150,6 @@ def _read_config(
             "training: --config-file configs/..."
         )
     return cfg
-
-
-def _choose_device(name: str | None) -> str:
-    """Return a device that can be used; without a name, a GPU if there is one."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (
-        AssertionError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # varies by build
-        why = str(error).partition("\n")[0]
-        raise ValueError(f"device: {name!r} can't be used ({why}). Without a GPU: cpu") from error
-    return name
 
 
 def _build_model(cfg: CfgNode, device: str, architecture: str | None) -> nn.Module:

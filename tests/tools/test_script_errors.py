@@ -120,10 +120,19 @@ def test_an_output_that_cannot_be_written(script, words, monkeypatch, capsys) ->
     assert "x.json" in message and "Traceback" not in message
 
 
+FEATURES = ["--images", ".", "--output", "a.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         ("tools/benchmark.py", ["video", "--device", "nonsense"]),
+        ("tools/benchmark.py", ["ops", "--device", "cuda:99"]),
+        (
+            "tools/build_text_classifier.py",
+            ["--names", "a", "--output", "a.safetensors", "--device", "nonsense"],
+        ),
+        ("tools/save_clip_features.py", [*FEATURES, "--device", "nonsense"]),
         ("tools/benchmark.py", ["ops", "--repeats", "0"]),
         ("tools/make_shapes.py", ["--output", "out", "--size", "0"]),
     ],
@@ -132,7 +141,7 @@ def test_a_wrong_value(script, words, monkeypatch, capsys) -> None:
     assert run_script(script, words, monkeypatch) == 2
     option, value = words[-2:]
     message = capsys.readouterr().err
-    assert option in message and value in message and "Traceback" not in message
+    assert option.strip("-") in message and value in message and "Traceback" not in message
 
 
 def test_the_traceback_can_be_shown(monkeypatch) -> None:

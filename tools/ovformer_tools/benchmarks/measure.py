@@ -111,11 +111,6 @@ def format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def default_device() -> str:
-    """Return "cuda" where there is a GPU, and else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _run_once(way: Callable[[], Any], device: torch.device) -> dict[str, float]:
     gc.collect()
     on_gpu = device.type == "cuda"

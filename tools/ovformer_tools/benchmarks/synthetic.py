@@ -19,7 +19,6 @@ from ovformer.arguments import positive_int
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BitMasks, CfgNode, Instances, build_model
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, make_image_key
-from ovformer_tools.benchmarks.measure import default_device
 
 ROOT = Path(__file__).parents[3]
 STORE = "clip_features.safetensors"
@@ -28,9 +27,7 @@ STORE = "clip_features.safetensors"
 def add_model_arguments(parser: argparse.ArgumentParser, config_file: str) -> None:
     """Add the options that describe the network and its input."""
     parser.add_argument("--config-file", default=str(ROOT / config_file))
-    parser.add_argument(
-        "--device", default=default_device(), help="cpu, cuda, cuda:1, ... (default: %(default)s)"
-    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument(
         "--size",
         type=positive_int,

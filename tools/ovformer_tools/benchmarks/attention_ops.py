@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovformer.arguments import positive_int
+from ovformer.arguments import choose_device, positive_int
 from ovformer.ops.ms_deform_attn import KERNELS, load_kernel, ms_deform_attn
 from ovformer_tools.benchmarks.measure import force_kernel, make_rows, measure
 
@@ -26,7 +26,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--device", help="(default: a GPU if there is one)")
+    parser.add_argument("--device", default=choose_device(None), help="(default: %(default)s)")
     parser.add_argument(
         "--size",
         type=positive_int,

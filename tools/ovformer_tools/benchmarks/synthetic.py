@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import ovformer.modeling  # noqa: F401  (registers the models)
-from ovformer.arguments import positive_int
+from ovformer.arguments import choose_device, positive_int
 from ovformer.config import get_ovformer_cfg
 from ovformer.d2 import BitMasks, CfgNode, Instances, build_model
 from ovformer.data.files.image_embeddings import ImageEmbeddingWriter, make_image_key
@@ -27,7 +27,11 @@ STORE = "clip_features.safetensors"
 def add_model_arguments(parser: argparse.ArgumentParser, config_file: str) -> None:
     """Add the options that describe the network and its input."""
     parser.add_argument("--config-file", default=str(ROOT / config_file))
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device",
+        default=choose_device(None),
+        help="cpu, cuda, cuda:1, ... (default: %(default)s)",
+    )
     parser.add_argument(
         "--size",
         type=positive_int,

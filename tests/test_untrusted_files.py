@@ -19,7 +19,7 @@ from ovformer.data.catalog.custom import register_custom
 from ovformer.data.files import video_files
 from ovformer.data.files.image_embeddings import ImageEmbeddingStore
 from ovformer.data.files.json_file import read_json
-from ovformer.data.files.video_files import read_picture
+from ovformer.data.files.video_files import read_untrusted_image
 from ovformer.data.files.video_writer import VideoWriter
 from ovformer.data.files.vis_json import read_vis_json
 from ovformer.data.samples.image_mapper import read_rgb
@@ -269,7 +269,7 @@ def test_pictures_that_are_bombs(tmp_path: Path, load_tool, monkeypatch) -> None
     folder = tmp_path / "videos" / "one"
     folder.mkdir(parents=True)
     Image.new("RGB", (20, 20)).save(folder / "0.png")
-    for read in (read_rgb, read_picture):
+    for read in (read_rgb, read_untrusted_image):
         with pytest.raises(ValueError, match="0.png: the (image|picture) can't be decoded .*bomb"):
             read(str(folder / "0.png"))
     with pytest.raises(ValueError, match="0.png: no image that can be read"):

@@ -44,6 +44,7 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio passes it only to a parameter with this default)
     ) -> tuple[str, list[str]]:
+        # For the button "Find": returns the result page as HTML, and the files to download.
         options = PredictionOptions(stride=max(1, int(stride)), score_threshold=score_threshold)
         try:
             return service.find(request.session_hash, path, words or "", options, progress.tqdm)

@@ -69,7 +69,7 @@ class Progress(Protocol):
     """Shows how far the work is, and lets the user stop it."""
 
     def allow_stop(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Return a context for a part of the work; its function tells whether to stop there."""
+        """Return a context manager for a part of the work; its function says whether to stop."""
 
     def track(self, frames: Iterable[Frame], total: int | None, text: str) -> Iterable[Frame]:
         """Return the same frames, and show how many of them were taken."""

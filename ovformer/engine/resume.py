@@ -113,11 +113,11 @@ def _find_in_main_process(folder: Path, allow_older: bool) -> Path | None:
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
-    """Return the path of the last checkpoint, which may be damaged; None for none.
+    """Return the path of the last checkpoint, which may be damaged; None if there is none.
 
     It is the one that ``last_checkpoint`` names, or ``last_checkpoint`` itself if that holds no
-    name. A kill right after the first checkpoint leaves no such file: then it is the checkpoint
-    with the most iterations.
+    name. After a kill right after the first checkpoint, that file is missing: then the
+    checkpoint with the most iterations is the last one.
     """
     file = folder / LAST
     if (name := read_last_checkpoint_name(folder)) is not None:

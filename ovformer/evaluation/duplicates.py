@@ -36,8 +36,8 @@ def merge_duplicates(
         limit: most objects; None for all.
 
     Returns:
-        For each object the number of its best track, and T masks: those of this track, and where it
-        has none those of the best track that has one, else ``None``.
+        For each object the number of its best track, and T masks: in each frame the mask of the
+        best of its tracks that has one there, ``None`` if no track has.
     """
     numbers: list[int] = []
     merged: list[list[dict | None]] = []

@@ -82,7 +82,7 @@ def score_hota(
             )
         waiting.remove(video_id)
         _score_video(video_id, truth[video_id], entries, lengths[video_id], parts)
-    for video_id in waiting:  # what is there and not predicted is missed
+    for video_id in waiting:  # without predictions all their true tracks are missed
         _score_video(video_id, truth[video_id], [], lengths[video_id], parts)
     classes = {annotation["category_id"] for annotation in ground_truth["annotations"]}
     per_class = {number: _combine(parts[number]) for number in classes}

@@ -2,10 +2,10 @@
 
 It is COCO's metric with tubes in place of masks: predictions of a class are matched with true
 tubes, best score first, at ten thresholds of tube IoU; areas are averaged over the frames in which
-a tube is visible. As in LVIS and TAO, a file may list for a video the categories that it does not
-have ("neg_category_ids") and those of which not every instance was annotated
-("not_exhaustive_category_ids"). Then predictions of categories that are neither annotated nor
-listed as absent do not count, and neither do unmatched predictions of the second list's categories.
+a tube is visible. As in LVIS and TAO, a file may have two lists for a video: categories that are
+absent ("neg_category_ids"), and categories with instances that were not annotated
+("not_exhaustive_category_ids"). Then a prediction is ignored if its category is not annotated and
+not listed as absent, or if it is unmatched and its category is in the second list.
 
 Predictions are added one video at a time, and only scores, areas and overlaps are kept.
 
@@ -340,5 +340,5 @@ def match_tubes(
 
 
 def _find_outside(areas: np.ndarray) -> np.ndarray:
-    """Return which areas (N,) are outside of which range, bool (A, N)."""
+    """Return whether each area (N,) is outside each range: bool (A, N)."""
     return (areas < _RANGES[:, :1]) | (areas > _RANGES[:, 1:])

@@ -36,7 +36,7 @@ _uses_torch_operators = False
 
 @contextmanager
 def use_torch_operators() -> Iterator[None]:
-    """Compute with PyTorch's own operators in a ``with`` block, so that a trace has none of ours.
+    """Compute with PyTorch's own operators in a ``with`` block, so that a trace needs no others.
 
     Such a trace runs without OVFormer, and in other software. If the sizes of levels are given as
     integers, it may have symbols for them and then takes any size.

@@ -116,7 +116,7 @@ def _decode_image(image: Image) -> str:
 
 
 def _check_combined(cfg: CfgNode) -> Iterator[Row]:
-    """Yield how many images or videos of each of several training sets are trained on."""
+    """Yield how many images or videos each of several training sets contributes."""
     if not set(cfg.DATASETS.TRAIN) <= set(DatasetCatalog.list()):
         return  # its own rows report an unknown set
     sizes = map(len, load_training_sets(cfg))

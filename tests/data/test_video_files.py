@@ -16,7 +16,7 @@ from ovformer.data.files.video_files import (
     Frame,
     VideoSource,
     iterate_frames,
-    read_picture,
+    read_untrusted_image,
     thin_frames,
     to_rgb,
 )
@@ -194,13 +194,13 @@ def test_pictures(tmp_path: Path) -> None:
     }
     for name, (image, expected) in pictures.items():
         image.save(tmp_path / name)
-        np.testing.assert_array_equal(read_picture(tmp_path / name), expected, err_msg=name)
+        np.testing.assert_array_equal(read_untrusted_image(tmp_path / name), expected, err_msg=name)
         np.testing.assert_array_equal(to_rgb(image), expected, err_msg=name)
         assert VideoSource(tmp_path / name).is_still
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.fromarray(colours).save(tmp_path / "turned.png", exif=exif)
-    assert read_picture(tmp_path / "turned.png").shape == (6, 4, 3)
+    assert read_untrusted_image(tmp_path / "turned.png").shape == (6, 4, 3)
 
 
 def test_arrays_and_iterators() -> None:

@@ -81,7 +81,7 @@ def inference_on_dataset(
         evaluator = DatasetEvaluator()
     evaluator.reset()
 
-    def call(name: str) -> None:
+    def run_callback(name: str) -> None:
         if name in callbacks:
             callbacks[name]()
 
@@ -90,15 +90,15 @@ def inference_on_dataset(
     last_log = 0.0
     with inference_context(model) if isinstance(model, nn.Module) else nullcontext():
         with torch.no_grad():
-            call("on_start")
+            run_callback("on_start")
             watch = _Stopwatch()
             for index, inputs in enumerate(data_loader):
                 watch.lap("Dataloading")
                 if index == num_warmup:
                     watch.restart()
-                call("before_inference")
+                run_callback("before_inference")
                 outputs = model(inputs)
-                call("after_inference")
+                run_callback("after_inference")
                 # Kernels run asynchronously: without waiting, "Eval" would be charged for them.
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
@@ -112,7 +112,7 @@ def inference_on_dataset(
                 if is_due and (index >= 2 * num_warmup or is_slow):
                     last_log = time.perf_counter()
                     logger.info(_describe_progress(index + 1, total, watch, timed))
-            call("on_end")
+            run_callback("on_end")
 
     timed = max(total - num_warmup, 1)
     devices = f"{comm.get_world_size()} devices"

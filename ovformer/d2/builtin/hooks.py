@@ -61,14 +61,15 @@ class IterationTimer(HookBase):
         if self._num_steps:
             logger.info(
                 f"Overall training speed: {self._num_steps} iterations in "
-                f"{_duration(self._seconds)} ({self._seconds / self._num_steps:.4f} s / it)"
+                f"{_format_duration(self._seconds)} ({self._seconds / self._num_steps:.4f} s / it)"
             )
         logger.info(
-            f"Total training time: {_duration(total)} ({_duration(total - self._seconds)} on hooks)"
+            f"Total training time: {_format_duration(total)} "
+            f"({_format_duration(total - self._seconds)} on hooks)"
         )
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=int(seconds)))
 
 
@@ -173,6 +174,7 @@ class EvalHook(HookBase):
         del self._function
 
     def _do_eval(self) -> None:
+        """Evaluate, check that the scores are numbers, and record them."""
         results = self._function()
         if results:
             assert isinstance(results, dict), f"eval_function returned {results!r}, not a dict"

@@ -111,7 +111,7 @@ class VideoSource:
         max_pixels = self._limits[1]
         if self._images:
             for number, path in enumerate(self._images):
-                yield Frame(read_picture(path, max_pixels), number / self.rate, number)
+                yield Frame(read_untrusted_image(path, max_pixels), number / self.rate, number)
             return
         with _open_video(self.path, *self._limits) as (container, stream):
             yield from _decode(self.path, container, stream, max_pixels)
@@ -166,7 +166,7 @@ def to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, :3])
 
 
-def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_untrusted_image(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an untrusted image as uint8 (H, W, 3), RGB, upright as its EXIF data say.
 
     Raises:
@@ -186,7 +186,7 @@ def read_picture(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> np.ndarr
 
 
 def thin_frames(frames: Iterable[Frame], stride: int = 1, seconds: float = 0.0) -> Iterator[Frame]:
-    """Yield some of the frames.
+    """Thin out a video: yield one frame in ``stride``, and of those about one per ``seconds``.
 
     Args:
         frames: in order of time.
@@ -236,11 +236,11 @@ def _open_video(path: Path, formats: str | None, max_pixels: int) -> Iterator[tu
         yield container, streams[0]
 
 
-def _check_pixels(height: int, width: int, most: int, place: str = "") -> None:
+def _check_pixels(height: int, width: int, max_pixels: int, place: str = "") -> None:
     """Raise ValueError if a frame has too many pixels."""
-    if height * width > most:
+    if height * width > max_pixels:
         raise ValueError(
-            f"{place}{height} x {width} pixels (height x width) is too large: at most {most} "
+            f"{place}{height} x {width} pixels (height x width) is too large: at most {max_pixels} "
             "pixels are allowed"
         )
 
@@ -296,6 +296,7 @@ def _estimate_num_frames(container: Any, stream: Any, rate: float) -> int | None
 
 
 def _number_frames(images: Iterable[Any]) -> Iterator[Frame]:
+    """Yield images as frames with times at the default rate; frames stay as they are."""
     for number, image in enumerate(images):
         if isinstance(image, Frame):
             yield image

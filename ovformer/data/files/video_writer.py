@@ -38,7 +38,7 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        # No frame was written: an mp4 without a stream is no video, so none is left.
+        # No frame was written. An mp4 without a stream can't be played, so the file is removed.
         if self._stream is None:
             self._container.close()
             temporary_name(self.path).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ BY_CLIP = "_by_clip"
 
 
 class ClipAugmentation:
-    """Augments the frames of a clip, first in common and then each by itself.
+    """Augments the frames of a clip: first all alike, then each by its own random transforms.
 
     Args:
         shared: applied in this order, with the same random numbers to all frames.

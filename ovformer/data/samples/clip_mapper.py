@@ -88,7 +88,7 @@ class ClipMapper:
         }
 
     def __call__(self, record: dict) -> dict:
-        """Return the training sample of a video that :mod:`ovformer.data` describes.
+        """Return the training sample of a video or an image; :mod:`ovformer.data` describes it.
 
         Args:
             record: a dataset dict of a video, or of an image; it is not changed.

@@ -261,7 +261,7 @@ class SetCriterion(nn.Module):
         ]
         counts = [len(masks) for masks in logits]
         logits = torch.cat(logits)[:, None]
-        # Where points lie has no gradient, and neither have the labels there.
+        # The choice of points and the labels at the points need no gradients.
         with torch.no_grad():
             points = get_uncertain_point_coords_with_randomness(
                 logits,

@@ -25,7 +25,7 @@ def class_scores(logits: Tensor, object_logits: Tensor) -> Tensor:
     Returns:
         (..., Q, K) float32.
     """
-    # float32 also under autocast: half types would make ties of scores that are to be sorted.
+    # float32 also under autocast: scores are sorted later, and half precision makes some equal.
     objectness = object_logits.float().softmax(-1)[..., :1]
     return (logits[..., :-1].float().sigmoid() * objectness).sqrt()
 

@@ -1,6 +1,6 @@
 """Count objects of a stream that keep their number, also after they were out of sight.
 
-Each video has four drawn objects, of which one leaves the frame and returns. A model that was
+Each video has four drawn objects; one of them leaves the frame and returns. A model that was
 trained on the ``shapes`` benchmark follows them. Two ways of showing its tracks are compared: the
 best track of each frame, with the number of that track ("by frame"), and the number that all tracks
 on the object vote for ("votes").

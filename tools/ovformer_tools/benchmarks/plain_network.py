@@ -47,12 +47,12 @@ class PlainNetwork(nn.Module):
             the last layer, ``pred_embds`` (B, Q, C), and ``aux_outputs``: the first three of each
             earlier layer.
         """
-        mask_features, levels = pixel_decoder(self.pixel_decoder, self.backbone(images))
+        mask_features, levels = run_pixel_decoder(self.pixel_decoder, self.backbone(images))
         mask_features = mask_features.unflatten(0, (len(clip_features), -1))
-        return query_decoder(self.predictor, levels, mask_features, clip_features)
+        return run_query_decoder(self.predictor, levels, mask_features, clip_features)
 
 
-def pixel_decoder(decoder: nn.Module, features: Mapping[str, Tensor]) -> tuple[Tensor, list]:
+def run_pixel_decoder(decoder: nn.Module, features: Mapping[str, Tensor]) -> tuple[Tensor, list]:
     """Compute what ``MSDeformAttnPixelDecoder`` does, in float32."""
     device = next(iter(features.values())).device
     with torch.autocast(device.type, enabled=False):
@@ -62,7 +62,7 @@ def pixel_decoder(decoder: nn.Module, features: Mapping[str, Tensor]) -> tuple[T
                 decoder.input_proj, decoder.transformer_in_features, strict=True
             )
         ]
-        maps = deformable_encoder(decoder.transformer, maps)
+        maps = run_deformable_encoder(decoder.transformer, maps)
         for index in range(len(decoder.fpn_in_features), 0, -1):
             name = decoder.fpn_in_features[index - 1]
             lateral = getattr(decoder, f"adapter_{index}")(features[name].float())
@@ -73,7 +73,7 @@ def pixel_decoder(decoder: nn.Module, features: Mapping[str, Tensor]) -> tuple[T
         return decoder.mask_features(maps[-1]), maps[:3]
 
 
-def deformable_encoder(encoder: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
+def run_deformable_encoder(encoder: nn.Module, maps: Sequence[Tensor]) -> list[Tensor]:
     """Compute what ``MSDeformAttnEncoder`` does."""
     device = maps[0].device
     sizes = [tuple(x.shape[-2:]) for x in maps]
@@ -81,17 +81,17 @@ def deformable_encoder(encoder: nn.Module, maps: Sequence[Tensor]) -> list[Tenso
     starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
     position = torch.cat(
         [
-            sine_positions(x).flatten(2).transpose(1, 2) + embed
+            make_sine_positions(x).flatten(2).transpose(1, 2) + embed
             for x, embed in zip(maps, encoder.level_embed, strict=True)
         ],
         dim=1,
     )
-    points = torch.cat([pixel_centres(x) for x in maps], dim=1)[:, :, None].expand(
+    points = torch.cat([make_pixel_centres(x) for x in maps], dim=1)[:, :, None].expand(
         -1, -1, len(maps), -1
     )
     tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
     for layer in encoder.encoder.layers:
-        attended = deformable_attention(
+        attended = run_deformable_attention(
             layer.self_attn, tokens + position, points, tokens, shapes, starts
         )
         tokens = layer.norm1(tokens + layer.dropout(attended))
@@ -104,7 +104,7 @@ def deformable_encoder(encoder: nn.Module, maps: Sequence[Tensor]) -> list[Tenso
     ]
 
 
-def deformable_attention(
+def run_deformable_attention(
     attention: nn.Module,
     query: Tensor,
     points: Tensor,
@@ -124,7 +124,7 @@ def deformable_attention(
     return attention.output_proj(ms_deform_attn(values, shapes, starts, locations, weights))
 
 
-def sine_positions(x: Tensor) -> Tensor:
+def make_sine_positions(x: Tensor) -> Tensor:
     """Return the sine encoding (B, C, H, W) of the pixels of a map."""
     ones = torch.ones(len(x), *x.shape[-2:], device=x.device)
     half = x.shape[1] // 2
@@ -140,7 +140,7 @@ def sine_positions(x: Tensor) -> Tensor:
     return torch.cat(encodings, dim=3).permute(0, 3, 1, 2)
 
 
-def pixel_centres(x: Tensor) -> Tensor:
+def make_pixel_centres(x: Tensor) -> Tensor:
     """Return x and y of the pixels of a map, (B, H * W, 2), from 0 to 1."""
     height, width = x.shape[-2:]
     y, x_ = torch.meshgrid(
@@ -151,7 +151,7 @@ def pixel_centres(x: Tensor) -> Tensor:
     return torch.stack((x_.flatten(), y.flatten()), dim=1)[None].repeat(len(x), 1, 1)
 
 
-def frame_positions(frames: int, channels: int, device: torch.device) -> Tensor:
+def make_frame_positions(frames: int, channels: int, device: torch.device) -> Tensor:
     """Return the sine encoding (T, C) of the frames of a clip."""
     index = torch.arange(channels, dtype=torch.float32, device=device)
     period = 10000 ** (2 * torch.div(index, 2, rounding_mode="floor") / channels)
@@ -160,7 +160,7 @@ def frame_positions(frames: int, channels: int, device: torch.device) -> Tensor:
     return torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), dim=2).flatten(1)
 
 
-def query_decoder(
+def run_query_decoder(
     decoder: nn.Module, levels: Sequence[Tensor], mask_features: Tensor, clip_features: Tensor
 ) -> dict[str, Any]:
     """Compute what the query decoder of images or of clips does, with masks in all outputs."""
@@ -171,9 +171,11 @@ def query_decoder(
     ):
         x = projection(x)
         sizes.append(tuple(x.shape[-2:]))
-        position = sine_positions(x).unflatten(0, (batch, frames))
+        position = make_sine_positions(x).unflatten(0, (batch, frames))
         if decoder.SEES_CLIPS:
-            position = position + frame_positions(frames, x.shape[1], x.device)[..., None, None]
+            position = (
+                position + make_frame_positions(frames, x.shape[1], x.device)[..., None, None]
+            )
         positions.append(position.flatten(3).transpose(2, 3).flatten(1, 2))
         x = x.unflatten(0, (batch, frames)).flatten(3)
         tokens.append(x.transpose(2, 3).flatten(1, 2) + embed)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 def evaluate_without_broken(
     model: nn.Module, loader: Iterable[list[dict]], evaluator: DatasetEvaluator, folder: Path
 ) -> dict:
-    """Do what ``inference_on_dataset`` does, without the samples that can't be loaded.
+    """Evaluate as ``inference_on_dataset``, but skip the samples that can't be loaded.
 
     Args:
         model: not wrapped in DistributedDataParallel.

@@ -161,7 +161,7 @@ class Trainer(TrainerBase):
                 self._batches = iter(())  # ends the processes that load data
 
     def _finish(self) -> None:
-        """Do what follows the last iteration: the training may have been stopped before that."""
+        """Run what follows the last iteration, for a training that was stopped just before that."""
         logger.info(
             "Nothing to train: the checkpoint is of iteration %d, SOLVER.MAX_ITER is %d.",
             self.start_iter,

@@ -171,7 +171,7 @@ class FramesResult:
     def best(
         self, score_threshold: float = 0.0, max_objects: int | None = None, max_iou: float = 0.7
     ) -> "FramesResult":
-        """Do what :meth:`VideoResult.best` does in each frame; number the objects that remain."""
+        """Keep one object for each thing in each frame, and number the objects by score."""
         kept = []
         for objects in self.frames:
             sure = [item for item in objects if item.score >= score_threshold]

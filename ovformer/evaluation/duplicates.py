@@ -138,16 +138,17 @@ class StreamIdentities:
             weights[row, members] = 1
         weights *= np.asarray(scores)
         votes = weights @ self._votes[list(tracks)]
-        chosen = dict(zip(*(side.tolist() for side in linear_sum_assignment(-votes)), strict=True))
+        pairs = zip(*(side.tolist() for side in linear_sum_assignment(-votes)), strict=True)
+        known = {row: column for row, column in pairs if votes[row, column] > 0}
+        # Before a new object takes the place of the one longest unseen.
+        for column in known.values():
+            self._last_seen[column] = self._num_frames
         shown = []
         for row, members in enumerate(objects):
             is_shown = scores[members[0]] >= least_score
-            column = chosen.get(row)
-            if column is None or votes[row, column] <= 0:
-                if not is_shown:
-                    continue
-                column = self._add_number()
-            self._last_seen[column] = self._num_frames
+            if row not in known and not is_shown:
+                continue
+            column = known[row] if row in known else self._add_number()
             self._votes[np.asarray(tracks)[members], column] += np.asarray(scores)[members]
             if is_shown:
                 shown.append((members[0], self._numbers[column]))
@@ -174,7 +175,8 @@ class StreamIdentities:
             self._votes = np.pad(self._votes, ((0, 0), (0, 1)))
             return len(self._numbers) - 1
         column = int(np.argmin(self._last_seen))
-        self._numbers[column], self._votes[:, column] = number, 0
+        self._numbers[column], self._last_seen[column] = number, self._num_frames
+        self._votes[:, column] = 0
         return column
 
     def _grow(self, size: int) -> None:

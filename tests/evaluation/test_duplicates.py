@@ -108,6 +108,17 @@ def test_a_weak_track_is_not_shown_and_tells_who_is_who() -> None:
     assert identities.update([9], [0.5], ALONE, 0.3) == [(0, 1)]
 
 
+def test_a_new_object_does_not_take_the_place_of_one_in_the_same_frame(monkeypatch) -> None:
+    monkeypatch.setattr("ovformer.evaluation.duplicates._OBJECTS_PER_TRACK", 1)
+    identities = StreamIdentities(memory=2)  # halves the votes in each frame
+    for _ in range(3):
+        identities.update([0], [1.0], ALONE, 0.0)
+    identities.update([1], [1e-5], ALONE, 0.0)
+    for _ in range(1062):  # the weak votes are gone, the strong ones not yet
+        identities.update([], [], np.ones((0, 0)), 0.0)
+    assert identities.update([1, 0], [0.9, 0.8], APART, 0.0) == [(0, 2), (1, 0)]
+
+
 def test_numbers_are_unique_and_memory_is_bounded() -> None:
     identities = StreamIdentities(memory=1)  # forgets all votes, so each object is a new one
     numbers = []

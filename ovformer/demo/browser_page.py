@@ -76,21 +76,21 @@ def make_page(service: PredictionService, words: str, score_threshold: float) ->
                     "the names that the model was trained with.",
                     lines=3,
                 )
-                score = gr.Slider(0, 1, score_threshold, step=0.01, label="Least score")
+                score = gr.Slider(0, 1, score_threshold, step=0.01, label="Lowest score to show")
                 stride = gr.Slider(
                     1,
                     30,
                     1,
                     step=1,
-                    label="Look at one frame of N",
-                    info=f"At most {limits.frames} frames are looked at; the rest is skipped.",
+                    label="Process one frame of N",
+                    info=f"At most {limits.frames} frames are processed; the rest is skipped.",
                 )
                 with gr.Row():
                     find_button = gr.Button("Find", variant="primary")
                     stop_button = gr.Button("Stop")
                 files = gr.File(label="Downloads", file_count="multiple", interactive=False)
             with gr.Column(scale=2, min_width=480):
-                view = gr.HTML("What is found will be here.", min_height=300)
+                view = gr.HTML("Results appear here.", min_height=300)
         find_button.click(
             find, [path, words_box, score, stride], [view, files], show_progress_on=view
         )
